@@ -1,0 +1,54 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from typing import ClassVar as _ClassVar
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ERROR_REASON_UNSPECIFIED: _ClassVar[ErrorReason]
+    ERROR_REASON_MALFORMED_REQUEST: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_GRAPH: _ClassVar[ErrorReason]
+    ERROR_REASON_UNKNOWN_REFERENCE: _ClassVar[ErrorReason]
+    ERROR_REASON_CYCLE: _ClassVar[ErrorReason]
+    ERROR_REASON_DUPLICATE_NAME: _ClassVar[ErrorReason]
+    ERROR_REASON_UNKNOWN_OPERATOR: _ClassVar[ErrorReason]
+    ERROR_REASON_OPERATOR_REFUSED: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_ARGUMENT: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_TENSOR: _ClassVar[ErrorReason]
+    ERROR_REASON_INPUT_MISMATCH: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_COTANGENT: _ClassVar[ErrorReason]
+    ERROR_REASON_INVALID_SELECTION: _ClassVar[ErrorReason]
+    ERROR_REASON_COMPUTATION_FAILED: _ClassVar[ErrorReason]
+    ERROR_REASON_DEVICE_UNAVAILABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_OVERLOADED: _ClassVar[ErrorReason]
+    ERROR_REASON_LIMIT_EXCEEDED: _ClassVar[ErrorReason]
+    ERROR_REASON_DEADLINE_EXCEEDED: _ClassVar[ErrorReason]
+    ERROR_REASON_WORKER_CRASHED: _ClassVar[ErrorReason]
+    ERROR_REASON_SHUTTING_DOWN: _ClassVar[ErrorReason]
+    ERROR_REASON_UNAUTHENTICATED: _ClassVar[ErrorReason]
+    ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
+    ERROR_REASON_NOT_SERVED: _ClassVar[ErrorReason]
+ERROR_REASON_UNSPECIFIED: ErrorReason
+ERROR_REASON_MALFORMED_REQUEST: ErrorReason
+ERROR_REASON_INVALID_GRAPH: ErrorReason
+ERROR_REASON_UNKNOWN_REFERENCE: ErrorReason
+ERROR_REASON_CYCLE: ErrorReason
+ERROR_REASON_DUPLICATE_NAME: ErrorReason
+ERROR_REASON_UNKNOWN_OPERATOR: ErrorReason
+ERROR_REASON_OPERATOR_REFUSED: ErrorReason
+ERROR_REASON_INVALID_ARGUMENT: ErrorReason
+ERROR_REASON_INVALID_TENSOR: ErrorReason
+ERROR_REASON_INPUT_MISMATCH: ErrorReason
+ERROR_REASON_INVALID_COTANGENT: ErrorReason
+ERROR_REASON_INVALID_SELECTION: ErrorReason
+ERROR_REASON_COMPUTATION_FAILED: ErrorReason
+ERROR_REASON_DEVICE_UNAVAILABLE: ErrorReason
+ERROR_REASON_OVERLOADED: ErrorReason
+ERROR_REASON_LIMIT_EXCEEDED: ErrorReason
+ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason
+ERROR_REASON_WORKER_CRASHED: ErrorReason
+ERROR_REASON_SHUTTING_DOWN: ErrorReason
+ERROR_REASON_UNAUTHENTICATED: ErrorReason
+ERROR_REASON_INTERNAL: ErrorReason
+ERROR_REASON_NOT_SERVED: ErrorReason

@@ -1,0 +1,1 @@
+"""Pure torch: graphs to programs, programs to values and derivatives. Knows nothing of gRPC or protobuf."""

@@ -1,0 +1,303 @@
+"""Derivatives by torch's autograd: vjp, jvp, Jacobian, Hessian and Hessian-vector products.
+
+Everything reduces to `_Tape`: one run of the graph under autograd, which can then be pulled back as often as needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from gradoracle_server.engine import selection
+from gradoracle_server.engine.errors import Fault
+from gradoracle_server.engine.evaluate import RandomState, bind, check_outputs, has_gradient, leaves
+from gradoracle_server.engine.phases import Phases
+from gradoracle_server.engine.plan import Plan, computation_failed
+
+Tensors = Mapping[str, torch.Tensor]
+
+_CHUNK_BYTES = 256 * 1024 * 1024  # of cotangents and gradients pulled back together in one batch
+
+
+@dataclasses.dataclass(slots=True)
+class Gradients:
+    """Outputs in the graph's order, and gradients by name; None where the outputs do not depend on the value."""
+
+    outputs: list[torch.Tensor]
+    gradients: dict[str, torch.Tensor | None]
+
+
+class _Tape:
+    """One run of a graph under autograd."""
+
+    def __init__(self, plan: Plan, primals: Tensors, phases: Phases, retain: Sequence[str] = ()) -> None:
+        self.plan = plan
+        self.inputs = leaves(plan, bind(plan, primals))
+        program = plan.program(retain)
+        with phases.measure("forward"), torch.enable_grad():
+            returned = program(self.inputs)
+        check_outputs(plan, returned)
+        count = len(plan.spec.outputs)
+        self.outputs: list[torch.Tensor] = list(returned[:count])
+        self.retained: list[Any] = list(returned[count:])
+
+    def detached_outputs(self) -> list[torch.Tensor]:
+        return [output.detach() for output in self.outputs]
+
+    def wanted(self, wrt: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The inputs to differentiate by, in the graph's order."""
+        positions = selection.wanted_inputs(self.plan, self.inputs, wrt)
+        return {self.plan.spec.inputs[position].name: self.inputs[position] for position in positions}
+
+
+def pull_back(
+    roots: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor | None],
+    targets: Sequence[torch.Tensor],
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+    batched: bool = False,
+) -> list[torch.Tensor | None]:
+    """Gradients of sum of <cotangent, root> by the targets; None where there is no dependence.
+
+    Roots whose cotangent is None or that need no grad contribute nothing; targets that need no grad get None.
+    Raises Fault where a backward formula raises.
+    """
+    pairs = [(root, one) for root, one in zip(roots, cotangents, strict=True) if one is not None and root.requires_grad]
+    live = [target for target in targets if target.requires_grad]
+    if not pairs or not live:
+        return [None] * len(targets)
+    try:
+        found = iter(
+            torch.autograd.grad(
+                [root for root, _ in pairs],
+                live,
+                grad_outputs=[one for _, one in pairs],
+                allow_unused=True,
+                create_graph=create_graph,
+                retain_graph=retain_graph,
+                is_grads_batched=batched,
+            )
+        )
+    except Exception as error:
+        raise computation_failed(error) from error
+    return [next(found) if target.requires_grad else None for target in targets]
+
+
+def vjp(
+    plan: Plan,
+    primals: Tensors,
+    phases: Phases,
+    *,
+    cotangents: Tensors,
+    wrt: Sequence[str] = (),
+    retain: Sequence[str] = (),
+) -> Gradients:
+    """Reverse-mode gradients, bit for bit those of eager `torch.autograd.grad`.
+
+    `cotangents` may name some of the outputs; with none at all, each output that requires grad must be a real scalar.
+    """
+    behind = selection.retained_values(plan, retain)
+    tape = _Tape(plan, primals, phases, behind)
+    wanted = tape.wanted(wrt)
+    for name, value in zip(retain, tape.retained, strict=True):
+        if not isinstance(value, torch.Tensor) or not value.requires_grad:
+            message = f'retain: value "{name}" does not require grad'
+            raise Fault("INVALID_SELECTION", message, field="retain", name=name)
+    targets = [*wanted.values(), *tape.retained]
+    with phases.measure("backward"):
+        pulled = pull_back(tape.outputs, selection.cotangents_for(plan, tape.outputs, cotangents), targets)
+    names = [*wanted, *retain]
+    return Gradients(tape.detached_outputs(), dict(zip(names, pulled, strict=True)))
+
+
+def jvp(plan: Plan, primals: Tensors, phases: Phases, *, tangents: Tensors) -> Gradients:
+    """Outputs, and the tangent of each floating or complex output; zeros where it does not move.
+
+    Forward-mode AD; where an operator has no forward formula, the pull-back of the pull-back, which is the same linear
+    map (J. Townsend, "A new trick for calculating Jacobian vector products", 2017).
+    """
+    inputs = bind(plan, primals)
+    directions = selection.directions_for("tangents", plan, inputs, tangents)
+    state = RandomState(plan.device)
+    try:
+        outputs, found = _forward_mode(plan, inputs, directions, phases)
+    except Fault as fault:
+        if "forward AD" not in fault.message:
+            raise
+        state.restore()
+        outputs, found = _reverse_over_reverse(plan, primals, directions, phases)
+    named = zip(plan.spec.outputs, outputs, found, strict=True)
+    moved = {
+        name: torch.zeros_like(output) if tangent is None else tangent
+        for (name, _), output, tangent in named
+        if has_gradient(output)
+    }
+    return Gradients(outputs, moved)
+
+
+def _forward_mode(
+    plan: Plan, inputs: Sequence[torch.Tensor], directions: Sequence[torch.Tensor | None], phases: Phases
+) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+    with phases.measure("forward"), torch.no_grad(), forward_ad.dual_level():
+        duals = [
+            tensor if direction is None else forward_ad.make_dual(tensor, direction)
+            for tensor, direction in zip(inputs, directions, strict=True)
+        ]
+        returned = plan.program()(duals)
+        check_outputs(plan, returned)
+        pairs = [forward_ad.unpack_dual(value) for value in returned]
+        # Copies, because what the level owned must not be used after it.
+        return [pair.primal.detach() for pair in pairs], [
+            None if pair.tangent is None else pair.tangent.detach().clone() for pair in pairs
+        ]
+
+
+def _reverse_over_reverse(
+    plan: Plan, primals: Tensors, directions: Sequence[torch.Tensor | None], phases: Phases
+) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+    moving = [place for place, direction in enumerate(directions) if direction is not None]
+    tracked = dataclasses.replace(
+        plan.spec, inputs=tuple(dataclasses.replace(one, requires_grad=place in moving)
+                                for place, one in enumerate(plan.spec.inputs)),
+    )  # fmt: skip
+    tape = _Tape(dataclasses.replace(plan, spec=tracked), primals, phases)
+    with phases.measure("backward"):
+        dummies = [torch.zeros_like(output, requires_grad=has_gradient(output)) for output in tape.outputs]
+        targets = [tape.inputs[place] for place in moving]
+        pulled = pull_back(tape.outputs, dummies, targets, create_graph=True)
+        rows = [(one, directions[place]) for one, place in zip(pulled, moving, strict=True) if one is not None]
+        found = pull_back([one for one, _ in rows], [direction for _, direction in rows], dummies)
+    return tape.detached_outputs(), found
+
+
+def jacobian(
+    plan: Plan, primals: Tensors, phases: Phases, *, of: Sequence[str] = (), wrt: Sequence[str] = ()
+) -> tuple[list[torch.Tensor], dict[tuple[str, str], torch.Tensor]]:
+    """Outputs, and by (output, input) a tensor of the output's shape and then the input's.
+
+    Row k is the pull-back of the k-th unit cotangent, so for complex tensors it is torch's conjugate convention.
+    """
+    tape = _Tape(plan, primals, phases)
+    names = [name for name, _ in plan.spec.outputs]
+    for name in of:
+        if name not in names:
+            raise selection.unknown("of", name, "output", names)
+        if not has_gradient(tape.outputs[names.index(name)]):
+            kind = selection.dtype_name(tape.outputs[names.index(name)].dtype)
+            raise Fault("INVALID_SELECTION", f'of: output "{name}" is {kind} and has no derivative', field="of", name=name)
+    wanted = {name: one for name, one in tape.wanted(wrt).items() if has_gradient(one)}
+    blocks = {}
+    with phases.measure("backward"):
+        for name, output in zip(names, tape.outputs, strict=True):
+            if (of and name not in of) or not has_gradient(output):
+                continue
+            for column, block in zip(wanted, _rows(output, list(wanted.values())), strict=True):
+                blocks[name, column] = block
+    return tape.detached_outputs(), blocks
+
+
+def hessian(
+    plan: Plan, primals: Tensors, phases: Phases, *, cotangents: Tensors, wrt: Sequence[str] = ()
+) -> tuple[Gradients, dict[tuple[str, str], torch.Tensor]]:
+    """Outputs and gradients, and by (row, column) the second derivative: the row's shape, then the column's."""
+    tape, wanted, first = _first_order(plan, primals, phases, cotangents, wrt)
+    blocks = {}
+    with phases.measure("backward"):
+        for row, slope in first.items():
+            for column, block in zip(wanted, _rows(slope, list(wanted.values())), strict=True):
+                blocks[row, column] = block
+    return Gradients(tape.detached_outputs(), {name: slope.detach() for name, slope in first.items()}), blocks
+
+
+def hvp(
+    plan: Plan, primals: Tensors, phases: Phases, *, cotangents: Tensors, vectors: Tensors, wrt: Sequence[str] = ()
+) -> tuple[Gradients, dict[str, torch.Tensor]]:
+    """Outputs and gradients, and for each input the product of the Hessian with the vectors."""
+    directions = dict(
+        zip(
+            (one.name for one in plan.spec.inputs),
+            selection.directions_for("vectors", plan, bind(plan, primals), vectors),
+            strict=True,
+        )
+    )
+    tape, wanted, first = _first_order(plan, primals, phases, cotangents, wrt)
+    for name in vectors:
+        if name not in wanted:
+            message = f'vectors: input "{name}" is not among those to differentiate by'
+            raise Fault("INVALID_SELECTION", message, field="vectors", name=name)
+    with phases.measure("backward"):
+        # The Hessian is symmetric, so pulling the vectors back through the gradient multiplies by it.
+        pulled = pull_back(list(first.values()), [directions[name] for name in first], list(wanted.values()))
+    products = {
+        name: torch.zeros_like(one) if product is None else product
+        for (name, one), product in zip(wanted.items(), pulled, strict=True)
+    }
+    return Gradients(tape.detached_outputs(), {name: slope.detach() for name, slope in first.items()}), products
+
+
+def _first_order(
+    plan: Plan, primals: Tensors, phases: Phases, cotangents: Tensors, wrt: Sequence[str]
+) -> tuple[_Tape, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The tape, the inputs to differentiate by, and their gradients, differentiable themselves."""
+    tape = _Tape(plan, primals, phases)
+    wanted = {name: one for name, one in tape.wanted(wrt).items() if has_gradient(one)}
+    with phases.measure("backward"):
+        roots = selection.cotangents_for(plan, tape.outputs, cotangents)
+        pulled = pull_back(tape.outputs, roots, list(wanted.values()), create_graph=True)
+    slopes = {
+        name: torch.zeros_like(one) if slope is None else slope
+        for (name, one), slope in zip(wanted.items(), pulled, strict=True)
+    }
+    return tape, wanted, slopes
+
+
+def _rows(root: torch.Tensor, targets: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The Jacobian of one tensor by each target: the root's shape, then the target's. Zeros where independent."""
+    size = root.numel()
+    blocks = [root.new_zeros((size, *target.shape), dtype=target.dtype) for target in targets]
+    if root.requires_grad and size:
+        widest = max([root.numel(), *(target.numel() for target in targets)]) * root.element_size()
+        step = max(1, min(size, _CHUNK_BYTES // max(widest, 1)))
+        for start in range(0, size, step):
+            stop = min(size, start + step)
+            for block, pulled in zip(blocks, _pull_units(root, start, stop, targets), strict=True):
+                if pulled is not None:
+                    block[start:stop] = pulled.detach()
+    return [block.reshape(root.shape + target.shape) for block, target in zip(blocks, targets, strict=True)]
+
+
+def _pull_units(
+    root: torch.Tensor, start: int, stop: int, targets: Sequence[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    """Pull-backs of the unit cotangents start to stop, stacked; batched by vmap, or one by one where it cannot be."""
+    units = root.new_zeros((stop - start, root.numel()))
+    units[:, start:stop].fill_diagonal_(1)
+    units = units.reshape((stop - start, *root.shape))
+    if stop - start > 1:
+        batched = without_batching_rules(
+            lambda: pull_back([root], [units], targets, retain_graph=True, batched=True)
+        )
+        if batched is not None:
+            return batched
+    singles = [pull_back([root], [unit], targets, retain_graph=True) for unit in units]
+    return [None if rows[0] is None else torch.stack(rows) for rows in zip(*singles, strict=True)]  # type: ignore[arg-type]
+
+
+def without_batching_rules(attempt: Callable[[], list[torch.Tensor | None]]) -> list[torch.Tensor | None] | None:
+    """What the attempt returns, or None where vmap cannot batch one of the operators, so that a loop must do.
+
+    A fault of the data raises in the loop again, where its message is about the caller's tensors and not vmap's.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "performance drop because we have not yet implemented the batching rule"
+        try:
+            return attempt()
+        except (Fault, RuntimeError):
+            return None

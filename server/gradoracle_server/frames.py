@@ -1,0 +1,273 @@
+"""What passes between the front and a worker, over one Unix stream socket.
+
+    front  -- Job -->   worker      one at a time: the next job is sent after the reply
+    front  <-- Reply -- worker      the first reply, unasked, is the worker's greeting
+
+A message is an envelope, a fixed-size head, a table of attachments, and a payload. A payload of `SHARED_FROM` bytes or
+more does not go through the socket but lies in an anonymous memory file (memfd) whose descriptor goes along: a megabyte
+through a socket costs two copies and a wake-up for each 200 kB, through a memory file one copy. The memory has no name
+and belongs to whoever holds a descriptor, so nothing is left behind however either side dies.
+
+Attachments are the raw bytes of large tensors (`Tensor.attachment`), one after another in a memory file of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import mmap
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+METHODS = (
+    "Evaluate",
+    "ComputeVjp",
+    "ComputeJvp",
+    "ComputeJacobian",
+    "ComputeHessian",
+    "CheckGradients",
+    "InspectGraph",
+    "ListOperators",
+)
+"""The methods that workers answer; a job carries the index."""
+
+PHASES = ("queue", "decode", "plan", "forward", "backward", "check", "encode")
+"""In the order of `Timing`'s fields. A worker leaves queue at 0; the front fills it in."""
+
+SHARED_FROM = 256 * 1024
+"""Payloads of this many bytes or more go through a memory file."""
+
+_ENVELOPE = struct.Struct("<BBHIQ")  # flags, kind, length of the head, attachments, bytes of payload
+_SPAN = struct.Struct("<QQ")  # offset and length of one attachment
+_PAYLOAD_IN_MEMORY = 1
+_HAS_ATTACHMENTS = 2
+_ATTACHMENTS_WELCOME = 4
+_ALL_FLAGS = 7
+_HEAD_AT_MOST = 256  # bytes; heads are far smaller
+_ANCILLARY = socket.CMSG_SPACE(2 * struct.calcsize("i"))  # room for two descriptors
+_READ = 256 * 1024 + 4096  # one read takes the largest inline message that a default socket buffer can hold
+
+
+@dataclasses.dataclass(slots=True)
+class Attachments:
+    """Raw tensor bytes in a memory file: `spans[i]` is the offset and length of attachment i.
+
+    Whoever receives an instance owns the descriptor and closes it.
+    """
+
+    descriptor: int
+    spans: Sequence[tuple[int, int]]
+
+    def map(self) -> mmap.mmap:
+        """The whole file, mapped writable and private: writes stay in this process."""
+        return mmap.mmap(self.descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+    def close(self) -> None:
+        """Gives the memory back as far as this process is concerned. May be called again."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+@dataclasses.dataclass(slots=True)
+class Job:
+    """A request for a worker."""
+
+    method: int  # index into METHODS
+    payload: bytes | memoryview  # the serialized request, as the client sent it
+    attachments: Attachments | None = None
+    attachments_welcome: bool = False  # whether the reply may hold tensors in attachments
+
+
+@dataclasses.dataclass(slots=True)
+class Reply:
+    """A worker's answer.
+
+    `code` is a gRPC status code as an int. With 0 the payload is the serialized response without its timing; else it is
+    a serialized google.rpc.Status. A greeting has code 0 and a payload of JSON.
+    """
+
+    code: int
+    payload: bytes | memoryview
+    attachments: Attachments | None = None
+    phases: tuple[float, ...] = (0.0,) * len(PHASES)  # seconds, in the order of PHASES
+    plan_cache: int = 0  # 0 not asked, 1 hit, 2 miss
+    verdict: int = 0  # gradoracle.v1.Verdict, 0 where none
+    tensor_bytes_in: int = 0
+    tensor_bytes_out: int = 0
+    memory_allocated: int = 0  # bytes: a CPU worker's resident set, a GPU worker's allocated tensors
+    memory_reserved: int = 0  # bytes: a GPU worker's reserved pool, else 0
+
+    HEAD = struct.Struct("<iBB2x7d4Q")
+
+    def head(self) -> bytes:
+        return self.HEAD.pack(
+            self.code,
+            self.plan_cache,
+            self.verdict,
+            *self.phases,
+            self.tensor_bytes_in,
+            self.tensor_bytes_out,
+            self.memory_allocated,
+            self.memory_reserved,
+        )
+
+    @classmethod
+    def from_head(cls, head: bytes | memoryview, payload: bytes | memoryview, attachments: Attachments | None) -> Reply:
+        code, plan_cache, verdict, *rest = cls.HEAD.unpack(head)
+        return cls(code, payload, attachments, tuple(rest[:7]), plan_cache, verdict, *rest[7:])
+
+
+Message = TypeVar("Message", Job, Reply)
+
+
+def memory_file(parts: Sequence[bytes | memoryview]) -> int:
+    """A new memory file that holds the parts one after another and never shrinks; returns its descriptor."""
+    descriptor = os.memfd_create("gradoracle", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        for part in parts:
+            rest = memoryview(part).cast("B")
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def parts(message: Job | Reply) -> tuple[list[bytes | memoryview], list[int], int | None]:
+    """What to send for a message: buffers in order, descriptors to pass, and of those the one to close afterwards."""
+    flags = 0
+    descriptors: list[int] = []
+    own = None
+    payload: bytes | memoryview = message.payload
+    size = len(payload)
+    if size >= SHARED_FROM:
+        own = memory_file([payload])
+        flags |= _PAYLOAD_IN_MEMORY
+        descriptors.append(own)
+        payload = b""
+    table = b""
+    count = 0
+    if message.attachments is not None:
+        flags |= _HAS_ATTACHMENTS
+        descriptors.append(message.attachments.descriptor)
+        count = len(message.attachments.spans)
+        table = b"".join(_SPAN.pack(*span) for span in message.attachments.spans)
+    if isinstance(message, Job):
+        kind, head = message.method, b""
+        flags |= _ATTACHMENTS_WELCOME if message.attachments_welcome else 0
+    else:
+        kind, head = 0, message.head()
+    envelope = _ENVELOPE.pack(flags, kind, len(head), count, size)
+    return [envelope + head + table, payload], descriptors, own
+
+
+def send(sock: socket.socket, message: Job | Reply) -> None:
+    """Sends a message over a blocking socket."""
+    buffers, descriptors, own = parts(message)
+    try:
+        sent = socket.send_fds(sock, buffers, descriptors) if descriptors else sock.sendmsg(buffers)
+        for buffer in buffers:
+            if sent >= len(buffer):
+                sent -= len(buffer)
+            else:
+                sock.sendall(memoryview(buffer)[sent:])
+                sent = 0
+    finally:
+        if own is not None:
+            os.close(own)
+
+
+class Inbox(Generic[Message]):
+    """Puts the messages of one kind together again from what arrives on a socket.
+
+    Nearly every message arrives whole in one read, and is then taken from the read buffer, which is allocated once.
+    """
+
+    def __init__(self, kind: type[Message]) -> None:
+        self._kind = kind
+        self._room = memoryview(bytearray(_READ))
+        self._pending = bytearray()  # the beginning of a message that has not arrived whole
+        self._descriptors: list[int] = []
+
+    def read(self, sock: socket.socket) -> Message | None:
+        """Reads once. Returns a message when one is complete, else None.
+
+        Raises EOFError when the other side has gone, BlockingIOError when the socket is non-blocking and empty, and
+        ValueError when what arrived is no message.
+        """
+        size, ancillary, _, _ = sock.recvmsg_into([self._room], _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self._descriptors += memoryview(data[: len(data) - len(data) % 4]).cast("i")
+        if not size:
+            raise EOFError("the other side closed the socket")
+        if not self._pending:
+            message, end = self._take(self._room[:size])
+            if end < size:
+                self._pending += self._room[end:size]
+            return message
+        self._pending += self._room[:size]
+        with memoryview(self._pending) as pending:
+            message, end = self._take(pending)
+        del self._pending[:end]
+        return message
+
+    def wait(self, sock: socket.socket) -> Message:
+        """Reads a blocking socket until a message is complete. Raises EOFError and ValueError as `read` does."""
+        while True:
+            message = self.read(sock)
+            if message is not None:
+                return message
+
+    def close(self) -> None:
+        """Closes descriptors that came with a message that never became complete."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def _take(self, buffer: memoryview) -> tuple[Message | None, int]:
+        """The message at the start of the buffer and where it ends, or None and 0 while it is not complete."""
+        if len(buffer) < _ENVELOPE.size:
+            return None, 0
+        flags, kind, head_size, count, size = _ENVELOPE.unpack_from(buffer)
+        in_memory = flags & _PAYLOAD_IN_MEMORY
+        if flags > _ALL_FLAGS or head_size > _HEAD_AT_MOST or (size >= SHARED_FROM and not in_memory):
+            raise ValueError(f"expected an envelope, got {bytes(buffer[: _ENVELOPE.size]).hex()}")
+        head_end = _ENVELOPE.size + head_size
+        table_end = head_end + count * _SPAN.size
+        end = table_end + (0 if in_memory else size)
+        if len(buffer) < end:
+            return None, 0
+        wanted = (1 if in_memory else 0) + (1 if flags & _HAS_ATTACHMENTS else 0)
+        if len(self._descriptors) < wanted:
+            raise ValueError(f"expected {wanted} descriptors with the message, got {len(self._descriptors)}")
+        spans = list(_SPAN.iter_unpack(buffer[head_end:table_end])) if count else []
+        payload: bytes | memoryview
+        payload = _mapped(self._descriptors.pop(0), size) if in_memory else bytes(buffer[table_end:end])
+        attachments = Attachments(self._descriptors.pop(0), spans) if flags & _HAS_ATTACHMENTS else None
+        if self._kind is Job:
+            return self._kind(kind, payload, attachments, bool(flags & _ATTACHMENTS_WELCOME)), end
+        try:
+            return self._kind.from_head(buffer[_ENVELOPE.size : head_end], payload, attachments), end  # type: ignore[attr-defined]
+        except struct.error as error:
+            raise ValueError(f"expected the head of a reply: {error}") from None
+
+
+def _mapped(descriptor: int, size: int) -> memoryview:
+    """The first `size` bytes of a memory file; the mapping lives as long as the view.
+
+    Only of a file that is sealed against shrinking: to read beyond the end of a shrunk file would be the end of the
+    process that reads, and the front must survive whatever a worker does.
+    """
+    try:
+        if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            raise ValueError("expected a memory file sealed against shrinking")
+        return memoryview(mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+    finally:
+        os.close(descriptor)

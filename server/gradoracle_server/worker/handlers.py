@@ -1,0 +1,239 @@
+"""One function per RPC: a parsed request in, a response message out."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from google.protobuf.message import Message
+
+from gradoracle.v1 import graph_pb2, service_pb2 as pb, tensor_pb2
+from gradoracle_server.engine import autodiff, batching, evaluate, operators, plan
+from gradoracle_server.engine.errors import Fault
+from gradoracle_server.engine.phases import Phases
+from gradoracle_server.engine.plan import Plan
+from gradoracle_server.launch import WorkerOptions
+from gradoracle_server.worker import graphs
+from gradoracle_server.worker.tensors import NUMBERS, Incoming, Outgoing
+
+_PLANS = 512  # kept by a worker; a plan of a few nodes takes some tens of kB
+_PLAN_BYTES = 256 * 1024 * 1024  # of graphs and their constants, kept by a worker
+
+
+class Plans:
+    """Plans by the bytes of their graph, the least recently used given up first.
+
+    The bytes themselves are the key, not a hash of them: two graphs can never be taken for one another.
+    """
+
+    def __init__(self, count: int = _PLANS, size: int = _PLAN_BYTES) -> None:
+        self._plans: collections.OrderedDict[bytes, Plan] = collections.OrderedDict()
+        self._most = count
+        self._most_bytes = size
+        self._bytes = 0
+
+    def get(self, key: bytes) -> Plan | None:
+        found = self._plans.get(key)
+        if found is not None:
+            self._plans.move_to_end(key)
+        return found
+
+    def put(self, key: bytes, made: Plan) -> None:
+        self._plans[key] = made
+        self._bytes += _size(key, made)
+        while len(self._plans) > 1 and (len(self._plans) > self._most or self._bytes > self._most_bytes):
+            old_key, old = self._plans.popitem(last=False)
+            self._bytes -= _size(old_key, old)
+
+
+def _size(key: bytes, made: Plan) -> int:
+    return len(key) + sum(value.nbytes for value in made.constants.values())
+
+
+@dataclasses.dataclass(slots=True)
+class Context:
+    """What a handler works with: the worker's own for as long as it lives, and the one request's."""
+
+    options: WorkerOptions
+    device: torch.device
+    plans: Plans
+    phases: Phases
+    incoming: Incoming
+    outgoing: Outgoing
+    graph: bytes | None  # the graph's bytes, where they were taken out of the request
+    plan_cache: int = 0  # as in Reply
+    verdict: int = 0
+
+    def plan(self, message: graph_pb2.Graph) -> Plan:
+        """The plan of the request's graph, from the cache where it can be."""
+        with self.phases.measure("plan"):
+            key = self.graph if self.graph is not None else message.SerializeToString(deterministic=True)
+            found = self.plans.get(key)
+            self.plan_cache = 1 if found is not None else 2
+            if found is None:
+                if self.graph is not None:
+                    message = graph_pb2.Graph.FromString(self.graph)
+                found = plan.build(graphs.read(message, self.incoming, self.options.max_graph_nodes), self.device)
+                self.plans.put(key, found)
+            return found
+
+    def tensors(self, messages: Iterable[tensor_pb2.NamedTensor], field: str) -> dict[str, torch.Tensor]:
+        """The tensors of one list of the request."""
+        with self.phases.measure("decode"):
+            return self.incoming.named(messages, field)
+
+    def seed(self, request: Any) -> None:
+        """Seeds every generator, so that nothing of an earlier request decides what this one draws."""
+        evaluate.seed_everything(request.seed & 0xFFFF_FFFF_FFFF_FFFF, self.device)
+
+    def write(self, into: Any, tensors: Mapping[str, torch.Tensor | None]) -> None:
+        """Appends named tensors to a repeated field; None becomes a name without a tensor."""
+        for name, tensor in tensors.items():
+            item = into.add(name=name)
+            if tensor is not None:
+                self.outgoing.fill(item.tensor, tensor)
+
+
+def _outputs(made: Plan, outputs: Iterable[torch.Tensor]) -> dict[str, torch.Tensor | None]:
+    return dict(zip((name for name, _ in made.spec.outputs), outputs, strict=True))
+
+
+def evaluate_graph(request: pb.EvaluateRequest, context: Context) -> pb.EvaluateResponse:
+    made = context.plan(request.graph)
+    primals = context.tensors(request.primals, "primals")
+    context.seed(request)
+    outputs = evaluate.evaluate(made, primals, context.phases)
+    response = pb.EvaluateResponse()
+    with context.phases.measure("encode"):
+        context.write(response.outputs, _outputs(made, outputs))
+    return response
+
+
+def compute_vjp(request: pb.ComputeVjpRequest, context: Context) -> pb.ComputeVjpResponse:
+    made = context.plan(request.graph)
+    primals = context.tensors(request.primals, "primals")
+    cotangents = context.tensors(request.cotangents, "cotangents")
+    context.seed(request)
+    options: dict[str, Any] = {"cotangents": cotangents, "wrt": request.wrt, "retain": _once(request.retain, "retain")}
+    if request.batched:
+        found = batching.vjp(made, primals, context.phases, batched=_once(request.batched, "batched"), **options)
+    else:
+        found = autodiff.vjp(made, primals, context.phases, **options)
+    response = pb.ComputeVjpResponse()
+    with context.phases.measure("encode"):
+        context.write(response.outputs, _outputs(made, found.outputs))
+        context.write(response.gradients, found.gradients)
+    return response
+
+
+def _once(names: Iterable[str], field: str) -> list[str]:
+    """The names of a list, each of which may stand there once."""
+    found: list[str] = []
+    for name in names:
+        if name in found:
+            raise Fault("DUPLICATE_NAME", f'{field}: the name "{name}" stands twice', field=field, name=name)
+        found.append(name)
+    return found
+
+
+def compute_jvp(request: pb.ComputeJvpRequest, context: Context) -> pb.ComputeJvpResponse:
+    made = context.plan(request.graph)
+    primals = context.tensors(request.primals, "primals")
+    tangents = context.tensors(request.tangents, "tangents")
+    context.seed(request)
+    found = autodiff.jvp(made, primals, context.phases, tangents=tangents)
+    response = pb.ComputeJvpResponse()
+    with context.phases.measure("encode"):
+        context.write(response.outputs, _outputs(made, found.outputs))
+        context.write(response.tangents, found.gradients)
+    return response
+
+
+def compute_jacobian(request: pb.ComputeJacobianRequest, context: Context) -> pb.ComputeJacobianResponse:
+    made = context.plan(request.graph)
+    primals = context.tensors(request.primals, "primals")
+    context.seed(request)
+    outputs, blocks = autodiff.jacobian(made, primals, context.phases, of=request.of, wrt=request.wrt)
+    response = pb.ComputeJacobianResponse()
+    with context.phases.measure("encode"):
+        context.write(response.outputs, _outputs(made, outputs))
+        for (output, name), block in blocks.items():
+            context.outgoing.fill(response.blocks.add(output=output, input=name).tensor, block)
+    return response
+
+
+def compute_hessian(request: pb.ComputeHessianRequest, context: Context) -> pb.ComputeHessianResponse:
+    made = context.plan(request.graph)
+    primals = context.tensors(request.primals, "primals")
+    cotangents = context.tensors(request.cotangents, "cotangents")
+    vectors = context.tensors(request.vectors, "vectors")
+    context.seed(request)
+    response = pb.ComputeHessianResponse()
+    blocks: dict[tuple[str, str], torch.Tensor] = {}
+    products: dict[str, torch.Tensor] = {}
+    options: dict[str, Any] = {"cotangents": cotangents, "wrt": request.wrt}
+    if vectors:
+        found, products = autodiff.hvp(made, primals, context.phases, vectors=vectors, **options)
+    else:
+        found, blocks = autodiff.hessian(made, primals, context.phases, **options)
+    with context.phases.measure("encode"):
+        context.write(response.outputs, _outputs(made, found.outputs))
+        context.write(response.gradients, found.gradients)
+        for (row, column), block in blocks.items():
+            context.outgoing.fill(response.blocks.add(row=row, column=column).tensor, block)
+        context.write(response.products, products)
+    return response
+
+
+def inspect_graph(request: pb.InspectGraphRequest, context: Context) -> pb.InspectGraphResponse:
+    made = context.plan(request.graph)
+    primals = context.tensors(request.primals, "primals")
+    context.seed(request)
+    response = pb.InspectGraphResponse()
+    for state in evaluate.inspect(made, primals, context.phases):
+        info = response.values.add(name=state.name, target=state.target, is_tuple=state.is_tuple)
+        tensor = state.tensor
+        if tensor is not None:
+            info.dtype = tensor_pb2.Dtype.ValueType(NUMBERS.get(tensor.dtype, 0))
+            info.shape.extend(tensor.shape)
+            if tensor.layout is torch.strided:
+                info.stride.extend(tensor.stride())
+            info.requires_grad, info.is_leaf = tensor.requires_grad, tensor.is_leaf
+            info.grad_fn = tensor.grad_fn.name() if tensor.grad_fn is not None else ""
+    return response
+
+
+def list_operators(request: pb.ListOperatorsRequest, context: Context) -> pb.ListOperatorsResponse:
+    response = pb.ListOperatorsResponse()
+    for row in operators.table():
+        if request.name_contains in str(row["name"]) and (request.include_refused or not row["refused"]):
+            response.operators.add(
+                name=str(row["name"]),
+                schema=str(row["schema"]),
+                differentiable=bool(row["differentiable"]),
+                random=bool(row["random"]),
+                refused=str(row["refused"]),
+            )
+    return response
+
+
+def check_gradients(request: pb.CheckGradientsRequest, context: Context) -> pb.CheckGradientsResponse:
+    raise Fault("NOT_SERVED", "CheckGradients is not served by this version", method="CheckGradients")
+
+
+Handler = Callable[[Any, Context], Message]
+
+HANDLERS: Mapping[str, tuple[type[Message], Handler]] = {
+    "Evaluate": (pb.EvaluateRequest, evaluate_graph),
+    "ComputeVjp": (pb.ComputeVjpRequest, compute_vjp),
+    "ComputeJvp": (pb.ComputeJvpRequest, compute_jvp),
+    "ComputeJacobian": (pb.ComputeJacobianRequest, compute_jacobian),
+    "ComputeHessian": (pb.ComputeHessianRequest, compute_hessian),
+    "CheckGradients": (pb.CheckGradientsRequest, check_gradients),
+    "InspectGraph": (pb.InspectGraphRequest, inspect_graph),
+    "ListOperators": (pb.ListOperatorsRequest, list_operators),
+}
+"""By the names of frames.METHODS."""

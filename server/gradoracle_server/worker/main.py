@@ -1,0 +1,145 @@
+"""The loop of a worker process: a job in, a reply out, until the front closes the socket."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import socket
+import time
+import warnings
+
+import torch
+
+from gradoracle_server.engine import autodiff, plan
+from gradoracle_server.engine.graph import GraphSpec, InputSpec, NodeSpec, Ref
+from gradoracle_server.engine.phases import Phases
+from gradoracle_server.frames import METHODS, PHASES, Inbox, Job, Reply, send
+from gradoracle_server.launch import WorkerOptions
+from gradoracle_server.worker import devices, payload, statuses
+from gradoracle_server.worker.handlers import HANDLERS, Context, Plans
+from gradoracle_server.worker.tensors import Incoming, Outgoing
+
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def serve(sock: socket.socket, options: WorkerOptions) -> None:
+    """Prepares the process, greets, and answers jobs."""
+    _die_with_parent()
+    # An interrupt typed at a terminal goes to every process of the group; the front decides what becomes of workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _limit_memory(options)
+    worker = Worker(options)
+    worker.warm_up()
+    greeting = {"pid": os.getpid(), "torch": torch.__version__, "device": options.device}
+    greeting |= devices.describe(options.device)
+    send(sock, Reply(0, json.dumps(greeting).encode()))
+    inbox: Inbox[Job] = Inbox(Job)
+    while True:
+        try:
+            job = inbox.wait(sock)
+        except EOFError:
+            return
+        reply = worker.answer(job)
+        try:
+            send(sock, reply)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        finally:
+            if reply.attachments is not None:
+                reply.attachments.close()
+
+
+def _die_with_parent() -> None:
+    """The kernel ends this process with the fork server, which ends with the front: no orphan computes for nobody."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # it died before the kernel knew
+
+
+def _limit_memory(options: WorkerOptions) -> None:
+    """Bounds what this process may allocate. A GPU worker's bound is a fraction of the device's memory.
+
+    RLIMIT_DATA, not RLIMIT_AS: libraries and CUDA reserve address space that never becomes memory.
+    """
+    if not options.max_memory_bytes:
+        return
+    device = torch.device(options.device)
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, options.max_memory_bytes / total), device)
+    else:
+        limit = _data_bytes() + options.max_memory_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _data_bytes() -> int:
+    """Bytes that count against RLIMIT_DATA now."""
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[5]) * _PAGE
+
+
+class Worker:
+    """Answers jobs on one device."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        self._options = options
+        self._device = torch.device(options.device)
+        self._plans = Plans()
+        # Request bytes are read-only memory, which torch warns of; nothing here writes to a tensor that came in.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        else:
+            torch.set_num_threads(options.threads)
+
+    def warm_up(self) -> None:
+        """Runs a gradient, so that the first caller does not pay for what torch loads and starts at first use."""
+        x = torch.ones(2, device=self._device)
+        nodes = (NodeSpec("y", "aten.mul.Tensor", (Ref("x"), Ref("x"))), NodeSpec("z", "aten.sum.default", (Ref("y"),)))
+        made = plan.build(GraphSpec((InputSpec("x"),), nodes, (("z", "z"),)), self._device)
+        autodiff.vjp(made, {"x": x}, Phases(self._device), cotangents={})
+
+    def answer(self, job: Job) -> Reply:
+        """The reply to a job, whatever happens."""
+        phases = Phases(self._device)
+        incoming = Incoming(self._device, self._options.max_tensor_bytes, job.attachments)
+        outgoing = Outgoing(job.attachments_welcome)
+        method = METHODS[job.method]
+        try:
+            context, reply = self._run(job, method, phases, incoming, outgoing)
+            reply.plan_cache, reply.verdict = context.plan_cache, context.verdict
+        except Exception as error:
+            outgoing.close()
+            reply = statuses.reply_for(error, method)
+        finally:
+            if job.attachments is not None:
+                job.attachments.close()
+        reply.phases = tuple(phases.seconds.get(phase, 0.0) for phase in PHASES)
+        reply.tensor_bytes_in, reply.tensor_bytes_out = incoming.bytes, outgoing.bytes
+        reply.memory_allocated, reply.memory_reserved = self._memory()
+        return reply
+
+    def _run(
+        self, job: Job, method: str, phases: Phases, incoming: Incoming, outgoing: Outgoing
+    ) -> tuple[Context, Reply]:
+        request_type, handler = HANDLERS[method]
+        with phases.measure("decode"):
+            graph, rest = payload.split(job.payload)
+            request = request_type()
+            request.ParseFromString(rest)
+        context = Context(self._options, self._device, self._plans, phases, incoming, outgoing, graph)
+        response = handler(request, context)
+        with phases.measure("encode"):
+            return context, Reply(0, response.SerializeToString(), outgoing.attachments())
+
+    def _memory(self) -> tuple[int, int]:
+        if self._device.type == "cuda":
+            return torch.cuda.memory_allocated(self._device), torch.cuda.memory_reserved(self._device)
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[1]) * _PAGE, 0

@@ -1,0 +1,231 @@
+"""Tensors between messages and torch."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Sequence
+
+import torch
+
+from gradoracle.v1 import tensor_pb2 as pb
+from gradoracle_server.engine.errors import Fault
+from gradoracle_server.frames import Attachments
+
+DTYPES: dict[int, torch.dtype] = {
+    number: getattr(torch, name.removeprefix("DTYPE_").lower()) for name, number in pb.Dtype.items() if number
+}
+"""torch's dtype by the proto's number."""
+
+NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
+"""The proto's number by torch's dtype."""
+
+_ALIGNMENT = 64  # bytes, as torch's own allocator gives
+_ATTACHED_FROM = 1024 * 1024  # bytes; smaller tensors travel inside the answer
+_DRAWN_IN_ITSELF = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+class Incoming:
+    """Reads the tensors of one request, on one device, and counts their bytes."""
+
+    def __init__(self, device: torch.device, max_tensor_bytes: int, attachments: Attachments | None) -> None:
+        self._device = device
+        self._limit = max_tensor_bytes
+        self._attachments = attachments
+        self._mapped: mmap.mmap | None = None
+        self.bytes = 0
+
+    def named(self, tensors: Sequence[pb.NamedTensor], field: str) -> dict[str, torch.Tensor]:
+        """Tensors by name. Raises Fault where a name stands twice or a tensor is malformed."""
+        found: dict[str, torch.Tensor] = {}
+        for one in tensors:
+            if one.name in found:
+                message = f'{field}: the name "{one.name}" stands twice'
+                raise Fault("DUPLICATE_NAME", message, field=field, name=one.name)
+            found[one.name] = self.tensor(one.tensor, f'{field}["{one.name}"]')
+        return found
+
+    def tensor(self, message: pb.Tensor, field: str) -> torch.Tensor:
+        """One tensor, in memory aligned as torch's own. Raises Fault where dtype, shape and contents do not fit."""
+        dtype = DTYPES.get(message.dtype)
+        if dtype is None:
+            got = f"number {message.dtype}" if message.dtype else "none"
+            raise _invalid(field, "expected a dtype of gradoracle.v1.Dtype", expected="a dtype", got=got)
+        shape = tuple(message.shape)
+        count = 1
+        for size in shape:
+            if size < 0:
+                raise _invalid(field, "sizes must not be negative", expected="0 or more", got=f"shape {list(shape)}")
+            count *= size
+        size = count * dtype.itemsize
+        if self._limit and size > self._limit:
+            text = f"{field}: {dtype_and_shape(dtype, shape)} takes {size} bytes, over the server's limit of {self._limit}"
+            raise Fault("LIMIT_EXCEEDED", text, field=field, limit="max-tensor-bytes", allowed=self._limit, asked=size)
+        self.bytes += size
+        contents = message.WhichOneof("contents")
+        if contents == "data":
+            return self._from_data(message.data, dtype, shape, size, field)
+        if contents == "attachment":
+            return self._from_attachment(message.attachment, dtype, shape, size, field)
+        if contents == "fill":
+            return torch.full(shape, _scalar(message.fill, dtype, field), dtype=dtype, device=self._device)
+        if contents == "random":
+            return draw(message.random, dtype, shape, field).to(self._device)
+        if count == 0:
+            return torch.empty(shape, dtype=dtype, device=self._device)
+        expected = f"data, fill or random for {dtype_and_shape(dtype, shape)}"
+        raise _invalid(field, f"expected {expected}", expected=expected, got="no contents")
+
+    def _from_data(
+        self, data: bytes, dtype: torch.dtype, shape: tuple[int, ...], size: int, field: str
+    ) -> torch.Tensor:
+        if len(data) != size:
+            raise _wrong_length(field, dtype, shape, size, len(data))
+        if size == 0:
+            return torch.empty(shape, dtype=dtype, device=self._device)
+        raw = torch.frombuffer(data, dtype=dtype)
+        _check_bools(raw, field)
+        # A copy, because the message's memory is neither writable nor aligned, and kernels choose by alignment the
+        # order in which they add: the same request must give the same bits.
+        own = raw.clone() if self._device.type == "cpu" else raw.to(self._device)
+        return own.view(shape)
+
+    def _from_attachment(
+        self, place: int, dtype: torch.dtype, shape: tuple[int, ...], size: int, field: str
+    ) -> torch.Tensor:
+        spans = self._attachments.spans if self._attachments is not None else ()
+        if place >= len(spans):
+            got = f"attachment {place} of {len(spans)}"
+            raise _invalid(field, "refers to an attachment that did not come", expected="one of the call's", got=got)
+        offset, length = spans[place]
+        if length != size:
+            raise _wrong_length(field, dtype, shape, size, length)
+        if size == 0:
+            return torch.empty(shape, dtype=dtype, device=self._device)
+        if self._mapped is None:
+            assert self._attachments is not None
+            self._mapped = self._attachments.map()
+        raw = torch.frombuffer(self._mapped, dtype=torch.uint8, count=size, offset=offset)
+        if raw.data_ptr() % _ALIGNMENT:
+            raw = raw.clone()
+        _check_bools(raw.view(dtype), field)
+        return raw.view(dtype).view(shape).to(self._device)
+
+
+class Outgoing:
+    """Writes the tensors of one answer, and counts their bytes; large ones into attachments where they are welcome."""
+
+    def __init__(self, attachments_welcome: bool) -> None:
+        self._welcome = attachments_welcome
+        self._descriptor = -1
+        self._end = 0
+        self._spans: list[tuple[int, int]] = []
+        self.bytes = 0
+
+    def fill(self, message: pb.Tensor, tensor: torch.Tensor) -> None:
+        """Puts a tensor into a message: row-major, conjugations and negations carried out."""
+        message.dtype = pb.Dtype.ValueType(NUMBERS[tensor.dtype])
+        message.shape.extend(tensor.shape)
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        if plain.numel() == 0:
+            message.data = b""
+            return
+        raw = plain.view(-1).view(torch.uint8).numpy()
+        self.bytes += raw.nbytes
+        if self._welcome and raw.nbytes >= _ATTACHED_FROM:
+            message.attachment = self._attach(raw.data)
+        else:
+            message.data = raw.tobytes()
+
+    def _attach(self, data: memoryview) -> int:
+        if self._descriptor < 0:
+            self._descriptor = os.memfd_create("gradoracle", os.MFD_CLOEXEC)
+        offset = -(-self._end // _ALIGNMENT) * _ALIGNMENT
+        self._end = offset + data.nbytes
+        self._spans.append((offset, data.nbytes))
+        while data:
+            written = os.pwrite(self._descriptor, data, offset)
+            offset, data = offset + written, data[written:]
+        return len(self._spans) - 1
+
+    def attachments(self) -> Attachments | None:
+        """What was attached, or None; the caller owns it."""
+        if self._descriptor < 0:
+            return None
+        found, self._descriptor = Attachments(self._descriptor, self._spans), -1
+        return found
+
+    def close(self) -> None:
+        """Gives up what was attached and not taken."""
+        left = self.attachments()
+        if left is not None:
+            left.close()
+
+
+def draw(message: pb.Random, dtype: torch.dtype, shape: tuple[int, ...], field: str) -> torch.Tensor:
+    """A tensor of random contents, on the CPU; see Random in tensor.proto for what is drawn how."""
+    generator = torch.Generator()
+    generator.manual_seed(message.seed)
+    kind = message.WhichOneof("distribution")
+    if kind == "integers":
+        low, high = message.integers.low, message.integers.high
+        if high <= low:
+            raise _invalid(field, "random integers need low < high", expected="low < high", got=f"low {low}, high {high}")
+        return torch.randint(low, high, shape, generator=generator, dtype=torch.int64).to(dtype)
+    if dtype in _DRAWN_IN_ITSELF:
+        drawn = dtype
+    else:
+        drawn = torch.float32 if dtype.is_floating_point else torch.float64
+    if kind == "normal":
+        std = message.normal.std if message.normal.HasField("std") else 1.0
+        if not std >= 0:
+            raise _invalid(field, "random normal needs std of 0 or more", expected="0 or more", got=f"std {std}")
+        values = torch.randn(shape, generator=generator, dtype=drawn) * std + message.normal.mean
+        return values.to(dtype)
+    if kind == "uniform":
+        high_limit = message.uniform.high if message.uniform.HasField("high") else 1.0
+        span = high_limit - message.uniform.low
+        return (torch.rand(shape, generator=generator, dtype=drawn) * span + message.uniform.low).to(dtype)
+    raise _invalid(field, "random contents need a distribution", expected="normal, uniform or integers", got="none")
+
+
+def scalar(message: pb.Scalar, field: str) -> bool | int | float | complex:
+    """The number in a Scalar, as Python's."""
+    kind = message.WhichOneof("value")
+    if kind == "complex":
+        return complex(message.complex.real, message.complex.imag)
+    if kind is None:
+        raise _invalid(field, "expected a number", expected="a number", got="an unset Scalar")
+    value: bool | int | float = getattr(message, kind)
+    return value
+
+
+def _scalar(message: pb.Scalar, dtype: torch.dtype, field: str) -> bool | int | float | complex:
+    """The number, if the dtype can hold its kind: torch.full would drop an imaginary part or a fraction silently."""
+    value = scalar(message, field)
+    fits = dtype.is_complex or (not isinstance(value, complex) and (dtype.is_floating_point or value == int(value)))
+    if not fits:
+        expected = f"a number that {str(dtype).removeprefix('torch.')} can hold"
+        raise _invalid(field, f"fill: expected {expected}", expected=expected, got=str(value))
+    return value
+
+
+def _check_bools(raw: torch.Tensor, field: str) -> None:
+    """A bool that is neither 0 nor 1 is undefined behaviour in torch's kernels."""
+    if raw.dtype is torch.bool and bool((raw.view(torch.uint8) > 1).any()):
+        got = int(raw.view(torch.uint8).max())
+        raise _invalid(field, "bool data must be bytes of 0 and 1", expected="0 or 1", got=f"a byte of {got}")
+
+
+def dtype_and_shape(dtype: torch.dtype, shape: Sequence[int]) -> str:
+    """ "a float64 tensor of shape [2, 3]"."""
+    return f"a {str(dtype).removeprefix('torch.')} tensor of shape {list(shape)}"
+
+
+def _wrong_length(field: str, dtype: torch.dtype, shape: Sequence[int], size: int, got: int) -> Fault:
+    text = f"{dtype_and_shape(dtype, shape)} needs {size} bytes of data"
+    return _invalid(field, text, expected=f"{size} bytes", got=f"{got} bytes")
+
+
+def _invalid(field: str, text: str, *, expected: str, got: str) -> Fault:
+    return Fault("INVALID_TENSOR", f"{field}: {text}, got {got}", field=field, expected=expected, got=got)
