@@ -27,11 +27,8 @@ def text() -> str:
             kept = {key: row[key] for key in ("schema", "differentiable", "random", "numbers")}
             served.append(f"  {name}: {json.dumps(kept)}")
     release = json.dumps(torch.__version__.partition("+")[0])
-    return '{"torch": %s,\n "operators": {\n%s\n },\n "refused": {\n%s\n }}\n' % (
-        release,
-        ",\n".join(served),
-        ",\n".join(refused),
-    )
+    first, second = ",\n".join(served), ",\n".join(refused)
+    return f'{{"torch": {release},\n "operators": {{\n{first}\n }},\n "refused": {{\n{second}\n }}}}\n'
 
 
 if __name__ == "__main__":

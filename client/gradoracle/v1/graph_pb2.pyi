@@ -113,7 +113,7 @@ class Argument(_message.Message):
     LIST_FIELD_NUMBER: _ClassVar[int]
     INTEGERS_FIELD_NUMBER: _ClassVar[int]
     value: str
-    none: globals()['None']
+    none: Nothing
     integer: int
     real: float
     boolean: bool
@@ -125,9 +125,9 @@ class Argument(_message.Message):
     layout: Layout
     list: ArgumentList
     integers: IntList
-    def __init__(self, value: _Optional[str] = ..., none: _Optional[_Union[globals()['None'], _Mapping]] = ..., integer: _Optional[int] = ..., real: _Optional[float] = ..., boolean: bool = ..., complex: _Optional[_Union[_tensor_pb2.Complex, _Mapping]] = ..., text: _Optional[str] = ..., dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., device: _Optional[str] = ..., memory_format: _Optional[_Union[MemoryFormat, str]] = ..., layout: _Optional[_Union[Layout, str]] = ..., list: _Optional[_Union[ArgumentList, _Mapping]] = ..., integers: _Optional[_Union[IntList, _Mapping]] = ...) -> None: ...
+    def __init__(self, value: _Optional[str] = ..., none: _Optional[_Union[Nothing, _Mapping]] = ..., integer: _Optional[int] = ..., real: _Optional[float] = ..., boolean: bool = ..., complex: _Optional[_Union[_tensor_pb2.Complex, _Mapping]] = ..., text: _Optional[str] = ..., dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., device: _Optional[str] = ..., memory_format: _Optional[_Union[MemoryFormat, str]] = ..., layout: _Optional[_Union[Layout, str]] = ..., list: _Optional[_Union[ArgumentList, _Mapping]] = ..., integers: _Optional[_Union[IntList, _Mapping]] = ...) -> None: ...
 
-class None(_message.Message):
+class Nothing(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 

@@ -65,9 +65,7 @@ def with_device(node: NodeSpec, operator: Operator, device: torch.device) -> Map
     return {**node.kwargs, "device": device}
 
 
-def _check_present(
-    node: NodeSpec, parameters: list[torch._C.Argument], given: set[str], field: str
-) -> None:
+def _check_present(node: NodeSpec, parameters: list[torch._C.Argument], given: set[str], field: str) -> None:
     missing = [one.name for one in parameters if one.name not in given and not one.has_default_value()]
     if missing:
         names = ", ".join(f'"{name}"' for name in missing)
@@ -80,11 +78,17 @@ def _check_kind(
     node: NodeSpec, operator: Operator, parameter: torch._C.Argument, argument: Argument, place: str, field: str
 ) -> None:
     kind = str(parameter.real_type)
-    if _fits(kind, argument, parameter.N, operator.numbers):
+    if _fits(kind, argument, list_size(parameter), operator.numbers):
         return
-    expected, got = expectation(kind, parameter.N), description(argument)
+    expected, got = expectation(kind, list_size(parameter)), description(argument)
     message = f'{place} "{parameter.name}" expects {expected}, got {got}'
     raise _fault(node, field, message, argument=parameter.name, expected=expected, got=got)
+
+
+def list_size(parameter: torch._C.Argument) -> int | None:
+    """The N of a parameter of type int[N], for which one int may stand; else None."""
+    size: int | None = parameter.N  # type: ignore[attr-defined]
+    return size
 
 
 def _fault(node: NodeSpec, field: str, message: str, **metadata: str) -> Fault:

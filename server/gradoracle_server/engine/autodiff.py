@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from gradoracle_server.engine import selection
+from gradoracle_server.engine import selection, structure
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import RandomState, bind, check_outputs, has_gradient, leaves
 from gradoracle_server.engine.phases import Phases
@@ -53,6 +53,13 @@ class _Tape:
         """The inputs to differentiate by, in the graph's order."""
         positions = selection.wanted_inputs(self.plan, self.inputs, wrt)
         return {self.plan.spec.inputs[position].name: self.inputs[position] for position in positions}
+
+
+def load_forward_rules() -> None:
+    """Loads torch's forward-mode decompositions, which it otherwise does, with a deprecation warning, at first use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        forward_ad._maybe_load_decompositions()  # type: ignore[no-untyped-call]
 
 
 def pull_back(
@@ -113,18 +120,25 @@ def vjp(
     targets = [*wanted.values(), *tape.retained]
     with phases.measure("backward"):
         pulled = pull_back(tape.outputs, selection.cotangents_for(plan, tape.outputs, cotangents), targets)
-    names = [*wanted, *retain]
-    return Gradients(tape.detached_outputs(), dict(zip(names, pulled, strict=True)))
+    gradients = dict(zip([*wanted, *retain], pulled, strict=True))
+    return Gradients(tape.detached_outputs(), structure.project_named(gradients, plan.spec.structures))
 
 
 def jvp(plan: Plan, primals: Tensors, phases: Phases, *, tangents: Tensors) -> Gradients:
     """Outputs, and the tangent of each floating or complex output; zeros where it does not move.
 
-    Forward-mode AD; where an operator has no forward formula, the pull-back of the pull-back, which is the same linear
-    map (J. Townsend, "A new trick for calculating Jacobian vector products", 2017).
+    Forward-mode AD. Where an operator has no forward formula, the pull-back of the pull-back, which is the same linear
+    map (J. Townsend, "A new trick for calculating Jacobian vector products", 2017), and where that has no formula
+    either, the rows of the Jacobian.
     """
+    load_forward_rules()
     inputs = bind(plan, primals)
-    directions = selection.directions_for("tangents", plan, inputs, tangents)
+    directions = [
+        None if one is None else structure.project(one, spec.structure)
+        for spec, one in zip(
+            plan.spec.inputs, selection.directions_for("tangents", plan, inputs, tangents), strict=True
+        )
+    ]
     state = RandomState(plan.device)
     try:
         outputs, found = _forward_mode(plan, inputs, directions, phases)
@@ -132,9 +146,9 @@ def jvp(plan: Plan, primals: Tensors, phases: Phases, *, tangents: Tensors) -> G
         if "forward AD" not in fault.message:
             raise
         state.restore()
-        outputs, found = _reverse_over_reverse(plan, primals, directions, phases)
+        outputs, found = _by_reverse_mode(plan, primals, directions, phases)
     named = zip(plan.spec.outputs, outputs, found, strict=True)
-    moved = {
+    moved: dict[str, torch.Tensor | None] = {
         name: torch.zeros_like(output) if tangent is None else tangent
         for (name, _), output, tangent in named
         if has_gradient(output)
@@ -147,19 +161,19 @@ def _forward_mode(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
     with phases.measure("forward"), torch.no_grad(), forward_ad.dual_level():
         duals = [
-            tensor if direction is None else forward_ad.make_dual(tensor, direction)
+            tensor if direction is None else forward_ad.make_dual(tensor, direction)  # type: ignore[no-untyped-call]
             for tensor, direction in zip(inputs, directions, strict=True)
         ]
         returned = plan.program()(duals)
         check_outputs(plan, returned)
-        pairs = [forward_ad.unpack_dual(value) for value in returned]
+        pairs = [forward_ad.unpack_dual(value) for value in returned]  # type: ignore[no-untyped-call]
         # Copies, because what the level owned must not be used after it.
         return [pair.primal.detach() for pair in pairs], [
             None if pair.tangent is None else pair.tangent.detach().clone() for pair in pairs
         ]
 
 
-def _reverse_over_reverse(
+def _by_reverse_mode(
     plan: Plan, primals: Tensors, directions: Sequence[torch.Tensor | None], phases: Phases
 ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
     moving = [place for place, direction in enumerate(directions) if direction is not None]
@@ -168,13 +182,44 @@ def _reverse_over_reverse(
                                 for place, one in enumerate(plan.spec.inputs)),
     )  # fmt: skip
     tape = _Tape(dataclasses.replace(plan, spec=tracked), primals, phases)
+    targets = [tape.inputs[place] for place in moving]
+    along = [one for one in directions if one is not None]
     with phases.measure("backward"):
-        dummies = [torch.zeros_like(output, requires_grad=has_gradient(output)) for output in tape.outputs]
-        targets = [tape.inputs[place] for place in moving]
-        pulled = pull_back(tape.outputs, dummies, targets, create_graph=True)
-        rows = [(one, directions[place]) for one, place in zip(pulled, moving, strict=True) if one is not None]
-        found = pull_back([one for one, _ in rows], [direction for _, direction in rows], dummies)
+        try:
+            found = _pull_back_the_pull_back(tape.outputs, targets, along)
+        except Fault:  # the pull-back itself has no formula
+            found = [_tangent_by_rows(output, targets, along) for output in tape.outputs]
     return tape.detached_outputs(), found
+
+
+def _pull_back_the_pull_back(
+    outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], along: Sequence[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    """u -> J^T u is linear, so its own pull-back of v, at any u, is J v."""
+    dummies = [torch.zeros_like(output, requires_grad=has_gradient(output)) for output in outputs]
+    pulled = pull_back(outputs, dummies, targets, create_graph=True, retain_graph=True)
+    rows = [(one, direction) for one, direction in zip(pulled, along, strict=True) if one is not None]
+    return pull_back([one for one, _ in rows], [direction for _, direction in rows], dummies, retain_graph=True)
+
+
+def _tangent_by_rows(
+    output: torch.Tensor, targets: Sequence[torch.Tensor], along: Sequence[torch.Tensor]
+) -> torch.Tensor | None:
+    """Each row of the Jacobian times the direction; a complex output has a row for its real part and one for its
+    imaginary part, <i e_k, J v> being the latter."""
+    if not output.requires_grad:
+        return None
+
+    def parts(root: torch.Tensor) -> torch.Tensor:
+        rows = _rows(root, targets)
+        return sum(  # type: ignore[return-value]
+            (row.conj() * direction).real.reshape(*root.shape, -1).sum(-1)
+            for row, direction in zip(rows, along, strict=True)
+        )
+
+    if not output.dtype.is_complex:
+        return parts(output)
+    return torch.complex(parts(output), parts(output * -1j))
 
 
 def jacobian(
@@ -191,7 +236,9 @@ def jacobian(
             raise selection.unknown("of", name, "output", names)
         if not has_gradient(tape.outputs[names.index(name)]):
             kind = selection.dtype_name(tape.outputs[names.index(name)].dtype)
-            raise Fault("INVALID_SELECTION", f'of: output "{name}" is {kind} and has no derivative', field="of", name=name)
+            raise Fault(
+                "INVALID_SELECTION", f'of: output "{name}" is {kind} and has no derivative', field="of", name=name
+            )
     wanted = {name: one for name, one in tape.wanted(wrt).items() if has_gradient(one)}
     blocks = {}
     with phases.measure("backward"):
@@ -199,7 +246,7 @@ def jacobian(
             if (of and name not in of) or not has_gradient(output):
                 continue
             for column, block in zip(wanted, _rows(output, list(wanted.values())), strict=True):
-                blocks[name, column] = block
+                blocks[name, column] = structure.project(block, plan.spec.structures.get(column, ""))
     return tape.detached_outputs(), blocks
 
 
@@ -208,12 +255,14 @@ def hessian(
 ) -> tuple[Gradients, dict[tuple[str, str], torch.Tensor]]:
     """Outputs and gradients, and by (row, column) the second derivative: the row's shape, then the column's."""
     tape, wanted, first = _first_order(plan, primals, phases, cotangents, wrt)
+    kinds = plan.spec.structures
     blocks = {}
     with phases.measure("backward"):
         for row, slope in first.items():
             for column, block in zip(wanted, _rows(slope, list(wanted.values())), strict=True):
-                blocks[row, column] = block
-    return Gradients(tape.detached_outputs(), {name: slope.detach() for name, slope in first.items()}), blocks
+                along = structure.project(block, kinds.get(column, ""))
+                blocks[row, column] = structure.project(along, kinds.get(row, ""), trailing=wanted[column].dim())
+    return Gradients(tape.detached_outputs(), _slopes(plan, first)), blocks
 
 
 def hvp(
@@ -227,6 +276,7 @@ def hvp(
             strict=True,
         )
     )
+    kinds = plan.spec.structures
     tape, wanted, first = _first_order(plan, primals, phases, cotangents, wrt)
     for name in vectors:
         if name not in wanted:
@@ -234,12 +284,18 @@ def hvp(
             raise Fault("INVALID_SELECTION", message, field="vectors", name=name)
     with phases.measure("backward"):
         # The Hessian is symmetric, so pulling the vectors back through the gradient multiplies by it.
-        pulled = pull_back(list(first.values()), [directions[name] for name in first], list(wanted.values()))
+        vectors_along = structure.project_named({name: directions[name] for name in first}, kinds)
+        pulled = pull_back(list(first.values()), list(vectors_along.values()), list(wanted.values()))
     products = {
         name: torch.zeros_like(one) if product is None else product
         for (name, one), product in zip(wanted.items(), pulled, strict=True)
     }
-    return Gradients(tape.detached_outputs(), {name: slope.detach() for name, slope in first.items()}), products
+    return Gradients(tape.detached_outputs(), _slopes(plan, first)), structure.project_named(products, kinds)
+
+
+def _slopes(plan: Plan, first: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
+    detached: dict[str, torch.Tensor | None] = {name: slope.detach() for name, slope in first.items()}
+    return structure.project_named(detached, plan.spec.structures)
 
 
 def _first_order(
@@ -281,13 +337,11 @@ def _pull_units(
     units[:, start:stop].fill_diagonal_(1)
     units = units.reshape((stop - start, *root.shape))
     if stop - start > 1:
-        batched = without_batching_rules(
-            lambda: pull_back([root], [units], targets, retain_graph=True, batched=True)
-        )
+        batched = without_batching_rules(lambda: pull_back([root], [units], targets, retain_graph=True, batched=True))
         if batched is not None:
             return batched
     singles = [pull_back([root], [unit], targets, retain_graph=True) for unit in units]
-    return [None if rows[0] is None else torch.stack(rows) for rows in zip(*singles, strict=True)]  # type: ignore[arg-type]
+    return [None if rows[0] is None else torch.stack(rows) for rows in zip(*singles, strict=True)]
 
 
 def without_batching_rules(attempt: Callable[[], list[torch.Tensor | None]]) -> list[torch.Tensor | None] | None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from gradoracle_server.engine import autodiff, selection
+from gradoracle_server.engine import autodiff, selection, structure
 from gradoracle_server.engine.autodiff import Gradients, Tensors
 from gradoracle_server.engine.errors import Fault
-from gradoracle_server.engine.evaluate import RandomState, bind, check_outputs, has_gradient
+from gradoracle_server.engine.evaluate import RandomState, bind, check_outputs, has_gradient, in_order
 from gradoracle_server.engine.phases import Phases
 from gradoracle_server.engine.plan import Plan
 
@@ -29,8 +29,10 @@ def vjp(
     The inputs named in `batched` carry that axis; the others are the same for each example, and their gradients come
     back per example too. A cotangent has one example's shape, and serves for all, or the batch axis in front.
     """
-    inputs = bind(plan, primals)
+    inputs = in_order(plan, primals)
     size = _batch_size(plan, inputs, batched)
+    for spec, tensor in zip(plan.spec.inputs, inputs, strict=True):
+        structure.check(spec, tensor, batch_axes=1 if spec.name in batched else 0)
     if size == 0:
         message = "batched: expected at least one example, got a batch axis of size 0"
         raise Fault("INVALID_TENSOR", message, field="batched", expected="1 or more", got=0)
@@ -96,8 +98,8 @@ def _vectorised(
     with phases.measure("backward"):
         roots = _cotangents(plan, outputs, cotangents, size)
         pulled = autodiff.pull_back(outputs, roots, targets)
-    names = [plan.spec.inputs[place].name for place in wanted]
-    return Gradients([output.detach() for output in outputs], dict(zip(names, pulled, strict=True)))
+    gradients = dict(zip((plan.spec.inputs[place].name for place in wanted), pulled, strict=True))
+    return Gradients([output.detach() for output in outputs], structure.project_named(gradients, plan.spec.structures))
 
 
 def _cotangents(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gradoracle_server.engine import structure
 from gradoracle_server.engine.errors import Fault, listed, nearest, suggestion
 from gradoracle_server.engine.phases import Phases
 from gradoracle_server.engine.plan import Plan
@@ -19,7 +20,15 @@ def has_gradient(tensor: torch.Tensor) -> bool:
 
 
 def bind(plan: Plan, primals: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """The primals in the order of the graph's inputs. Raises Fault where one is missing or unknown."""
+    """The primals in the order of the graph's inputs. Raises Fault where one is missing, unknown or misshapen."""
+    found = in_order(plan, primals)
+    for spec, tensor in zip(plan.spec.inputs, found, strict=True):
+        structure.check(spec, tensor)
+    return found
+
+
+def in_order(plan: Plan, primals: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """As `bind`, but with any shapes: those of batched inputs are not one example's."""
     names = [one.name for one in plan.spec.inputs]
     for name in primals:
         if name not in names:

@@ -17,8 +17,8 @@ class Ref:
 
 
 Argument: TypeAlias = (
-    "Ref | None | bool | int | float | complex | str | torch.dtype | torch.device | torch.memory_format | torch.layout "
-    "| list[Argument]"
+    "Ref | bool | int | float | complex | str | torch.dtype | torch.device | torch.memory_format | torch.layout "
+    "| list[Argument] | None"
 )
 
 STRUCTURES = ("", "symmetric", "hermitian", "lower_triangular", "upper_triangular", "positive_definite")
@@ -56,3 +56,8 @@ class GraphSpec:
     nodes: tuple[NodeSpec, ...]
     outputs: tuple[tuple[str, str], ...]  # (name of the output, name of the value)
     constants: tuple[tuple[str, torch.Tensor], ...] = ()
+
+    @property
+    def structures(self) -> dict[str, str]:
+        """The structure of each input that has one."""
+        return {one.name: one.structure for one in self.inputs if one.structure}

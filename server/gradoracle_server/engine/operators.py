@@ -15,8 +15,10 @@ import torch
 from gradoracle_server.engine.errors import Fault, nearest, suggestion
 
 _REFUSALS: tuple[tuple[str, str], ...] = (
-    (r"from_file|_print|_assert_.*|_functional_assert.*|_functional_sym.*|_make_dep_token|save|load.*", "reads files, writes to the console or ends the process"),
-    (r"set|set_.*|_index_put_impl|_copy_from.*|sparse_resize.*|_reshape_alias.*|as_strided_.*|resize.*|_resize.*|_unsafe_.*|unsafe_.*|.*_unsafe", "skips bounds checks"),
+    (r"from_file|_print|_assert_.*|_functional_assert.*|_functional_sym.*|_make_dep_token|save|load.*",
+     "reads files, writes to the console or ends the process"),
+    (r"set|set_.*|_index_put_impl|_copy_from.*|sparse_resize.*|_reshape_alias.*|as_strided_.*|resize.*|_resize.*"
+     r"|_unsafe_.*|unsafe_.*|.*_unsafe", "swaps a tensor's storage or reaches past its bounds"),
     (r"_add_batch_dim|_remove_batch_dim|_make_dual.*|_unpack_dual|_fw_primal.*|_new_zeros_with_same_feature_meta"
      r"|_has_same_storage_numel|_backward|_version|_lazy_clone", "is autograd's or vmap's own bookkeeping"),
     (r"empty.*|new_empty.*|_empty_.*|empty_strided|empty_like", "returns uninitialised memory; use zeros"),
@@ -40,7 +42,8 @@ _REFUSALS: tuple[tuple[str, str], ...] = (
     (r"segment_reduce|_segment_reduce_backward", "crashes on offsets that it does not check"),
     (r"_propagate_xla_data|_has_compatible_shallow_copy_type|sym_.*|_local_scalar_dense|item",
      "returns what a later operator would need at build time, not a tensor"),
-    (r"data|_dim_arange|requires_grad_|retain_grad|retains_grad|is_leaf|output_nr|to_here", "is part of torch's own API"),
+    (r"data|_dim_arange|requires_grad_|retain_grad|retains_grad|is_leaf|output_nr|to_here",
+     "is part of torch's own API"),
 )  # fmt: skip
 """(pattern of the base name, why). The first that matches is given as the reason."""
 
@@ -86,11 +89,13 @@ def _known() -> frozenset[str]:
     return frozenset(names())
 
 
-@functools.lru_cache(maxsize=None)
 def find(name: str) -> Operator | None:
     """The overload of that name ("aten.mul.Tensor"), served or not; None where there is none."""
-    if name not in _known():
-        return None
+    return _find_known(name) if name in _known() else None
+
+
+@functools.cache
+def _find_known(name: str) -> Operator:
     namespace, base, overload_name = name.split(".")
     packet = getattr(getattr(torch.ops, namespace), base)
     overload = getattr(packet, overload_name)
@@ -124,10 +129,11 @@ def _nearest(name: str) -> list[str]:
     """Overloads of the same operator first, else the likest names."""
     parts = name.split(".")
     base = parts[1] if len(parts) > 1 else parts[0]
-    served = [known for known in names() if known.split(".")[1] == base and not find(known).refused]  # type: ignore[union-attr]
+    served = [known for known in names() if known.split(".")[1] == base and not _find_known(known).refused]
     if served:
-        return sorted(served, key=lambda known: known not in nearest(name, served))[:3]
-    return [known for known in nearest(name, names(), 6) if not find(known).refused][:3]  # type: ignore[union-attr]
+        likest = nearest(name, served)
+        return (likest + [known for known in served if known not in likest])[:3]
+    return [known for known in nearest(name, names(), 6) if not _find_known(known).refused][:3]
 
 
 def _refused_by_name(base: str) -> str:
@@ -162,14 +168,15 @@ def table() -> tuple[dict[str, str | bool], ...]:
 
     Overloads of one operator stand in the order in which torch tries them, which decides between two that both fit.
     """
-    rows = []
+    rows: list[dict[str, str | bool]] = []
     bases = sorted({name.split(".")[1] for name in names()})
     for base in bases:
         known = [name for name in names() if name.split(".")[1] == base]
-        order = {f"aten.{base}.{overload}": place for place, overload in enumerate(getattr(torch.ops.aten, base).overloads())}
+        order = {
+            f"aten.{base}.{overload}": place for place, overload in enumerate(getattr(torch.ops.aten, base).overloads())
+        }
         for name in sorted(known, key=lambda one: order.get(one, len(order))):
-            operator = find(name)
-            assert operator is not None  # names() only lists what find() finds
+            operator = _find_known(name)
             rows.append(
                 {
                     "name": name,
@@ -185,7 +192,9 @@ def table() -> tuple[dict[str, str | bool], ...]:
 
 def differentiable(operator: Operator) -> bool:
     """Whether autograd has a derivative for it, its own or through the operators that it is made of."""
-    qualified = operator.overload.name()
+    qualified = str(operator.schema.name)
+    if operator.schema.overload_name:
+        qualified += f".{operator.schema.overload_name}"
     if not any("Tensor" in str(argument.type) for argument in operator.schema.arguments):
         return False
     if torch._C._dispatch_has_kernel_for_dispatch_key(qualified, "CompositeImplicitAutograd"):
@@ -205,7 +214,11 @@ def _with_formula() -> frozenset[str]:
     found = set()
     for block in re.split(r"^- name: ", text, flags=re.MULTILINE)[1:]:
         head, _, body = block.partition("\n")
-        formulas = [line for line in body.splitlines() if re.match(r"  +\w[\w, ]*:", line) and "result" not in line.split(":")[0]]
+        formulas = [
+            line
+            for line in body.splitlines()
+            if re.match(r"  +\w[\w, ]*:", line) and "result" not in line.split(":")[0]
+        ]
         if any("non_differentiable" not in line and "output_differentiability" not in line for line in formulas):
             found.add(re.split(r"[.(]", head)[0])
     return frozenset(found)

@@ -1,4 +1,4 @@
-"""Turns a graph into a program: checks every rule of graph.proto, then builds an `fx.GraphModule`.
+"""Turns a graph that keeps the rules into a program: an `fx.GraphModule`.
 
 The module's generated code is straight-line Python that calls the overloads one after another and drops each value
 after its last use, so it costs what the same calls written by hand would. Nothing is reordered, merged or left out: a
@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from gradoracle_server.engine import arguments
-from gradoracle_server.engine.errors import Fault, listed, nearest, suggestion
+from gradoracle_server.engine import arguments, rules
+from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.graph import GETITEM, Argument, GraphSpec, NodeSpec, Ref
-from gradoracle_server.engine.operators import Operator, serve
+from gradoracle_server.engine.operators import Operator
 
-_LONGEST_NAME = 200
 _VARIANTS = 8  # programs kept for one graph, by what they return
 
 
@@ -79,11 +78,11 @@ class Program:
         return computation_failed(error, node=node.name, target=node.target)
 
     def _node_at(self, trace: types.TracebackType | None) -> NodeSpec | None:
-        code = self._forward.__func__.__code__
+        code = type(self.module).forward.__code__
         while trace is not None:
             if trace.tb_frame.f_code is code:
                 line = trace.tb_lineno - self.module._prologue_start
-                index = self.module._lineno_map.get(line)  # type: ignore[union-attr]
+                index = self.module._lineno_map.get(line)
                 return None if index is None else self._names[index]
             trace = trace.tb_next
         return None
@@ -110,184 +109,9 @@ def computation_failed(error: Exception, *, node: str = "", target: str = "") ->
 
 def build(spec: GraphSpec, device: torch.device) -> Plan:
     """Checks the graph and builds its plan. Raises Fault with the first rule broken."""
-    known = _check_names(spec)
-    operators: dict[str, Operator] = {}
-    listy: set[str] = set()  # nodes whose result is a tuple or list
-    seen = {one.name for one in spec.inputs} | {name for name, _ in spec.constants}
-    for place, node in enumerate(spec.nodes):
-        field = f"graph.nodes[{place}]"
-        _check_references(node, seen, known, spec, field)
-        if node.target == GETITEM:
-            _check_getitem(node, listy, operators, field)
-        else:
-            operator = serve(node.target, node=node.name, field=f"{field}.target")
-            arguments.check(node, operator, field)
-            _check_lists(node, operator, listy, field)
-            operators[node.name] = operator
-            if operator.returns_tuple:
-                listy.add(node.name)
-        _check_devices(node, device, field)
-        seen.add(node.name)
-    _check_outputs(spec, seen, listy)
+    operators = rules.check(spec, device)
     constants = {name: value.to(device) for name, value in spec.constants}
     return Plan(spec, device, operators, constants)
-
-
-def _check_names(spec: GraphSpec) -> set[str]:
-    """Every name is well-formed and stands once. Returns them all."""
-    known: set[str] = set()
-    lists = (
-        ("inputs", [one.name for one in spec.inputs]),
-        ("constants", [name for name, _ in spec.constants]),
-        ("nodes", [node.name for node in spec.nodes]),
-    )
-    for kind, names in lists:
-        for place, name in enumerate(names):
-            field = f"graph.{kind}[{place}].name"
-            _check_name(name, field)
-            if name in known:
-                message = f'{field}: the name "{name}" stands twice; inputs, constants and nodes share one set of names'
-                raise Fault("DUPLICATE_NAME", message, field=field, name=name)
-            known.add(name)
-    return known
-
-
-def _check_name(name: str, field: str) -> None:
-    size = len(name.encode())
-    if not name:
-        raise Fault("INVALID_GRAPH", f"{field}: expected a name, got an empty string", field=field)
-    if size > _LONGEST_NAME:
-        message = f"{field}: expected a name of at most {_LONGEST_NAME} bytes, got {size}: {name[:40]!r}…"
-        raise Fault("INVALID_GRAPH", message, field=field)
-    if not name.isprintable():
-        raise Fault("INVALID_GRAPH", f"{field}: expected a name without control characters, got {name!r}", field=field)
-
-
-def _references(argument: Argument, path: str) -> list[tuple[str, str]]:
-    """(name, place) of each reference in an argument."""
-    if isinstance(argument, Ref):
-        return [(argument.name, path)]
-    if isinstance(argument, list):
-        return [found for place, item in enumerate(argument) for found in _references(item, f"{path}.list.items[{place}]")]
-    return []
-
-
-def _node_references(node: NodeSpec, field: str) -> list[tuple[str, str]]:
-    found = [pair for place, one in enumerate(node.args) for pair in _references(one, f"{field}.args[{place}]")]
-    for place, one in enumerate(node.kwargs.values()):
-        found += _references(one, f"{field}.kwargs[{place}]")
-    return found
-
-
-def _check_references(node: NodeSpec, seen: set[str], known: set[str], spec: GraphSpec, field: str) -> None:
-    for name, path in _node_references(node, field):
-        if name in seen:
-            continue
-        if name in known:
-            cycle = _cycle(node.name, spec)
-            if cycle:
-                ring = " -> ".join(cycle)
-                message = f'node "{node.name}": its arguments depend on its own result: {ring}'
-                raise Fault("CYCLE", message, field=path, node=node.name, cycle=ring)
-            message = f'node "{node.name}": refers to "{name}", which stands after it; nodes run in the order given'
-            raise Fault("UNKNOWN_REFERENCE", message, field=path, node=node.name, reference=name)
-        near = nearest(name, seen)
-        hint = suggestion(near) or f"; known here: {listed(sorted(seen)[:5])}"
-        message = f'node "{node.name}": refers to "{name}", and nothing has that name{hint}'
-        raise Fault("UNKNOWN_REFERENCE", message, field=path, node=node.name, reference=name, nearest=", ".join(near))
-
-
-def _cycle(start: str, spec: GraphSpec) -> list[str]:
-    """A ring of references from `start` back to itself, or nothing. Without recursion: graphs may be deep."""
-    edges = {node.name: [name for name, _ in _node_references(node, "")] for node in spec.nodes}
-    came_from: dict[str, str] = {}
-    stack = [start]
-    while stack:
-        name = stack.pop()
-        for target in edges.get(name, ()):
-            if target == start:
-                ring = [start, name]
-                while ring[-1] != start:
-                    ring.append(came_from[ring[-1]])
-                return ring[::-1] if name != start else [start, start]
-            if target in edges and target not in came_from:
-                came_from[target] = name
-                stack.append(target)
-    return []
-
-
-def _check_getitem(node: NodeSpec, listy: set[str], operators: dict[str, Operator], field: str) -> None:
-    fits = len(node.args) == 2 and not node.kwargs and isinstance(node.args[0], Ref)
-    index = node.args[1] if fits else None
-    if not fits or not isinstance(index, int) or isinstance(index, bool):
-        got = ", ".join(arguments.description(one) for one in node.args) or "nothing"
-        message = f'node "{node.name}": getitem expects a reference and an int, got {got}'
-        raise Fault("INVALID_ARGUMENT", message, field=field, node=node.name, target=GETITEM, got=got)
-    source = node.args[0]
-    assert isinstance(source, Ref)
-    if source.name not in listy:
-        message = f'node "{node.name}": getitem expects a tuple or list, got the tensor "{source.name}"; use aten.select.int'
-        raise Fault(
-            "INVALID_ARGUMENT", message, field=f"{field}.args[0]", node=node.name, target=GETITEM, got=source.name
-        )
-    returns = operators[source.name].schema.returns
-    if len(returns) > 1 and not -len(returns) <= index < len(returns):
-        message = f'node "{node.name}": "{source.name}" has {len(returns)} results, got index {index}'
-        raise Fault("INVALID_ARGUMENT", message, field=f"{field}.args[1]", node=node.name, target=GETITEM, got=index)
-
-
-def _check_lists(node: NodeSpec, operator: Operator, listy: set[str], field: str) -> None:
-    """A tuple or list may stand only for a list, and a tensor only for a tensor."""
-    positional = [parameter for parameter in operator.schema.arguments if not parameter.kwarg_only]
-    pairs = list(zip(positional, node.args, strict=False))
-    pairs += [(parameter, node.kwargs[parameter.name]) for parameter in operator.schema.arguments
-              if parameter.name in node.kwargs]  # fmt: skip
-    for parameter, argument in pairs:
-        wants_list = "List[" in str(parameter.real_type) and isinstance(argument, Ref)
-        for name, _ in _references(argument, ""):
-            if (name in listy) != wants_list:
-                expected = "a list of tensors" if wants_list else "a tensor"
-                got = f'the tensor "{name}"' if wants_list else f'"{name}", which is a tuple or list; take it apart with getitem'
-                message = f'node "{node.name}": {node.target} argument "{parameter.name}" expects {expected}, got {got}'
-                raise Fault(
-                    "INVALID_ARGUMENT", message, field=field, node=node.name, target=node.target,
-                    argument=parameter.name, expected=expected, got=name,
-                )  # fmt: skip
-
-
-def _check_devices(node: NodeSpec, device: torch.device, field: str) -> None:
-    for argument in (*node.args, *node.kwargs.values()):
-        if isinstance(argument, torch.device) and argument.type != "cpu" and not _same_device(argument, device):
-            message = f'node "{node.name}": expected device "{device}" (the request\'s) or "cpu", got "{argument}"'
-            raise Fault(
-                "INVALID_ARGUMENT", message, field=field, node=node.name, target=node.target, expected=device, got=argument
-            )
-
-
-def _same_device(asked: torch.device, device: torch.device) -> bool:
-    return asked.type == device.type and (asked.index is None or asked.index == device.index)
-
-
-def _check_outputs(spec: GraphSpec, known: set[str], listy: set[str]) -> None:
-    if not spec.outputs:
-        raise Fault("INVALID_GRAPH", "graph.outputs: expected at least one output, got none", field="graph.outputs")
-    names: set[str] = set()
-    for place, (name, value) in enumerate(spec.outputs):
-        field = f"graph.outputs[{place}]"
-        _check_name(name, f"{field}.name")
-        if name in names:
-            message = f'{field}.name: the name "{name}" stands twice among the outputs'
-            raise Fault("DUPLICATE_NAME", message, field=f"{field}.name", name=name)
-        names.add(name)
-        if value not in known:
-            near = nearest(value, known)
-            message = f'output "{name}": refers to "{value}", and nothing has that name{suggestion(near)}'
-            raise Fault(
-                "UNKNOWN_REFERENCE", message, field=f"{field}.value", reference=value, nearest=", ".join(near)
-            )
-        if value in listy:
-            message = f'output "{name}": expected a tensor, got "{value}", which is a tuple or list; take it apart with getitem'
-            raise Fault("INVALID_GRAPH", message, field=f"{field}.value")
 
 
 def _fx_graph(plan: Plan, returned: Sequence[str]) -> tuple[fx.Graph, dict[int, NodeSpec]]:

@@ -122,9 +122,9 @@ def fit(list_name: str, kind: str, name: str, given: torch.Tensor, like: torch.T
         message = f'{list_name}: {kind} "{name}" has shape {expected}, got a tensor of shape {got}'
         raise Fault("INVALID_COTANGENT", message, field=list_name, name=name, expected=expected, got=got)
     if given.dtype.is_complex and not like.dtype.is_complex:
-        expected, got = dtype_name(like.dtype), dtype_name(given.dtype)
-        message = f'{list_name}: {kind} "{name}" is {expected}, got a complex tensor ({got})'
-        raise Fault("INVALID_COTANGENT", message, field=list_name, name=name, expected=expected, got=got)
+        real, complex_kind = dtype_name(like.dtype), dtype_name(given.dtype)
+        message = f'{list_name}: {kind} "{name}" is {real}, got a complex tensor ({complex_kind})'
+        raise Fault("INVALID_COTANGENT", message, field=list_name, name=name, expected=real, got=complex_kind)
     return given.to(like.dtype)
 
 

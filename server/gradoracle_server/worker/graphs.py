@@ -33,7 +33,9 @@ def read(message: pb.Graph, incoming: Incoming, max_nodes: int) -> GraphSpec:
     if max_nodes and len(message.nodes) > max_nodes:
         text = f"graph.nodes: {len(message.nodes)} nodes, over the server's limit of {max_nodes}"
         asked = len(message.nodes)
-        raise Fault("LIMIT_EXCEEDED", text, field="graph.nodes", limit="max-graph-nodes", allowed=max_nodes, asked=asked)
+        raise Fault(
+            "LIMIT_EXCEEDED", text, field="graph.nodes", limit="max-graph-nodes", allowed=max_nodes, asked=asked
+        )
     inputs = tuple(_input(one, place) for place, one in enumerate(message.inputs))
     constants = tuple(
         (one.name, incoming.tensor(one.value, f'graph.constants["{one.name}"]')) for one in message.constants
@@ -106,9 +108,7 @@ def _special(message: pb.Argument, kind: str | None, node: pb.Node, path: str) -
         try:
             return torch.device(message.device)
         except RuntimeError:
-            raise _wrong(
-                node, path, "unknown device", '"cpu", "cuda" or "cuda:N"', repr(message.device[:40])
-            ) from None
+            raise _wrong(node, path, "unknown device", '"cpu", "cuda" or "cuda:N"', repr(message.device[:40])) from None
     if kind is None:
         raise _wrong(node, path, "an argument without a kind", "one of Argument.kind", "none")
     number = getattr(message, kind)
@@ -116,7 +116,7 @@ def _special(message: pb.Argument, kind: str | None, node: pb.Node, path: str) -
 
 
 def _wrong(node: pb.Node, path: str, what: str, expected: str, got: str) -> Fault:
-    text = f'node "{node.name}": {path.partition(".nodes")[2].partition(".")[2]}: {what}: expected {expected}, got {got}'
-    return Fault(
-        "INVALID_ARGUMENT", text, field=path, node=node.name, target=node.target, expected=expected, got=got
+    text = (
+        f'node "{node.name}": {path.partition(".nodes")[2].partition(".")[2]}: {what}: expected {expected}, got {got}'
     )
+    return Fault("INVALID_ARGUMENT", text, field=path, node=node.name, target=node.target, expected=expected, got=got)

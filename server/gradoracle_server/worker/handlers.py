@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from google.protobuf.message import Message
 
-from gradoracle.v1 import graph_pb2, service_pb2 as pb, tensor_pb2
+from gradoracle.v1 import graph_pb2, tensor_pb2
+from gradoracle.v1 import service_pb2 as pb
 from gradoracle_server.engine import autodiff, batching, evaluate, operators, plan
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.phases import Phases
@@ -80,7 +81,7 @@ class Context:
                 self.plans.put(key, found)
             return found
 
-    def tensors(self, messages: Iterable[tensor_pb2.NamedTensor], field: str) -> dict[str, torch.Tensor]:
+    def tensors(self, messages: Sequence[tensor_pb2.NamedTensor], field: str) -> dict[str, torch.Tensor]:
         """The tensors of one list of the request."""
         with self.phases.measure("decode"):
             return self.incoming.named(messages, field)
@@ -197,7 +198,7 @@ def inspect_graph(request: pb.InspectGraphRequest, context: Context) -> pb.Inspe
         info = response.values.add(name=state.name, target=state.target, is_tuple=state.is_tuple)
         tensor = state.tensor
         if tensor is not None:
-            info.dtype = tensor_pb2.Dtype.ValueType(NUMBERS.get(tensor.dtype, 0))
+            info.dtype = NUMBERS.get(tensor.dtype, tensor_pb2.DTYPE_UNSPECIFIED)
             info.shape.extend(tensor.shape)
             if tensor.layout is torch.strided:
                 info.stride.extend(tensor.stride())

@@ -23,9 +23,12 @@ _log = logging.getLogger(__name__)
 def reply_for(error: Exception, method: str) -> Reply:
     """The reply that tells the caller of an error. What is not the request's fault is logged, and hidden from them."""
     if isinstance(error, Fault):
-        return _reply(_CODES.get(error.reason, _INVALID_ARGUMENT), error.reason, error.message, error.metadata, error.field)
+        return _reply(
+            _CODES.get(error.reason, _INVALID_ARGUMENT), error.reason, error.message, error.metadata, error.field
+        )
     if isinstance(error, message.DecodeError):
-        text = f"the request's bytes are no {method}Request: expected a serialized gradoracle.v1.{method}Request, got {error}"
+        expected = f"a serialized gradoracle.v1.{method}Request"
+        text = f"the request's bytes are no {method}Request: expected {expected}, got {error}"
         return _reply(_INVALID_ARGUMENT, "MALFORMED_REQUEST", text, {"method": method})
     if isinstance(error, MemoryError):
         return _reply(_RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED", "the worker ran out of memory", {"limit": "memory"})

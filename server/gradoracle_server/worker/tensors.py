@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 from collections.abc import Sequence
@@ -12,8 +13,10 @@ from gradoracle.v1 import tensor_pb2 as pb
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.frames import Attachments
 
-DTYPES: dict[int, torch.dtype] = {
-    number: getattr(torch, name.removeprefix("DTYPE_").lower()) for name, number in pb.Dtype.items() if number
+DTYPES: dict[pb.Dtype, torch.dtype] = {
+    pb.Dtype.Value(name): getattr(torch, name.removeprefix("DTYPE_").lower())
+    for name in pb.Dtype.keys()  # noqa: SIM118 - an enum wrapper is no dict
+    if name != "DTYPE_UNSPECIFIED"
 }
 """torch's dtype by the proto's number."""
 
@@ -59,7 +62,9 @@ class Incoming:
             count *= size
         size = count * dtype.itemsize
         if self._limit and size > self._limit:
-            text = f"{field}: {dtype_and_shape(dtype, shape)} takes {size} bytes, over the server's limit of {self._limit}"
+            text = (
+                f"{field}: {dtype_and_shape(dtype, shape)} takes {size} bytes, over the server's limit of {self._limit}"
+            )
             raise Fault("LIMIT_EXCEEDED", text, field=field, limit="max-tensor-bytes", allowed=self._limit, asked=size)
         self.bytes += size
         contents = message.WhichOneof("contents")
@@ -83,12 +88,12 @@ class Incoming:
             raise _wrong_length(field, dtype, shape, size, len(data))
         if size == 0:
             return torch.empty(shape, dtype=dtype, device=self._device)
-        raw = torch.frombuffer(data, dtype=dtype)
-        _check_bools(raw, field)
         # A copy, because the message's memory is neither writable nor aligned, and kernels choose by alignment the
         # order in which they add: the same request must give the same bits.
-        own = raw.clone() if self._device.type == "cpu" else raw.to(self._device)
-        return own.view(shape)
+        own = torch.empty(shape, dtype=dtype)
+        ctypes.memmove(own.data_ptr(), data, size)
+        _check_bools(own, field)
+        return own.to(self._device)
 
     def _from_attachment(
         self, place: int, dtype: torch.dtype, shape: tuple[int, ...], size: int, field: str
@@ -102,8 +107,7 @@ class Incoming:
             raise _wrong_length(field, dtype, shape, size, length)
         if size == 0:
             return torch.empty(shape, dtype=dtype, device=self._device)
-        if self._mapped is None:
-            assert self._attachments is not None
+        if self._mapped is None and self._attachments is not None:
             self._mapped = self._attachments.map()
         raw = torch.frombuffer(self._mapped, dtype=torch.uint8, count=size, offset=offset)
         if raw.data_ptr() % _ALIGNMENT:
@@ -124,13 +128,9 @@ class Outgoing:
 
     def fill(self, message: pb.Tensor, tensor: torch.Tensor) -> None:
         """Puts a tensor into a message: row-major, conjugations and negations carried out."""
-        message.dtype = pb.Dtype.ValueType(NUMBERS[tensor.dtype])
+        message.dtype = NUMBERS[tensor.dtype]
         message.shape.extend(tensor.shape)
-        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        if plain.numel() == 0:
-            message.data = b""
-            return
-        raw = plain.view(-1).view(torch.uint8).numpy()
+        raw = row_major(tensor).numpy()
         self.bytes += raw.nbytes
         if self._welcome and raw.nbytes >= _ATTACHED_FROM:
             message.attachment = self._attach(raw.data)
@@ -162,6 +162,14 @@ class Outgoing:
             left.close()
 
 
+def row_major(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's values as uint8, row-major, on the CPU, with conjugations and negations carried out."""
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().view(-1)
+    if flat.numel() < 2:
+        flat = flat.as_strided((flat.numel(),), (1,))  # contiguous() lets a tensor of one element keep any stride
+    return flat.view(torch.uint8)
+
+
 def draw(message: pb.Random, dtype: torch.dtype, shape: tuple[int, ...], field: str) -> torch.Tensor:
     """A tensor of random contents, on the CPU; see Random in tensor.proto for what is drawn how."""
     generator = torch.Generator()
@@ -170,12 +178,12 @@ def draw(message: pb.Random, dtype: torch.dtype, shape: tuple[int, ...], field: 
     if kind == "integers":
         low, high = message.integers.low, message.integers.high
         if high <= low:
-            raise _invalid(field, "random integers need low < high", expected="low < high", got=f"low {low}, high {high}")
+            raise _invalid(
+                field, "random integers need low < high", expected="low < high", got=f"low {low}, high {high}"
+            )
         return torch.randint(low, high, shape, generator=generator, dtype=torch.int64).to(dtype)
-    if dtype in _DRAWN_IN_ITSELF:
-        drawn = dtype
-    else:
-        drawn = torch.float32 if dtype.is_floating_point else torch.float64
+    rounded_from = torch.float32 if dtype.is_floating_point else torch.float64
+    drawn = dtype if dtype in _DRAWN_IN_ITSELF else rounded_from
     if kind == "normal":
         std = message.normal.std if message.normal.HasField("std") else 1.0
         if not std >= 0:

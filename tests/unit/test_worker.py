@@ -1,0 +1,235 @@
+"""A worker's answers, without a front: bytes of a request in, bytes of a response or a status out."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from google.rpc import error_details_pb2, status_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradoracle.v1 import graph_pb2, service_pb2, tensor_pb2
+from gradoracle_server import frames
+from gradoracle_server.frames import METHODS, Job
+from gradoracle_server.launch import WorkerOptions
+from gradoracle_server.worker import handlers, main, payload
+
+OPTIONS = WorkerOptions(device="cpu", threads=1, max_graph_nodes=3, max_tensor_bytes=1 << 20, max_memory_bytes=0)
+
+
+@pytest.fixture(scope="module")
+def worker():
+    return main.Worker(OPTIONS)
+
+
+def ref(name):
+    return graph_pb2.Argument(value=name)
+
+
+def square_graph(**changes):
+    """y = sum(x * x)."""
+    nodes = [
+        graph_pb2.Node(name="q", target="aten.mul.Tensor", args=[ref("x"), ref("x")]),
+        graph_pb2.Node(name="y", target="aten.sum.default", args=[ref("q")]),
+    ]
+    fields = {
+        "inputs": [graph_pb2.Input(name="x")],
+        "nodes": nodes,
+        "outputs": [graph_pb2.Output(name="y", value="y")],
+    }
+    return graph_pb2.Graph(**{**fields, **changes})
+
+
+def array(name, values):
+    values = np.asarray(values, np.float64)
+    tensor = tensor_pb2.Tensor(dtype=tensor_pb2.DTYPE_FLOAT64, shape=values.shape, data=values.tobytes())
+    return tensor_pb2.NamedTensor(name=name, tensor=tensor)
+
+
+def ask(worker, method, message, **options):
+    data = message if isinstance(message, bytes) else message.SerializeToString()
+    return worker.answer(Job(METHODS.index(method), data, **options))
+
+
+def failed(reply):
+    status = status_pb2.Status.FromString(reply.payload)
+    info = error_details_pb2.ErrorInfo()
+    status.details[0].Unpack(info)
+    assert (status.code, info.domain) == (reply.code, "gradoracle.v1")
+    return status, info
+
+
+def test_a_gradient(worker):
+    """A vjp request is answered with outputs, gradients, phases and the tensors' bytes."""
+    request = service_pb2.ComputeVjpRequest(graph=square_graph(), primals=[array("x", [1, 2, 3])])
+    reply = ask(worker, "ComputeVjp", request)
+    assert reply.code == 0
+    response = service_pb2.ComputeVjpResponse.FromString(reply.payload)
+    assert np.frombuffer(response.outputs[0].tensor.data) == 14
+    assert np.frombuffer(response.gradients[0].tensor.data).tolist() == [2, 4, 6]
+    spent = dict(zip(frames.PHASES, reply.phases, strict=True))
+    assert all(spent[phase] > 0 for phase in ("decode", "plan", "forward", "backward", "encode"))
+    assert spent["queue"] == spent["check"] == 0
+    assert (reply.tensor_bytes_in, reply.tensor_bytes_out) == (24, 32)
+    assert reply.memory_allocated > 0
+
+
+def test_the_plan_of_a_graph_is_kept_by_its_bytes(worker):
+    """The second request with a graph hits the cache, whatever its tensors; another graph does not."""
+    graph = square_graph(outputs=[graph_pb2.Output(name="fresh", value="y")])
+    caches = [
+        ask(worker, "Evaluate", service_pb2.EvaluateRequest(graph=graph, primals=[array("x", [place])])).plan_cache
+        for place in range(3)
+    ]
+    assert caches == [2, 1, 1]
+
+
+def test_the_least_recently_used_plan_goes_first():
+    """The cache is bounded by count and by bytes, and what was asked for lately stays."""
+    made = main.Worker(OPTIONS)
+    made._plans = handlers.Plans(count=2)
+    graphs = {name: square_graph(outputs=[graph_pb2.Output(name=name, value="y")]) for name in "abc"}
+
+    def cache(name):
+        request = service_pb2.EvaluateRequest(graph=graphs[name], primals=[array("x", [1])])
+        return ask(made, "Evaluate", request).plan_cache
+
+    assert [cache(name) for name in "abacba"] == [2, 2, 1, 2, 2, 2]
+    made._plans = handlers.Plans(size=1)
+    assert [cache(name) for name in "aab"] == [2, 1, 2]
+
+
+def test_a_repeated_field_in_the_graph_is_merged_as_protobuf_does(worker):
+    """Graphs that come in two pieces, or after other fields, are read as protobuf reads them."""
+    whole = service_pb2.EvaluateRequest(graph=square_graph(), primals=[array("x", [3])])
+    first = service_pb2.EvaluateRequest(graph=square_graph(outputs=[]))
+    rest = service_pb2.EvaluateRequest(
+        graph=graph_pb2.Graph(outputs=[graph_pb2.Output(name="y", value="y")]), primals=[array("x", [3])]
+    )
+    pieces = first.SerializeToString() + rest.SerializeToString()
+    tensors = service_pb2.EvaluateRequest(primals=whole.primals).SerializeToString()
+    graph = service_pb2.EvaluateRequest(graph=whole.graph).SerializeToString()
+    want = ask(worker, "Evaluate", whole).payload
+    assert ask(worker, "Evaluate", pieces).payload == want
+    assert ask(worker, "Evaluate", tensors + graph).payload == want
+
+
+@given(st.binary(max_size=300), st.binary(max_size=40))
+def test_splitting_a_payload_loses_nothing(graph, rest):
+    """What is taken out and what is left are the payload again, for any bytes."""
+    size = len(graph)
+    key = b"\x0a" + (bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7]))
+    found, left = payload.split(key + graph + rest)
+    if rest[:1] == b"\x0a":
+        assert found is None
+    else:
+        assert (found, left) == (graph, rest)
+    found, left = payload.split(rest)
+    assert found is None or b"".join([rest[: len(rest) - len(left) - len(found)], found, left]) == rest
+
+
+def test_malformed_bytes(worker):
+    """Bytes that are no message are INVALID_ARGUMENT, and say what was expected."""
+    for data in (b"\xff\xff\xff", b"\x0a\x05ab", b"\x0a\xff\xff\xff\xff\xff"):
+        status, info = failed(ask(worker, "Evaluate", data))
+        assert status.code == 3
+        assert info.reason == "MALFORMED_REQUEST"
+        assert status.message.startswith(
+            "the request's bytes are no EvaluateRequest: expected a serialized gradoracle.v1.EvaluateRequest, got "
+        )
+
+
+def test_a_fault_carries_its_place(worker):
+    """A refused request tells reason, message, field and values, as ErrorInfo and as BadRequest."""
+    graph = square_graph(outputs=[graph_pb2.Output(name="y", value="why")])
+    status, info = failed(ask(worker, "Evaluate", service_pb2.EvaluateRequest(graph=graph)))
+    assert info.reason == "UNKNOWN_REFERENCE"
+    assert dict(info.metadata) == {"field": "graph.outputs[0].value", "reference": "why"}
+    bad = error_details_pb2.BadRequest()
+    status.details[1].Unpack(bad)
+    assert bad.field_violations[0].field == "graph.outputs[0].value"
+    assert bad.field_violations[0].description == status.message
+
+
+def test_limits(worker):
+    """Too many nodes and too large a tensor are RESOURCE_EXHAUSTED, with limit, allowed and asked."""
+    nodes = [graph_pb2.Node(name=f"n{place}", target="aten.neg.default", args=[ref("x")]) for place in range(4)]
+    status, info = failed(ask(worker, "Evaluate", service_pb2.EvaluateRequest(graph=square_graph(nodes=nodes))))
+    assert (status.code, info.reason) == (8, "LIMIT_EXCEEDED")
+    assert status.message == "graph.nodes: 4 nodes, over the server's limit of 3"
+    big = service_pb2.EvaluateRequest(graph=square_graph(), primals=[array("x", np.zeros(200_000))])
+    status, info = failed(ask(worker, "Evaluate", big))
+    assert (status.code, info.metadata["limit"], info.metadata["asked"]) == (8, "max-tensor-bytes", "1600000")
+
+
+def test_memory_that_is_not_there(worker):
+    """What torch cannot allocate is RESOURCE_EXHAUSTED and names the node; nothing else happens to the worker."""
+    node = graph_pb2.Node(name="z", target="aten.expand.default", args=[ref("x")])
+    node.args.append(graph_pb2.Argument(integers=graph_pb2.IntList(values=[1 << 45])))
+    clone = graph_pb2.Node(name="c", target="aten.clone.default", args=[ref("z")])
+    clone.kwargs.add(name="memory_format").argument.memory_format = graph_pb2.MEMORY_FORMAT_CONTIGUOUS
+    graph = square_graph(nodes=[node, clone], outputs=[graph_pb2.Output(name="c", value="c")])
+    status, info = failed(ask(worker, "Evaluate", service_pb2.EvaluateRequest(graph=graph, primals=[array("x", [1])])))
+    assert (status.code, info.reason, info.metadata["node"]) == (8, "LIMIT_EXCEEDED", "c")
+    assert (
+        ask(worker, "Evaluate", service_pb2.EvaluateRequest(graph=square_graph(), primals=[array("x", [1])])).code == 0
+    )
+
+
+def test_what_is_not_the_callers_fault_is_logged_and_hidden(worker, monkeypatch, caplog):
+    """An unforeseen exception is told only as an incident, whose number the log holds with the whole story."""
+
+    def broken(request, context):
+        raise KeyError("a secret of the server's")
+
+    monkeypatch.setitem(handlers.HANDLERS, "Evaluate", (service_pb2.EvaluateRequest, broken))
+    with caplog.at_level(logging.ERROR):
+        status, info = failed(ask(worker, "Evaluate", service_pb2.EvaluateRequest()))
+    assert (status.code, info.reason) == (13, "INTERNAL")
+    assert status.message == f"internal error, incident {info.metadata['incident']}"
+    assert info.metadata["incident"] in caplog.text
+    assert "a secret of the server's" in caplog.text
+
+
+def test_every_method_has_a_handler():
+    """frames.METHODS and the table of handlers name the same methods."""
+    assert list(handlers.HANDLERS) == list(METHODS)
+
+
+def test_long_messages_are_cut(worker):
+    """A message fits into a gRPC trailer however long the name that it quotes."""
+    graph = square_graph(nodes=[graph_pb2.Node(name="q", target="aten." + "m" * 100_000)])
+    status, info = failed(ask(worker, "Evaluate", service_pb2.EvaluateRequest(graph=graph)))
+    assert len(status.message) == 2000
+    assert all(len(value) <= 2000 for value in info.metadata.values())
+
+
+def test_the_same_request_has_the_same_bits(worker):
+    """A response is a function of the request: random operators, other requests in between and all."""
+    node = graph_pb2.Node(name="y", target="aten.rand_like.default", args=[ref("x")])
+    request = service_pb2.EvaluateRequest(graph=square_graph(nodes=[node]), primals=[array("x", [0, 0, 0])], seed=7)
+    first = ask(worker, "Evaluate", request).payload
+    torch.rand(5)
+    ask(worker, "Evaluate", service_pb2.EvaluateRequest(graph=square_graph(), primals=[array("x", [1])]))
+    assert ask(worker, "Evaluate", request).payload == first
+    torch.manual_seed(7)
+    want = torch.rand(3, dtype=torch.float64)
+    got = service_pb2.EvaluateResponse.FromString(first).outputs[0].tensor.data
+    assert got == want.numpy().tobytes()
+
+
+def test_list_operators(worker):
+    """Operators are listed with schema and flags; refused ones only when asked for, with the reason."""
+    reply = ask(worker, "ListOperators", service_pb2.ListOperatorsRequest(name_contains="aten.dropout.default"))
+    (dropout,) = service_pb2.ListOperatorsResponse.FromString(reply.payload).operators
+    assert dropout.name == "aten.dropout.default"
+    assert dropout.schema == "aten::dropout(Tensor input, float p, bool train) -> Tensor"
+    assert (dropout.differentiable, dropout.random, dropout.refused) == (True, True, "")
+    request = service_pb2.ListOperatorsRequest(name_contains="aten.from_file", include_refused=True)
+    refused = service_pb2.ListOperatorsResponse.FromString(ask(worker, "ListOperators", request).payload).operators
+    assert {one.refused for one in refused if one.name == "aten.from_file.default"} == {
+        "reads files, writes to the console or ends the process"
+    }

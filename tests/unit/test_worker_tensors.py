@@ -1,0 +1,220 @@
+"""Tensors between messages and torch: every dtype and shape survives, and what does not fit together is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from engine_cases import CPU, same_bits
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradoracle.v1 import tensor_pb2 as pb
+from gradoracle_server.engine.errors import Fault
+from gradoracle_server.frames import Attachments
+from gradoracle_server.worker.tensors import DTYPES, NUMBERS, Incoming, Outgoing
+
+SHAPES = st.lists(st.integers(0, 4), max_size=4)
+
+
+def read(message: pb.Tensor, *, limit: int = 0, attachments: Attachments | None = None) -> torch.Tensor:
+    return Incoming(CPU, limit, attachments).tensor(message, 'primals["x"]')
+
+
+def refused(message: pb.Tensor, **options) -> Fault:
+    with pytest.raises(Fault) as caught:
+        read(message, **options)
+    return caught.value
+
+
+def raw(dtype: torch.dtype, shape: list[int], data: bytes) -> pb.Tensor:
+    return pb.Tensor(dtype=NUMBERS[dtype], shape=shape, data=data)
+
+
+def test_every_wire_dtype_is_a_torch_dtype():
+    """Each number of the proto's Dtype, 0 apart, stands for one torch dtype of its own."""
+    assert len(set(DTYPES.values())) == len(DTYPES) == len(pb.Dtype.keys()) - 1
+
+
+@given(st.sampled_from(sorted(DTYPES)), SHAPES, st.randoms(use_true_random=False))
+def test_bits_survive_the_round_trip(number, shape, random):
+    """bytes -> tensor -> bytes is the identity for every dtype and shape, NaN payloads and all."""
+    dtype = DTYPES[number]
+    count = 1
+    for size in shape:
+        count *= size
+    data = random.randbytes(count * dtype.itemsize)
+    if dtype is torch.bool:
+        data = bytes(byte & 1 for byte in data)
+    tensor = read(raw(dtype, shape, data))
+    assert (tensor.dtype, list(tensor.shape)) == (dtype, shape)
+    assert tensor.data_ptr() % 64 == 0
+    back = pb.Tensor()
+    Outgoing(False).fill(back, tensor)
+    assert (back.dtype, list(back.shape), back.data) == (number, shape, data)
+
+
+@given(SHAPES, st.permutations(range(4)))
+def test_views_are_written_row_major(shape, order):
+    """A permuted, conjugated or negated view is written as the values that it shows."""
+    tensor = torch.randn(shape, dtype=torch.complex128)
+    view = tensor.permute([axis for axis in order if axis < len(shape)]).conj()
+    for shown in (view, view.imag):
+        message = pb.Tensor()
+        Outgoing(False).fill(message, shown)
+        assert read(message).tolist() == shown.tolist()
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "text"),
+    [
+        (pb.Tensor(shape=[2]), "INVALID_TENSOR", "expected a dtype of gradoracle.v1.Dtype, got none"),
+        (pb.Tensor(dtype=99), "INVALID_TENSOR", "expected a dtype of gradoracle.v1.Dtype, got number 99"),
+        (
+            pb.Tensor(dtype=pb.DTYPE_FLOAT64, shape=[2, -1], data=b""),
+            "INVALID_TENSOR",
+            "sizes must not be negative, got shape [2, -1]",
+        ),
+        (
+            pb.Tensor(dtype=pb.DTYPE_FLOAT64, shape=[2, 3], data=bytes(40)),
+            "INVALID_TENSOR",
+            "a float64 tensor of shape [2, 3] needs 48 bytes of data, got 40 bytes",
+        ),
+        (
+            pb.Tensor(dtype=pb.DTYPE_FLOAT16, shape=[2], data=bytes(6)),
+            "INVALID_TENSOR",
+            "a float16 tensor of shape [2] needs 4 bytes of data, got 6 bytes",
+        ),
+        (
+            pb.Tensor(dtype=pb.DTYPE_INT8, shape=[2**40, 2**40], data=b"a"),
+            "INVALID_TENSOR",
+            f"a int8 tensor of shape [{2**40}, {2**40}] needs {2**80} bytes of data, got 1 bytes",
+        ),
+        (
+            pb.Tensor(dtype=pb.DTYPE_FLOAT32, shape=[2]),
+            "INVALID_TENSOR",
+            "expected data, fill or random for a float32 tensor of shape [2], got no contents",
+        ),
+        (
+            pb.Tensor(dtype=pb.DTYPE_BOOL, shape=[2], data=b"\x01\x07"),
+            "INVALID_TENSOR",
+            "bool data must be bytes of 0 and 1, got a byte of 7",
+        ),
+        (
+            pb.Tensor(dtype=pb.DTYPE_INT32, shape=[1], fill=pb.Scalar(real=2.5)),
+            "INVALID_TENSOR",
+            "fill: expected a number that int32 can hold, got 2.5",
+        ),
+        (
+            pb.Tensor(dtype=pb.DTYPE_FLOAT32, shape=[1], fill=pb.Scalar(complex=pb.Complex(imag=1))),
+            "INVALID_TENSOR",
+            "fill: expected a number that float32 can hold, got 1j",
+        ),
+        (
+            pb.Tensor(dtype=pb.DTYPE_FLOAT32, shape=[1], fill=pb.Scalar()),
+            "INVALID_TENSOR",
+            "expected a number, got an unset Scalar",
+        ),
+        (
+            pb.Tensor(dtype=pb.DTYPE_FLOAT32, shape=[1], random=pb.Random()),
+            "INVALID_TENSOR",
+            "random contents need a distribution, got none",
+        ),
+        (
+            pb.Tensor(dtype=pb.DTYPE_INT64, shape=[1], random=pb.Random(integers=pb.Random.Integers(low=3, high=3))),
+            "INVALID_TENSOR",
+            "random integers need low < high, got low 3, high 3",
+        ),
+        (
+            pb.Tensor(dtype=pb.DTYPE_FLOAT32, shape=[1], random=pb.Random(normal=pb.Random.Normal(std=-1))),
+            "INVALID_TENSOR",
+            "random normal needs std of 0 or more, got std -1.0",
+        ),
+        (
+            pb.Tensor(dtype=pb.DTYPE_FLOAT32, shape=[1], attachment=2),
+            "INVALID_TENSOR",
+            "refers to an attachment that did not come, got attachment 2 of 0",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(message, reason, text):
+    """dtype, shape and contents are held against one another before anything is allocated."""
+    found = refused(message)
+    assert found.reason == reason
+    assert found.message == f'primals["x"]: {text}'
+
+
+def test_tensors_over_the_limit_are_refused_before_they_are_made():
+    """A terabyte of zeros is a few bytes on the wire; the limit, the size asked and the name are told."""
+    message = pb.Tensor(dtype=pb.DTYPE_FLOAT64, shape=[10**12], fill=pb.Scalar(integer=0))
+    found = refused(message, limit=1000)
+    assert found.reason == "LIMIT_EXCEEDED"
+    assert found.message == (
+        f'primals["x"]: a float64 tensor of shape [{10**12}] takes {8 * 10**12} bytes, over the server\'s limit of 1000'
+    )
+    assert found.metadata == {"limit": "max-tensor-bytes", "allowed": "1000", "asked": str(8 * 10**12)}
+
+
+def test_fill_and_random_are_what_the_proto_says():
+    """fill is torch.full; random draws what a freshly seeded torch.Generator draws."""
+    three = pb.Tensor(dtype=pb.DTYPE_BFLOAT16, shape=[2, 2], fill=pb.Scalar(real=1.5))
+    assert same_bits(read(three), torch.full((2, 2), 1.5, dtype=torch.bfloat16))
+
+    def drawn(dtype, **random):
+        return read(pb.Tensor(dtype=NUMBERS[dtype], shape=[3, 2], random=pb.Random(seed=5, **random)))
+
+    def seeded():
+        return torch.Generator().manual_seed(5)
+
+    normal = pb.Random.Normal(mean=1, std=2)
+    want = torch.randn(3, 2, generator=seeded(), dtype=torch.float64) * 2 + 1
+    assert same_bits(drawn(torch.float64, normal=normal), want)
+    half = (torch.randn(3, 2, generator=seeded()) * 2 + 1).to(torch.float16)
+    assert same_bits(drawn(torch.float16, normal=normal), half)
+    uniform = torch.rand(3, 2, generator=seeded()) * 3 - 1
+    assert same_bits(drawn(torch.float32, uniform=pb.Random.Uniform(low=-1, high=2)), uniform)
+    integers = torch.randint(-2, 9, (3, 2), generator=seeded())
+    assert same_bits(drawn(torch.int64, integers=pb.Random.Integers(low=-2, high=9)), integers)
+    assert same_bits(drawn(torch.float32, normal=pb.Random.Normal()), torch.randn(3, 2, generator=seeded()))
+    complex_normal = torch.randn(3, 2, generator=seeded(), dtype=torch.complex64)
+    assert same_bits(drawn(torch.complex64, normal=pb.Random.Normal()), complex_normal)
+
+
+def test_large_results_become_attachments_only_where_welcome():
+    """A tensor of a megabyte or more leaves the message where the caller takes attachments, and comes back whole."""
+    big, small = torch.randn(3, 512, 256), torch.randn(3)
+    outgoing = Outgoing(True)
+    messages = [pb.Tensor(), pb.Tensor(), pb.Tensor()]
+    for message, tensor in zip(messages, (big, small, big + 1), strict=True):
+        outgoing.fill(message, tensor)
+    assert [one.WhichOneof("contents") for one in messages] == ["attachment", "data", "attachment"]
+    attachments = outgoing.attachments()
+    assert all(offset % 64 == 0 for offset, _ in attachments.spans)
+    incoming = Incoming(CPU, 0, attachments)
+    assert same_bits(incoming.tensor(messages[0], "a"), big)
+    assert same_bits(incoming.tensor(messages[2], "b"), big + 1)
+    assert incoming.bytes == 2 * big.nbytes
+    short = pb.Tensor(dtype=pb.DTYPE_FLOAT32, shape=[2], attachment=0)
+    found = refused(short, attachments=attachments)
+    assert found.message == f'primals["x"]: a float32 tensor of shape [2] needs 8 bytes of data, got {big.nbytes} bytes'
+    attachments.close()
+    plain = pb.Tensor()
+    Outgoing(False).fill(plain, big)
+    assert plain.WhichOneof("contents") == "data"
+
+
+def test_attachments_that_nobody_took_are_given_back():
+    """An answer that fails half-way leaves no descriptor open."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    outgoing = Outgoing(True)
+    outgoing.fill(pb.Tensor(), torch.ones(1 << 20))
+    outgoing.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_name_stands_once_in_a_list_of_tensors():
+    """Two tensors for one name are refused, not silently merged."""
+    one = pb.NamedTensor(name="x", tensor=pb.Tensor(dtype=pb.DTYPE_BOOL, data=b"\1"))
+    with pytest.raises(Fault, match='cotangents: the name "x" stands twice'):
+        Incoming(CPU, 0, None).named([one, one], "cotangents")
