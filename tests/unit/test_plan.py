@@ -366,3 +366,71 @@ def test_sparse_outputs_are_refused_with_the_next_step():
     made = build("x", [node("y", "to_sparse.default", "%x")], "y")
     with pytest.raises(Fault, match=r'output "y": expected a dense tensor, got layout sparse_coo; add aten.to_dense'):
         evaluate.evaluate(made, {"x": torch.ones(2, 2)}, phases())
+
+
+def test_in_place_operators_change_only_what_the_graph_made():
+    """add_ on a fresh value works as in eager torch, gradient and all; through a view too."""
+    nodes = [
+        node("y", "mul.Tensor", "%x", 2),
+        node("row", "select.int", "%y", 0, 0),
+        node("changed", "mul_.Tensor", "%row", 3),
+        node("z", "add_.Tensor", "%y", 1),
+        node("s", "sum.default", "%y"),
+    ]
+    made = build("x", nodes, "y s")
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    found = autodiff.vjp(made, {"x": x}, phases(), cotangents={"s": torch.ones(())})
+    leaf = x.clone().requires_grad_()
+    y = leaf * 2
+    y[0].mul_(3)
+    y.add_(1)
+    y.sum().backward()
+    assert same_bits(found.outputs[0], y)
+    assert same_bits(found.gradients["x"], leaf.grad)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("y", "add_.Tensor", "%x", 1)],
+        [node("y", "add_.Tensor", "%c", 1)],
+        [node("v", "view.default", "%c", [-1]), node("y", "zero_.default", "%v")],
+        [node("d", "dropout.default", "%c", 0.5, False), node("y", "zero_.default", "%d")],
+        [node("l", "atleast_2d.default", "%x"), node("y", "fill_.Scalar", "%l", 7)],
+        [node("l", "chunk.default", "%x", 2), node("v", "getitem", "%l", 1), node("y", "neg_.default", "%v")],
+    ],
+    ids=["input", "constant", "view", "dropout that drops nothing", "atleast_2d", "chunk"],
+)
+def test_inputs_and_constants_are_never_changed(nodes):
+    """An in-place operator on an input or a constant, or on any view of one, annotated or not, is refused; the
+    tensors keep their values."""
+    x, c = torch.ones(4), torch.full((4,), 2.0)
+    made = build([InputSpec("x", False)], nodes, "y", {"c": c})
+    with pytest.raises(Fault) as caught:
+        evaluate.evaluate(made, {"x": x}, phases())
+    message = (
+        f'node "y": {nodes[-1].target} would change an input or a constant in place, which never change; '
+        "clone it first (aten.clone.default)"
+    )
+    assert (caught.value.reason, caught.value.message) == ("OPERATOR_REFUSED", message)
+    assert x.tolist() == [1.0] * 4
+    assert made.constants["c"].tolist() == [2.0] * 4
+
+
+def test_running_statistics_are_not_changed_behind_the_schemas_back():
+    """batch_norm in training updates its statistics in place without saying so: here only a copy of them, so that the
+    next request with the same graph sees what the graph says."""
+    statistics = {"mean": torch.zeros(3), "var": torch.ones(3)}
+    nodes = [node("y", "batch_norm.default", "%x", None, None, "%mean", "%v", True, 0.1, 1e-5, False)]
+    nodes += [node("m", "clone.default", "%mean")]
+    made = build([InputSpec("x"), InputSpec("v", False)], nodes, "y m", {"mean": statistics["mean"]})
+    x, v = torch.randn(5, 3), torch.ones(3)
+    first = evaluate.evaluate(made, {"x": x, "v": v}, phases())
+    second = evaluate.evaluate(made, {"x": x, "v": v}, phases())
+    mean = torch.zeros(3)
+    want = torch.batch_norm(x, None, None, mean, torch.ones(3), True, 0.1, 1e-5, False)
+    assert all(same_bits(left, right) for left, right in zip(first, second, strict=True))
+    assert same_bits(first[0], want)
+    assert same_bits(first[1], mean)
+    assert not made.constants["mean"].any()
+    assert v.tolist() == [1.0] * 3

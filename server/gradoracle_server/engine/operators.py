@@ -65,6 +65,7 @@ class Operator:
     refused: str  # why it is not served, or ""
     numbers: bool  # whether Python numbers may stand for tensors, as in torch.mul(x, 2)
     returns_tuple: bool  # whether getitem nodes take the result apart
+    writes: tuple[str, ...]  # parameters whose tensors it changes in place
 
 
 def dotted(qualified: str) -> str:
@@ -108,6 +109,7 @@ def _find_known(name: str) -> Operator:
         refused=_refused_by_name(base) or _refused_by_schema(schema),
         numbers=torch._C._should_allow_numbers_as_tensors(base),
         returns_tuple=tuple_result,
+        writes=tuple(one.name for one in schema.arguments if one.alias_info is not None and one.alias_info.is_write),
     )
 
 
@@ -145,8 +147,8 @@ def _refused_by_name(base: str) -> str:
 
 def _refused_by_schema(schema: torch.FunctionSchema) -> str:
     """Why an overload cannot be served by its types alone, or ""."""
-    if any(argument.is_out for argument in schema.arguments) or schema.is_mutable:
-        return "writes into its arguments; use the functional form"
+    if any(argument.is_out for argument in schema.arguments):
+        return "writes its result into an argument; use the functional form"
     for argument in schema.arguments:
         kind = str(argument.type)
         if any(opaque in kind for opaque in _OPAQUE):

@@ -2,7 +2,11 @@
 
 The module's generated code is straight-line Python that calls the overloads one after another and drops each value
 after its last use, so it costs what the same calls written by hand would. Nothing is reordered, merged or left out: a
-node whose result nobody wants still runs, because its random draws, or its error, are part of the program.
+node whose result nobody wants still runs, because its random draws, its error, or what it changes in place, are part of
+the program.
+
+In-place overloads may change values that the graph itself made. What came from outside is never changed: inputs may be
+looked at again by who sent them, and constants serve the next request with the same graph.
 """
 
 from __future__ import annotations
@@ -64,6 +68,8 @@ class Program:
         mode = torch.is_grad_enabled()
         try:
             return self._forward(*inputs)  # type: ignore[no-any-return]
+        except Fault:
+            raise
         except Exception as error:
             raise self._fault(error) from error
         finally:
@@ -114,16 +120,20 @@ def build(spec: GraphSpec, device: torch.device) -> Plan:
     return Plan(spec, device, operators, constants)
 
 
+_STATE = ("running_mean", "running_var")
+"""Parameters of the normalisations that change their tensors in training, which their schemas do not say."""
+
+
 def _fx_graph(plan: Plan, returned: Sequence[str]) -> tuple[fx.Graph, dict[int, NodeSpec]]:
     """The fx form of the graph, and which of its nodes (by position) stand for which of ours."""
     graph = fx.Graph()
-    made: dict[str, fx.Node] = {}
-    for place, one in enumerate(plan.spec.inputs):
-        made[one.name] = graph.placeholder(f"i{place}")
-    for place, name in enumerate(plan.constants):
-        made[name] = graph.get_attr(f"c{place}")
+    outside = {one.name: graph.placeholder(f"i{place}") for place, one in enumerate(plan.spec.inputs)}
+    outside |= {name: graph.get_attr(f"c{place}") for place, name in enumerate(plan.constants)}
+    made = dict(outside)
+    for name in _state(plan):
+        if name in outside:
+            made[name] = graph.call_function(torch.ops.aten.clone.default, (outside[name],))
     by_place: dict[int, NodeSpec] = {}
-    count = len(made)
     no_grad = False
     for node in plan.spec.nodes:
         if node.no_grad != no_grad:
@@ -131,12 +141,45 @@ def _fx_graph(plan: Plan, returned: Sequence[str]) -> tuple[fx.Graph, dict[int, 
             # Forward mode too, unlike torch.no_grad, so that both modes see the same function.
             graph.call_function(torch._C._set_grad_enabled, (not no_grad,))
             graph.call_function(torch._C._set_fwd_grad_enabled, (not no_grad,))
-            count += 2
+        for argument in _written(node, plan):
+            graph.call_function(_own, (made[argument.name], list(outside.values()), node.name, node.target))
         made[node.name] = _fx_node(graph, node, plan, made)
-        by_place[count] = node
-        count += 1
+        by_place[len(graph.nodes) - 1] = node
     graph.output(tuple(made[name] for name in returned))
     return graph, by_place
+
+
+def _arguments(node: NodeSpec, plan: Plan, names: Sequence[str]) -> list[Ref]:
+    """The references that a node passes for the parameters of those names."""
+    operator = plan.operators.get(node.name)
+    if operator is None:
+        return []
+    positional = [one.name for one in operator.schema.arguments if not one.kwarg_only]
+    given = dict(zip(positional, node.args, strict=False)) | dict(node.kwargs)
+    return [one for name in names if isinstance(one := given.get(name), Ref)]
+
+
+def _state(plan: Plan) -> set[str]:
+    return {one.name for node in plan.spec.nodes for one in _arguments(node, plan, _STATE)}
+
+
+def _written(node: NodeSpec, plan: Plan) -> list[Ref]:
+    operator = plan.operators.get(node.name)
+    return _arguments(node, plan, operator.writes) if operator is not None and operator.writes else []
+
+
+def _own(tensor: torch.Tensor, outside: Sequence[torch.Tensor], node: str, target: str) -> None:
+    """Raises Fault where a tensor that is about to be changed shares memory with an input or a constant.
+
+    Looked at when it runs, because which operators return views, and of what, no schema tells reliably.
+    """
+    storage = tensor.untyped_storage().data_ptr()
+    if storage and any(one.untyped_storage().data_ptr() == storage for one in outside):
+        message = (
+            f'node "{node}": {target} would change an input or a constant in place, which never change; '
+            "clone it first (aten.clone.default)"
+        )
+        raise Fault("OPERATOR_REFUSED", message, node=node, target=target, why="changes an input or a constant")
 
 
 def _fx_node(graph: fx.Graph, node: NodeSpec, plan: Plan, made: dict[str, fx.Node]) -> fx.Node:

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
@@ -13,14 +14,12 @@ from gradoracle.v1 import tensor_pb2 as pb
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.frames import Attachments
 
-DTYPES: dict[pb.Dtype, torch.dtype] = {
-    pb.Dtype.Value(name): getattr(torch, name.removeprefix("DTYPE_").lower())
-    for name in pb.Dtype.keys()  # noqa: SIM118 - an enum wrapper is no dict
-    if name != "DTYPE_UNSPECIFIED"
+DTYPES: dict[int, torch.dtype] = {
+    number: getattr(torch, name.removeprefix("DTYPE_").lower()) for name, number in pb.Dtype.items() if number
 }
 """torch's dtype by the proto's number."""
 
-NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
+NUMBERS = {dtype: cast(pb.Dtype, number) for number, dtype in DTYPES.items()}
 """The proto's number by torch's dtype."""
 
 _ALIGNMENT = 64  # bytes, as torch's own allocator gives
