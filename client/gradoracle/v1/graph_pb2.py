@@ -25,37 +25,39 @@ _sym_db = _symbol_database.Default()
 from gradoracle.v1 import tensor_pb2 as gradoracle_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gradoracle/v1/graph.proto\x12\rgradoracle.v1\x1a\x1agradoracle/v1/tensor.proto\"\xa5\x01\n\x05Graph\x12$\n\x06inputs\x18\x01 \x03(\x0b\x32\x14.gradoracle.v1.Input\x12*\n\tconstants\x18\x02 \x03(\x0b\x32\x17.gradoracle.v1.Constant\x12\"\n\x05nodes\x18\x03 \x03(\x0b\x32\x13.gradoracle.v1.Node\x12&\n\x07outputs\x18\x04 \x03(\x0b\x32\x15.gradoracle.v1.Output\"p\n\x05Input\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\rrequires_grad\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12+\n\tstructure\x18\x03 \x01(\x0e\x32\x18.gradoracle.v1.StructureB\x10\n\x0e_requires_grad\">\n\x08\x43onstant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.gradoracle.v1.Tensor\"\x8a\x01\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12%\n\x04\x61rgs\x18\x03 \x03(\x0b\x32\x17.gradoracle.v1.Argument\x12,\n\x06kwargs\x18\x04 \x03(\x0b\x32\x1c.gradoracle.v1.NamedArgument\x12\x0f\n\x07no_grad\x18\x05 \x01(\x08\"\xad\x03\n\x08\x41rgument\x12\x0f\n\x05value\x18\x01 \x01(\tH\x00\x12&\n\x04none\x18\x02 \x01(\x0b\x32\x16.gradoracle.v1.NothingH\x00\x12\x11\n\x07integer\x18\x03 \x01(\x03H\x00\x12\x0e\n\x04real\x18\x04 \x01(\x01H\x00\x12\x11\n\x07\x62oolean\x18\x05 \x01(\x08H\x00\x12)\n\x07\x63omplex\x18\x06 \x01(\x0b\x32\x16.gradoracle.v1.ComplexH\x00\x12\x0e\n\x04text\x18\x07 \x01(\tH\x00\x12%\n\x05\x64type\x18\x08 \x01(\x0e\x32\x14.gradoracle.v1.DtypeH\x00\x12\x10\n\x06\x64\x65vice\x18\t \x01(\tH\x00\x12\x34\n\rmemory_format\x18\n \x01(\x0e\x32\x1b.gradoracle.v1.MemoryFormatH\x00\x12\'\n\x06layout\x18\x0b \x01(\x0e\x32\x15.gradoracle.v1.LayoutH\x00\x12+\n\x04list\x18\x0c \x01(\x0b\x32\x1b.gradoracle.v1.ArgumentListH\x00\x12*\n\x08integers\x18\r \x01(\x0b\x32\x16.gradoracle.v1.IntListH\x00\x42\x06\n\x04kind\"\t\n\x07Nothing\"\x19\n\x07IntList\x12\x0e\n\x06values\x18\x01 \x03(\x03\"6\n\x0c\x41rgumentList\x12&\n\x05items\x18\x01 \x03(\x0b\x32\x17.gradoracle.v1.Argument\"H\n\rNamedArgument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x08\x61rgument\x18\x02 \x01(\x0b\x32\x17.gradoracle.v1.Argument\"%\n\x06Output\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t*\xb9\x01\n\tStructure\x12\x19\n\x15STRUCTURE_UNSPECIFIED\x10\x00\x12\x17\n\x13STRUCTURE_SYMMETRIC\x10\x01\x12\x17\n\x13STRUCTURE_HERMITIAN\x10\x02\x12\x1e\n\x1aSTRUCTURE_LOWER_TRIANGULAR\x10\x03\x12\x1e\n\x1aSTRUCTURE_UPPER_TRIANGULAR\x10\x04\x12\x1f\n\x1bSTRUCTURE_POSITIVE_DEFINITE\x10\x05*\xac\x01\n\x0cMemoryFormat\x12\x1d\n\x19MEMORY_FORMAT_UNSPECIFIED\x10\x00\x12\x1c\n\x18MEMORY_FORMAT_CONTIGUOUS\x10\x01\x12\x1a\n\x16MEMORY_FORMAT_PRESERVE\x10\x02\x12\x1f\n\x1bMEMORY_FORMAT_CHANNELS_LAST\x10\x03\x12\"\n\x1eMEMORY_FORMAT_CHANNELS_LAST_3D\x10\x04*\xa7\x01\n\x06Layout\x12\x16\n\x12LAYOUT_UNSPECIFIED\x10\x00\x12\x12\n\x0eLAYOUT_STRIDED\x10\x01\x12\x15\n\x11LAYOUT_SPARSE_COO\x10\x02\x12\x15\n\x11LAYOUT_SPARSE_CSR\x10\x03\x12\x15\n\x11LAYOUT_SPARSE_CSC\x10\x04\x12\x15\n\x11LAYOUT_SPARSE_BSR\x10\x05\x12\x15\n\x11LAYOUT_SPARSE_BSC\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gradoracle/v1/graph.proto\x12\rgradoracle.v1\x1a\x1agradoracle/v1/tensor.proto\"\xd1\x01\n\x05Graph\x12$\n\x06inputs\x18\x01 \x03(\x0b\x32\x14.gradoracle.v1.Input\x12*\n\tconstants\x18\x02 \x03(\x0b\x32\x17.gradoracle.v1.Constant\x12\"\n\x05nodes\x18\x03 \x03(\x0b\x32\x13.gradoracle.v1.Node\x12&\n\x07outputs\x18\x04 \x03(\x0b\x32\x15.gradoracle.v1.Output\x12*\n\tfunctions\x18\x05 \x03(\x0b\x32\x17.gradoracle.v1.Function\"g\n\x08\x46unction\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x07\x66orward\x18\x02 \x01(\x0b\x32\x14.gradoracle.v1.Graph\x12&\n\x08\x62\x61\x63kward\x18\x03 \x01(\x0b\x32\x14.gradoracle.v1.Graph\"p\n\x05Input\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\rrequires_grad\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12+\n\tstructure\x18\x03 \x01(\x0e\x32\x18.gradoracle.v1.StructureB\x10\n\x0e_requires_grad\">\n\x08\x43onstant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.gradoracle.v1.Tensor\"\x8a\x01\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12%\n\x04\x61rgs\x18\x03 \x03(\x0b\x32\x17.gradoracle.v1.Argument\x12,\n\x06kwargs\x18\x04 \x03(\x0b\x32\x1c.gradoracle.v1.NamedArgument\x12\x0f\n\x07no_grad\x18\x05 \x01(\x08\"\xad\x03\n\x08\x41rgument\x12\x0f\n\x05value\x18\x01 \x01(\tH\x00\x12&\n\x04none\x18\x02 \x01(\x0b\x32\x16.gradoracle.v1.NothingH\x00\x12\x11\n\x07integer\x18\x03 \x01(\x03H\x00\x12\x0e\n\x04real\x18\x04 \x01(\x01H\x00\x12\x11\n\x07\x62oolean\x18\x05 \x01(\x08H\x00\x12)\n\x07\x63omplex\x18\x06 \x01(\x0b\x32\x16.gradoracle.v1.ComplexH\x00\x12\x0e\n\x04text\x18\x07 \x01(\tH\x00\x12%\n\x05\x64type\x18\x08 \x01(\x0e\x32\x14.gradoracle.v1.DtypeH\x00\x12\x10\n\x06\x64\x65vice\x18\t \x01(\tH\x00\x12\x34\n\rmemory_format\x18\n \x01(\x0e\x32\x1b.gradoracle.v1.MemoryFormatH\x00\x12\'\n\x06layout\x18\x0b \x01(\x0e\x32\x15.gradoracle.v1.LayoutH\x00\x12+\n\x04list\x18\x0c \x01(\x0b\x32\x1b.gradoracle.v1.ArgumentListH\x00\x12*\n\x08integers\x18\r \x01(\x0b\x32\x16.gradoracle.v1.IntListH\x00\x42\x06\n\x04kind\"\t\n\x07Nothing\"\x19\n\x07IntList\x12\x0e\n\x06values\x18\x01 \x03(\x03\"6\n\x0c\x41rgumentList\x12&\n\x05items\x18\x01 \x03(\x0b\x32\x17.gradoracle.v1.Argument\"H\n\rNamedArgument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x08\x61rgument\x18\x02 \x01(\x0b\x32\x17.gradoracle.v1.Argument\"%\n\x06Output\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t*\xb9\x01\n\tStructure\x12\x19\n\x15STRUCTURE_UNSPECIFIED\x10\x00\x12\x17\n\x13STRUCTURE_SYMMETRIC\x10\x01\x12\x17\n\x13STRUCTURE_HERMITIAN\x10\x02\x12\x1e\n\x1aSTRUCTURE_LOWER_TRIANGULAR\x10\x03\x12\x1e\n\x1aSTRUCTURE_UPPER_TRIANGULAR\x10\x04\x12\x1f\n\x1bSTRUCTURE_POSITIVE_DEFINITE\x10\x05*\xac\x01\n\x0cMemoryFormat\x12\x1d\n\x19MEMORY_FORMAT_UNSPECIFIED\x10\x00\x12\x1c\n\x18MEMORY_FORMAT_CONTIGUOUS\x10\x01\x12\x1a\n\x16MEMORY_FORMAT_PRESERVE\x10\x02\x12\x1f\n\x1bMEMORY_FORMAT_CHANNELS_LAST\x10\x03\x12\"\n\x1eMEMORY_FORMAT_CHANNELS_LAST_3D\x10\x04*\xa7\x01\n\x06Layout\x12\x16\n\x12LAYOUT_UNSPECIFIED\x10\x00\x12\x12\n\x0eLAYOUT_STRIDED\x10\x01\x12\x15\n\x11LAYOUT_SPARSE_COO\x10\x02\x12\x15\n\x11LAYOUT_SPARSE_CSR\x10\x03\x12\x15\n\x11LAYOUT_SPARSE_CSC\x10\x04\x12\x15\n\x11LAYOUT_SPARSE_BSR\x10\x05\x12\x15\n\x11LAYOUT_SPARSE_BSC\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gradoracle.v1.graph_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STRUCTURE']._serialized_start=1199
-  _globals['_STRUCTURE']._serialized_end=1384
-  _globals['_MEMORYFORMAT']._serialized_start=1387
-  _globals['_MEMORYFORMAT']._serialized_end=1559
-  _globals['_LAYOUT']._serialized_start=1562
-  _globals['_LAYOUT']._serialized_end=1729
+  _globals['_STRUCTURE']._serialized_start=1348
+  _globals['_STRUCTURE']._serialized_end=1533
+  _globals['_MEMORYFORMAT']._serialized_start=1536
+  _globals['_MEMORYFORMAT']._serialized_end=1708
+  _globals['_LAYOUT']._serialized_start=1711
+  _globals['_LAYOUT']._serialized_end=1878
   _globals['_GRAPH']._serialized_start=73
-  _globals['_GRAPH']._serialized_end=238
-  _globals['_INPUT']._serialized_start=240
-  _globals['_INPUT']._serialized_end=352
-  _globals['_CONSTANT']._serialized_start=354
-  _globals['_CONSTANT']._serialized_end=416
-  _globals['_NODE']._serialized_start=419
-  _globals['_NODE']._serialized_end=557
-  _globals['_ARGUMENT']._serialized_start=560
-  _globals['_ARGUMENT']._serialized_end=989
-  _globals['_NOTHING']._serialized_start=991
-  _globals['_NOTHING']._serialized_end=1000
-  _globals['_INTLIST']._serialized_start=1002
-  _globals['_INTLIST']._serialized_end=1027
-  _globals['_ARGUMENTLIST']._serialized_start=1029
-  _globals['_ARGUMENTLIST']._serialized_end=1083
-  _globals['_NAMEDARGUMENT']._serialized_start=1085
-  _globals['_NAMEDARGUMENT']._serialized_end=1157
-  _globals['_OUTPUT']._serialized_start=1159
-  _globals['_OUTPUT']._serialized_end=1196
+  _globals['_GRAPH']._serialized_end=282
+  _globals['_FUNCTION']._serialized_start=284
+  _globals['_FUNCTION']._serialized_end=387
+  _globals['_INPUT']._serialized_start=389
+  _globals['_INPUT']._serialized_end=501
+  _globals['_CONSTANT']._serialized_start=503
+  _globals['_CONSTANT']._serialized_end=565
+  _globals['_NODE']._serialized_start=568
+  _globals['_NODE']._serialized_end=706
+  _globals['_ARGUMENT']._serialized_start=709
+  _globals['_ARGUMENT']._serialized_end=1138
+  _globals['_NOTHING']._serialized_start=1140
+  _globals['_NOTHING']._serialized_end=1149
+  _globals['_INTLIST']._serialized_start=1151
+  _globals['_INTLIST']._serialized_end=1176
+  _globals['_ARGUMENTLIST']._serialized_start=1178
+  _globals['_ARGUMENTLIST']._serialized_end=1232
+  _globals['_NAMEDARGUMENT']._serialized_start=1234
+  _globals['_NAMEDARGUMENT']._serialized_end=1306
+  _globals['_OUTPUT']._serialized_start=1308
+  _globals['_OUTPUT']._serialized_end=1345
 # @@protoc_insertion_point(module_scope)

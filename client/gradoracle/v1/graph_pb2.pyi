@@ -54,16 +54,28 @@ LAYOUT_SPARSE_BSR: Layout
 LAYOUT_SPARSE_BSC: Layout
 
 class Graph(_message.Message):
-    __slots__ = ("inputs", "constants", "nodes", "outputs")
+    __slots__ = ("inputs", "constants", "nodes", "outputs", "functions")
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     CONSTANTS_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
     inputs: _containers.RepeatedCompositeFieldContainer[Input]
     constants: _containers.RepeatedCompositeFieldContainer[Constant]
     nodes: _containers.RepeatedCompositeFieldContainer[Node]
     outputs: _containers.RepeatedCompositeFieldContainer[Output]
-    def __init__(self, inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., constants: _Optional[_Iterable[_Union[Constant, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ...) -> None: ...
+    functions: _containers.RepeatedCompositeFieldContainer[Function]
+    def __init__(self, inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., constants: _Optional[_Iterable[_Union[Constant, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[Output, _Mapping]]] = ..., functions: _Optional[_Iterable[_Union[Function, _Mapping]]] = ...) -> None: ...
+
+class Function(_message.Message):
+    __slots__ = ("name", "forward", "backward")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    forward: Graph
+    backward: Graph
+    def __init__(self, name: _Optional[str] = ..., forward: _Optional[_Union[Graph, _Mapping]] = ..., backward: _Optional[_Union[Graph, _Mapping]] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("name", "requires_grad", "structure")
