@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gradoracle_server.engine import plan
-from gradoracle_server.engine.graph import GETITEM, Argument, GraphSpec, InputSpec, NodeSpec, Ref
+from gradoracle_server.engine.graph import FUNCTION, GETITEM, Argument, GraphSpec, InputSpec, NodeSpec, Ref
 from gradoracle_server.engine.phases import Phases
 from gradoracle_server.engine.plan import Plan
 from gradoracle_server.worker.tensors import row_major
@@ -21,7 +21,7 @@ def phases() -> Phases:
 
 def node(name: str, target: str, *args: Any, no_grad: bool = False, **kwargs: Any) -> NodeSpec:
     """A node; strings that begin with "%" are references, and bare names of overloads are ATen's."""
-    full = target if target == GETITEM or target.startswith("aten.") else f"aten.{target}"
+    full = target if target == GETITEM or target.startswith(("aten.", FUNCTION)) else f"aten.{target}"
     return NodeSpec(
         name, full, tuple(_argument(one) for one in args), {k: _argument(v) for k, v in kwargs.items()}, no_grad
     )

@@ -143,7 +143,7 @@ def jvp(plan: Plan, primals: Tensors, phases: Phases, *, tangents: Tensors) -> G
     try:
         outputs, found = _forward_mode(plan, inputs, directions, phases)
     except Fault as fault:
-        if "forward AD" not in fault.message:
+        if not any(word in fault.message for word in ("forward AD", "jvp")):
             raise
         state.restore()
         outputs, found = _by_reverse_mode(plan, primals, directions, phases)

@@ -27,6 +27,9 @@ STRUCTURES = ("", "symmetric", "hermitian", "lower_triangular", "upper_triangula
 GETITEM = "getitem"
 """The target of a node that takes one element of a tuple or list."""
 
+FUNCTION = "function."
+"""What the target of a node begins with that calls one of the graph's functions."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class InputSpec:
@@ -56,8 +59,18 @@ class GraphSpec:
     nodes: tuple[NodeSpec, ...]
     outputs: tuple[tuple[str, str], ...]  # (name of the output, name of the value)
     constants: tuple[tuple[str, torch.Tensor], ...] = ()
+    functions: tuple[FunctionSpec, ...] = ()
 
     @property
     def structures(self) -> dict[str, str]:
         """The structure of each input that has one."""
         return {one.name: one.structure for one in self.inputs if one.structure}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FunctionSpec:
+    """An operator with a gradient of its own: see Function in graph.proto."""
+
+    name: str
+    forward: GraphSpec
+    backward: GraphSpec

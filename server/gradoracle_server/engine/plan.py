@@ -14,15 +14,15 @@ from __future__ import annotations
 import dataclasses
 import operator as python_operator
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from gradoracle_server.engine import arguments, rules
+from gradoracle_server.engine import arguments, functions, rules
 from gradoracle_server.engine.errors import Fault
-from gradoracle_server.engine.graph import GETITEM, Argument, GraphSpec, NodeSpec, Ref
+from gradoracle_server.engine.graph import FUNCTION, GETITEM, Argument, GraphSpec, NodeSpec, Ref
 from gradoracle_server.engine.operators import Operator
 
 _VARIANTS = 8  # programs kept for one graph, by what they return
@@ -34,8 +34,9 @@ class Plan:
 
     spec: GraphSpec
     device: torch.device
-    operators: dict[str, Operator]  # by node; getitem nodes have none
+    operators: dict[str, Operator]  # by node; getitem nodes and calls of functions have none
     constants: dict[str, torch.Tensor]
+    functions: dict[str, Callable[..., Any]]  # by name
     _programs: dict[tuple[str, ...], Program] = dataclasses.field(default_factory=dict)
 
     @property
@@ -117,7 +118,11 @@ def build(spec: GraphSpec, device: torch.device) -> Plan:
     """Checks the graph and builds its plan. Raises Fault with the first rule broken."""
     operators = rules.check(spec, device)
     constants = {name: value.to(device) for name, value in spec.constants}
-    return Plan(spec, device, operators, constants)
+    own = {
+        one.name: functions.operator(one, build(one.forward, device).program(), build(one.backward, device).program())
+        for one in spec.functions
+    }
+    return Plan(spec, device, operators, constants, own)
 
 
 _STATE = ("running_mean", "running_var")
@@ -186,6 +191,8 @@ def _fx_node(graph: fx.Graph, node: NodeSpec, plan: Plan, made: dict[str, fx.Nod
     args = tuple(_fx_argument(one, made) for one in node.args)
     if node.target == GETITEM:
         return graph.call_function(python_operator.getitem, args)
+    if node.target.startswith(FUNCTION):
+        return graph.call_function(plan.functions[node.target.removeprefix(FUNCTION)], args)
     operator = plan.operators[node.name]
     kwargs = arguments.with_device(node, operator, plan.device)
     return graph.call_function(operator.overload, args, {key: _fx_argument(one, made) for key, one in kwargs.items()})

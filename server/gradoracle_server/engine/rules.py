@@ -8,7 +8,7 @@ import torch
 
 from gradoracle_server.engine import arguments
 from gradoracle_server.engine.errors import Fault, listed, nearest, suggestion
-from gradoracle_server.engine.graph import GETITEM, Argument, GraphSpec, NodeSpec, Ref
+from gradoracle_server.engine.graph import FUNCTION, GETITEM, Argument, FunctionSpec, GraphSpec, NodeSpec, Ref
 from gradoracle_server.engine.operators import Operator, serve
 
 _LONGEST_NAME = 200  # bytes
@@ -18,6 +18,7 @@ def check(spec: GraphSpec, device: torch.device) -> dict[str, Operator]:
     """Holds a graph to every rule. Returns the operator of each node but the getitem ones; raises Fault at the first
     rule broken."""
     known = _check_names(spec)
+    functions = _check_functions(spec, device)
     operators: dict[str, Operator] = {}
     listy: set[str] = set()  # nodes whose result is a tuple or list
     seen = {one.name for one in spec.inputs} | {name for name, _ in spec.constants}
@@ -25,7 +26,9 @@ def check(spec: GraphSpec, device: torch.device) -> dict[str, Operator]:
         field = f"graph.nodes[{place}]"
         _check_references(node, seen, known, spec, field)
         if node.target == GETITEM:
-            _check_getitem(node, listy, operators, field)
+            _check_getitem(node, listy, operators, functions, spec, field)
+        elif node.target.startswith(FUNCTION):
+            _check_call(node, functions, listy, field)
         else:
             operator = serve(node.target, node=node.name, field=f"{field}.target")
             arguments.check(node, operator, field)
@@ -56,6 +59,74 @@ def _check_names(spec: GraphSpec) -> set[str]:
                 raise Fault("DUPLICATE_NAME", message, field=field, name=name)
             known.add(name)
     return known
+
+
+def _check_functions(spec: GraphSpec, device: torch.device) -> dict[str, FunctionSpec]:
+    """Each function's graphs keep the rules themselves, and the one fits the other. Returns them by name."""
+    found: dict[str, FunctionSpec] = {}
+    for place, function in enumerate(spec.functions):
+        field = f"graph.functions[{place}]"
+        if not function.name.isidentifier():
+            message = f"{field}.name: expected letters, digits and underscores, got {function.name[:40]!r}"
+            raise Fault("INVALID_GRAPH", message, field=f"{field}.name")
+        if function.name in found:
+            message = f'{field}.name: the name "{function.name}" stands twice among the functions'
+            raise Fault("DUPLICATE_NAME", message, field=f"{field}.name", name=function.name)
+        found[function.name] = function
+        for side, graph in (("forward", function.forward), ("backward", function.backward)):
+            _check_inner(function.name, side, graph, device, f"{field}.{side}")
+        _check_fit(function, field)
+    return found
+
+
+def _check_inner(name: str, side: str, graph: GraphSpec, device: torch.device, field: str) -> None:
+    if graph.functions:
+        message = f'function "{name}": its {side} graph must not have functions of its own'
+        raise Fault("INVALID_GRAPH", message, field=f"{field}.functions")
+    try:
+        check(graph, device)
+    except Fault as fault:
+        inner = fault.field.replace("graph", field, 1)
+        raise Fault(
+            fault.reason, f'function "{name}", {side}: {fault.message}', field=inner, **fault.metadata
+        ) from None
+
+
+def _check_fit(function: FunctionSpec, field: str) -> None:
+    """The backward graph takes values and cotangents, and gives gradients by inputs of the forward graph."""
+    expected = len(function.forward.inputs) + len(function.forward.outputs)
+    if len(function.backward.inputs) != expected:
+        message = (
+            f'function "{function.name}", backward: expected {expected} inputs, the forward graph\'s '
+            f"{len(function.forward.inputs)} and a cotangent for each of its {len(function.forward.outputs)} outputs, "
+            f"got {len(function.backward.inputs)}"
+        )
+        raise Fault("INVALID_GRAPH", message, field=f"{field}.backward.inputs")
+    inputs = [one.name for one in function.forward.inputs]
+    for name, _ in function.backward.outputs:
+        if name not in inputs:
+            hint = suggestion(nearest(name, inputs)) or f"; there is {listed(inputs)}"
+            message = f'function "{function.name}", backward: the forward graph has no input "{name}"{hint}'
+            raise Fault("INVALID_GRAPH", message, field=f"{field}.backward.outputs")
+
+
+def _check_call(node: NodeSpec, functions: dict[str, FunctionSpec], listy: set[str], field: str) -> None:
+    name = node.target.removeprefix(FUNCTION)
+    function = functions.get(name)
+    if function is None:
+        near = nearest(name, functions)
+        hint = suggestion(near) or f"; there is {listed(functions)}"
+        message = f'node "{node.name}": the graph has no function "{name}"{hint}'
+        raise Fault("UNKNOWN_OPERATOR", message, field=f"{field}.target", node=node.name, target=node.target)
+    expected = len(function.forward.inputs)
+    tensors = [one for one in node.args if isinstance(one, Ref) and one.name not in listy]
+    if node.kwargs or len(node.args) != expected or len(tensors) != expected:
+        got = ", ".join(arguments.description(one) for one in (*node.args, *node.kwargs.values())) or "nothing"
+        plural = "s" if expected != 1 else ""
+        message = f'node "{node.name}": {node.target} expects {expected} positional tensor{plural}, got {got}'
+        raise Fault("INVALID_ARGUMENT", message, field=field, node=node.name, target=node.target, got=got)
+    if len(function.forward.outputs) > 1:
+        listy.add(node.name)
 
 
 def _check_name(name: str, field: str) -> None:
@@ -124,7 +195,14 @@ def _cycle(start: str, spec: GraphSpec) -> list[str]:
     return []
 
 
-def _check_getitem(node: NodeSpec, listy: set[str], operators: dict[str, Operator], field: str) -> None:
+def _check_getitem(
+    node: NodeSpec,
+    listy: set[str],
+    operators: dict[str, Operator],
+    functions: dict[str, FunctionSpec],
+    spec: GraphSpec,
+    field: str,
+) -> None:
     fits = len(node.args) == 2 and not node.kwargs and isinstance(node.args[0], Ref)
     index = node.args[1] if fits else None
     if not fits or not isinstance(index, int) or isinstance(index, bool):
@@ -139,10 +217,18 @@ def _check_getitem(node: NodeSpec, listy: set[str], operators: dict[str, Operato
         raise Fault(
             "INVALID_ARGUMENT", message, field=f"{field}.args[0]", node=node.name, target=GETITEM, got=source.name
         )
-    returns = operators[source.name].schema.returns
-    if len(returns) > 1 and not -len(returns) <= index < len(returns):
-        message = f'node "{node.name}": "{source.name}" has {len(returns)} results, got index {index}'
+    count = _results(source.name, operators, functions, spec)
+    if count > 1 and not -count <= index < count:
+        message = f'node "{node.name}": "{source.name}" has {count} results, got index {index}'
         raise Fault("INVALID_ARGUMENT", message, field=f"{field}.args[1]", node=node.name, target=GETITEM, got=index)
+
+
+def _results(name: str, operators: dict[str, Operator], functions: dict[str, FunctionSpec], spec: GraphSpec) -> int:
+    """How many results a node has; 1 also where it returns a list, whose length only the run tells."""
+    if name in operators:
+        return len(operators[name].schema.returns)
+    target = next(node.target for node in spec.nodes if node.name == name)
+    return len(functions[target.removeprefix(FUNCTION)].forward.outputs)
 
 
 def _check_lists(node: NodeSpec, operator: Operator, listy: set[str], field: str) -> None:

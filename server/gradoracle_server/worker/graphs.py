@@ -6,7 +6,7 @@ import torch
 
 from gradoracle.v1 import graph_pb2 as pb
 from gradoracle_server.engine.errors import Fault
-from gradoracle_server.engine.graph import STRUCTURES, Argument, GraphSpec, InputSpec, NodeSpec, Ref
+from gradoracle_server.engine.graph import STRUCTURES, Argument, FunctionSpec, GraphSpec, InputSpec, NodeSpec, Ref
 from gradoracle_server.worker.tensors import DTYPES, Incoming
 
 _MEMORY_FORMATS = {
@@ -30,19 +30,33 @@ def read(message: pb.Graph, incoming: Incoming, max_nodes: int) -> GraphSpec:
 
     What the graph means is not looked at here: `plan.build` does.
     """
-    if max_nodes and len(message.nodes) > max_nodes:
-        text = f"graph.nodes: {len(message.nodes)} nodes, over the server's limit of {max_nodes}"
-        asked = len(message.nodes)
+    asked = _count(message)
+    if max_nodes and asked > max_nodes:
+        text = f"graph.nodes: {asked} nodes, over the server's limit of {max_nodes}"
         raise Fault(
             "LIMIT_EXCEEDED", text, field="graph.nodes", limit="max-graph-nodes", allowed=max_nodes, asked=asked
         )
+    return _graph(message, incoming)
+
+
+def _count(message: pb.Graph) -> int:
+    """The nodes of a graph and of its functions."""
+    inner = sum(len(one.forward.nodes) + len(one.backward.nodes) for one in message.functions)
+    return len(message.nodes) + inner
+
+
+def _graph(message: pb.Graph, incoming: Incoming) -> GraphSpec:
     inputs = tuple(_input(one, place) for place, one in enumerate(message.inputs))
     constants = tuple(
         (one.name, incoming.tensor(one.value, f'graph.constants["{one.name}"]')) for one in message.constants
     )
     nodes = tuple(_node(one, place) for place, one in enumerate(message.nodes))
     outputs = tuple((one.name, one.value) for one in message.outputs)
-    return GraphSpec(inputs, nodes, outputs, constants)
+    functions = tuple(
+        FunctionSpec(one.name, _graph(one.forward, incoming), _graph(one.backward, incoming))
+        for one in message.functions
+    )
+    return GraphSpec(inputs, nodes, outputs, constants, functions)
 
 
 def _input(message: pb.Input, place: int) -> InputSpec:
