@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
+from gradoracle.v1 import tensor_pb2
 from gradoracle_server.engine import plan
 from gradoracle_server.engine.graph import FUNCTION, GETITEM, Argument, GraphSpec, InputSpec, NodeSpec, Ref
 from gradoracle_server.engine.phases import Phases
 from gradoracle_server.engine.plan import Plan
-from gradoracle_server.worker.tensors import row_major
+from gradoracle_server.worker.tensors import Outgoing
 
 CPU = torch.device("cpu")
 
@@ -56,4 +57,7 @@ def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Equal dtype, shape and bytes: tells -0.0 from 0.0 and takes NaN for equal to itself."""
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
-    return row_major(left).numpy().tobytes() == row_major(right).numpy().tobytes()
+    messages = (tensor_pb2.Tensor(), tensor_pb2.Tensor())
+    for message, tensor in zip(messages, (left, right), strict=True):
+        Outgoing(False).fill(message, tensor)
+    return messages[0].data == messages[1].data

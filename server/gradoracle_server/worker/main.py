@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import cast
 
@@ -94,6 +95,7 @@ class Worker:
         self._options = options
         self._device = torch.device(options.device)
         self._plans = Plans()
+        self._memory_seen, self._memory_time = (0, 0), 0.0
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         else:
@@ -141,6 +143,13 @@ class Worker:
             return context, Reply(0, response.SerializeToString(), outgoing.attachments())
 
     def _memory(self) -> tuple[int, int]:
+        """Allocated and reserved bytes, looked up ten times a second at most: to read /proc takes 15 us."""
+        now = time.monotonic()
+        if now - self._memory_time > 0.1:
+            self._memory_seen, self._memory_time = self._look_up_memory(), now
+        return self._memory_seen
+
+    def _look_up_memory(self) -> tuple[int, int]:
         if self._device.type == "cuda":
             return torch.cuda.memory_allocated(self._device), torch.cuda.memory_reserved(self._device)
         return _memory_bytes(1), 0

@@ -129,12 +129,13 @@ class Outgoing:
         """Puts a tensor into a message: row-major, conjugations and negations carried out."""
         message.dtype = NUMBERS[tensor.dtype]
         message.shape.extend(tensor.shape)
-        raw = row_major(tensor).numpy()
-        self.bytes += raw.nbytes
-        if self._welcome and raw.nbytes >= _ATTACHED_FROM:
-            message.attachment = self._attach(raw.data)
+        plain = row_major(tensor)
+        size = plain.nbytes
+        self.bytes += size
+        if self._welcome and size >= _ATTACHED_FROM:
+            message.attachment = self._attach(plain.view(-1).view(torch.uint8).numpy().data)
         else:
-            message.data = raw.tobytes()
+            message.data = ctypes.string_at(plain.data_ptr(), size) if size else b""
 
     def _attach(self, data: memoryview) -> int:
         if self._descriptor < 0:
@@ -162,11 +163,13 @@ class Outgoing:
 
 
 def row_major(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's values as uint8, row-major, on the CPU, with conjugations and negations carried out."""
-    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().view(-1)
-    if flat.numel() < 2:
-        flat = flat.as_strided((flat.numel(),), (1,))  # contiguous() lets a tensor of one element keep any stride
-    return flat.view(torch.uint8)
+    """A tensor of the same values, on the CPU, without gaps, with conjugations and negations carried out."""
+    plain = tensor.detach()
+    if plain.device.type != "cpu":
+        plain = plain.cpu()
+    if plain.is_conj() or plain.is_neg():
+        plain = plain.resolve_conj().resolve_neg()
+    return plain if plain.is_contiguous() else plain.contiguous()
 
 
 def draw(message: pb.Random, dtype: torch.dtype, shape: tuple[int, ...], field: str) -> torch.Tensor:
