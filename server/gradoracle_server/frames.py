@@ -19,7 +19,7 @@ import mmap
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 METHODS = (
@@ -81,6 +81,13 @@ class Job:
     attachments: Attachments | None = None
     attachments_welcome: bool = False  # whether the reply may hold tensors in attachments
 
+    @classmethod
+    def received(
+        cls, kind: int, flags: int, _: memoryview, payload: bytes | memoryview, attachments: Attachments | None
+    ) -> Job:
+        """Made of the parts of a message."""
+        return cls(kind, payload, attachments, bool(flags & _ATTACHMENTS_WELCOME))
+
 
 @dataclasses.dataclass(slots=True)
 class Reply:
@@ -116,7 +123,10 @@ class Reply:
         )
 
     @classmethod
-    def from_head(cls, head: bytes | memoryview, payload: bytes | memoryview, attachments: Attachments | None) -> Reply:
+    def received(
+        cls, _kind: int, _flags: int, head: memoryview, payload: bytes | memoryview, attachments: Attachments | None
+    ) -> Reply:
+        """Made of the parts of a message."""
         code, plan_cache, verdict, *rest = cls.HEAD.unpack(head)
         return cls(code, payload, attachments, tuple(rest[:7]), plan_cache, verdict, *rest[7:])
 
@@ -190,7 +200,7 @@ class Inbox(Generic[Message]):
     """
 
     def __init__(self, kind: type[Message]) -> None:
-        self._kind = kind
+        self._received: Callable[..., Message] = kind.received
         self._room = memoryview(bytearray(_READ))
         self._pending = bytearray()  # the beginning of a message that has not arrived whole
         self._descriptors: list[int] = []
@@ -251,12 +261,11 @@ class Inbox(Generic[Message]):
         payload: bytes | memoryview
         payload = _mapped(self._descriptors.pop(0), size) if in_memory else bytes(buffer[table_end:end])
         attachments = Attachments(self._descriptors.pop(0), spans) if flags & _HAS_ATTACHMENTS else None
-        if self._kind is Job:
-            return self._kind(kind, payload, attachments, bool(flags & _ATTACHMENTS_WELCOME)), end
+        head = buffer[_ENVELOPE.size : head_end]
         try:
-            return self._kind.from_head(buffer[_ENVELOPE.size : head_end], payload, attachments), end  # type: ignore[attr-defined]
+            return self._received(kind, flags, head, payload, attachments), end
         except struct.error as error:
-            raise ValueError(f"expected the head of a reply: {error}") from None
+            raise ValueError(f"expected another head: {error}") from None
 
 
 def _mapped(descriptor: int, size: int) -> memoryview:

@@ -1,0 +1,329 @@
+"""The asyncio client: `Client`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+import grpc
+import grpc.aio
+
+from gradoracle import channel, requests, results, status, stream
+from gradoracle.errors import GradOracleError
+from gradoracle.graph import Graph
+from gradoracle.requests import Names, Request, Tensors
+
+R = TypeVar("R")
+
+
+class AsyncClient:
+    """A client of one server, for asyncio; everything is as in `Client`, and awaited.
+
+        async with AsyncClient("localhost:50051") as client:
+            (await client.vjp("x**2", {"x": 3.0})).gradients["x"]  # 6.0
+
+    It belongs to the event loop in which it is first used.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        tls: bool | str | Path | channel.TLS | None = None,
+        token: str | None = None,
+        timeout: float | None = None,
+        channels: int = 1,
+    ) -> None:
+        self._target = channel.target(address, tls=tls, token=token, timeout=timeout, channels=channels)
+        self._owned = contextlib.ExitStack()  # a server of its own
+        self._closed = False
+        # Made by the first call: channels take the event loop that runs when they are made.
+        self._channels: list[grpc.aio.Channel] = []
+        self._calls: dict[str, Iterator[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]]] = {}
+        self._streams: Iterator[grpc.aio.StreamStreamMultiCallable[bytes, bytes]] = iter(())
+
+    @classmethod
+    def local(
+        cls, workers: int = 1, *, timeout: float | None = None, channels: int = 1, **settings: Any
+    ) -> AsyncClient:
+        """A client of a private server, which is started now and stopped when the client is closed.
+
+        As `Client.local`. It blocks while the server starts, some seconds; `await asyncio.to_thread(AsyncClient.local)`
+        does not.
+        """
+        from gradoracle.local import local_server
+
+        with contextlib.ExitStack() as starting:
+            address = starting.enter_context(local_server(workers, **settings))
+            client = cls(address, timeout=timeout, channels=channels)
+            client._owned.push(starting.pop_all())
+        return client
+
+    def _connect(self) -> None:
+        target = self._target
+        for _ in range(target.channels):
+            if target.credentials is None:
+                one = grpc.aio.insecure_channel(target.address, options=target.options)
+            else:
+                one = grpc.aio.secure_channel(target.address, target.credentials, options=target.options)
+            self._channels.append(one)
+        # By path: the call over each channel, in turn. Without serializers, since requests and answers are bytes.
+        self._calls = {
+            method.path: itertools.cycle([one.unary_unary(method.path) for one in self._channels])
+            for method in requests.METHODS
+        }
+        self._streams = itertools.cycle([one.stream_stream(stream.PATH) for one in self._channels])
+
+    @property
+    def address(self) -> str:
+        """Where the server is."""
+        return self._target.address
+
+    async def close(self) -> None:
+        """Closes the connections. Calls that are still running fail."""
+        self._closed = True
+        for one in self._channels:
+            await one.close()
+        await asyncio.to_thread(self._owned.close)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.address}{', closed' if self._closed else ''}>"
+
+    # ---- Methods, one an RPC
+
+    async def evaluate(
+        self,
+        graph: Graph | str,
+        primals: Tensors,
+        *,
+        device: str | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> results.EvaluateResult:
+        """As `Client.evaluate`."""
+        return await self._call(requests.evaluate(graph, primals, device=device, seed=seed), timeout)
+
+    async def vjp(
+        self,
+        graph: Graph | str,
+        primals: Tensors,
+        cotangents: Tensors | None = None,
+        *,
+        wrt: Names | None = None,
+        retain: Names = (),
+        batched: Names = (),
+        device: str | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> results.VjpResult:
+        """As `Client.vjp`."""
+        request = requests.vjp(
+            graph, primals, cotangents, wrt=wrt, retain=retain, batched=batched, device=device, seed=seed
+        )
+        return await self._call(request, timeout)
+
+    async def jvp(
+        self,
+        graph: Graph | str,
+        primals: Tensors,
+        tangents: Tensors,
+        *,
+        device: str | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> results.JvpResult:
+        """As `Client.jvp`."""
+        return await self._call(requests.jvp(graph, primals, tangents, device=device, seed=seed), timeout)
+
+    async def jacobian(
+        self,
+        graph: Graph | str,
+        primals: Tensors,
+        *,
+        of: Names | None = None,
+        wrt: Names | None = None,
+        device: str | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> results.JacobianResult:
+        """As `Client.jacobian`."""
+        return await self._call(requests.jacobian(graph, primals, of=of, wrt=wrt, device=device, seed=seed), timeout)
+
+    async def hessian(
+        self,
+        graph: Graph | str,
+        primals: Tensors,
+        cotangents: Tensors | None = None,
+        *,
+        wrt: Names | None = None,
+        device: str | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> results.HessianResult:
+        """As `Client.hessian`."""
+        return await self._call(
+            requests.hessian(graph, primals, cotangents, wrt=wrt, device=device, seed=seed), timeout
+        )
+
+    async def hvp(
+        self,
+        graph: Graph | str,
+        primals: Tensors,
+        vectors: Tensors,
+        cotangents: Tensors | None = None,
+        *,
+        wrt: Names | None = None,
+        device: str | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> results.HvpResult:
+        """As `Client.hvp`."""
+        request = requests.hvp(graph, primals, vectors, cotangents, wrt=wrt, device=device, seed=seed)
+        return await self._call(request, timeout)
+
+    async def inspect(
+        self,
+        graph: Graph | str,
+        primals: Tensors,
+        *,
+        device: str | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> results.Inspection:
+        """As `Client.inspect`."""
+        return await self._call(requests.inspect(graph, primals, device=device, seed=seed), timeout)
+
+    async def server_info(self, *, timeout: float | None = None) -> results.ServerInfo:
+        """As `Client.server_info`."""
+        return await self._call(requests.server_info(), timeout)
+
+    async def operators(
+        self, name_contains: str = "", *, include_refused: bool = False, timeout: float | None = None
+    ) -> list[results.OperatorInfo]:
+        """As `Client.operators`."""
+        return await self._call(requests.operators(name_contains, include_refused=include_refused), timeout)
+
+    # ---- Many at a time
+
+    @overload
+    def map(
+        self,
+        requests: Iterable[Request[R]] | AsyncIterable[Request[R]],
+        *,
+        window: int = 64,
+        ordered: bool = True,
+        return_exceptions: Literal[False] = False,
+        timeout: float | None = None,
+    ) -> AsyncIterator[R]: ...
+    @overload
+    def map(
+        self,
+        requests: Iterable[Request[R]] | AsyncIterable[Request[R]],
+        *,
+        window: int = 64,
+        ordered: bool = True,
+        return_exceptions: bool,
+        timeout: float | None = None,
+    ) -> AsyncIterator[R | GradOracleError]: ...
+    def map(
+        self,
+        requests: Iterable[Request[R]] | AsyncIterable[Request[R]],
+        *,
+        window: int = 64,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+        timeout: float | None = None,
+    ) -> AsyncIterator[R | GradOracleError]:
+        """As `Client.map`; `async for` gives the results. The requests may come from an asynchronous iterable too."""
+        conversation = stream.Conversation(window=window, ordered=ordered, return_exceptions=return_exceptions)
+        return self._converse(_asynchronous(requests), conversation, timeout)
+
+    # ---- Calls
+
+    async def _call(self, request: Request[R], timeout: float | None) -> R:
+        if timeout is None:
+            timeout = self._target.timeout
+        if request.tensor_bytes > stream.UNARY_AT_MOST:
+            conversation = stream.Conversation(window=1, ordered=True, return_exceptions=False)
+            (result,) = [one async for one in self._converse(_asynchronous((request,)), conversation, timeout)]
+            return result
+        self._check_open()
+        call = next(self._calls[request.method.path])
+        try:
+            answer = await call(request.to_bytes(), timeout=timeout, metadata=self._target.metadata)
+        except grpc.RpcError as error:
+            raise status.from_call(error, self.address, timeout) from error
+        return request.method.read(request.method.response(answer), ())
+
+    async def _converse(
+        self, waiting: AsyncIterator[Request[R]], conversation: stream.Conversation, timeout: float | None
+    ) -> AsyncIterator[R]:
+        """Drives a stream: sends what there is room for, hands on what comes."""
+        self._check_open()
+        outbox: asyncio.Queue[Iterator[bytes] | None] = asyncio.Queue()
+        call = next(self._streams)(_bundles(outbox), timeout=timeout, metadata=self._target.metadata)
+        ended = False
+        try:
+            while True:
+                for result in conversation.ready():
+                    yield result
+                while not ended and conversation.has_room:
+                    request = await anext(waiting, None)
+                    ended = request is None
+                    outbox.put_nowait(None if request is None else conversation.add(request))
+                if not conversation.is_waiting:
+                    break
+                data = await call.read()
+                if not isinstance(data, bytes):  # grpc.aio.EOF
+                    raise stream.ended_early()
+                conversation.receive(data)
+            # To the end of the stream, so that the server sees a regular one.
+            await call.read()
+        except grpc.RpcError as error:
+            raise status.from_call(error, self.address, timeout) from error
+        finally:
+            outbox.put_nowait(None)
+            call.cancel()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this client is closed; make a new one")
+        if not self._channels:
+            self._connect()
+
+
+async def _asynchronous(requests: Iterable[Request[R]] | AsyncIterable[Request[R]]) -> AsyncIterator[Request[R]]:
+    if isinstance(requests, AsyncIterable):
+        async for request in requests:
+            yield request
+    else:
+        for request in requests:
+            yield request
+
+
+async def _bundles(outbox: asyncio.Queue[Iterator[bytes] | None]) -> AsyncIterator[bytes]:
+    """The messages of a stream: what is ready together goes together."""
+    bundle = stream.Bundle()
+    while True:
+        try:
+            parts = await outbox.get() if bundle.is_empty else outbox.get_nowait()
+        except asyncio.QueueEmpty:
+            yield bundle.take()
+            continue
+        if parts is None:
+            break
+        for part in parts:
+            if not bundle.add(part):
+                yield bundle.take()
+    if not bundle.is_empty:
+        yield bundle.take()

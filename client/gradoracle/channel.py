@@ -1,0 +1,110 @@
+"""Where a client connects, and how."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import grpc
+
+ADDRESS = "GRADORACLE_ADDRESS"
+"""The environment variable that names a server."""
+
+PORT = 50051
+"""Where servers listen."""
+
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    # Tensors are bounded by the server, which says so in words.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # Otherwise clients of one process share their connections, behind the caller's back.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A dead connection under a long call is noticed within minutes. Servers that nobody has tuned refuse pings that
+    # come more often than every five.
+    ("grpc.keepalive_time_ms", 330_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TLS:
+    """Certificates as paths of PEM files, or as their bytes.
+
+    `ca` are the authorities that may have signed the server's certificate (default: those that gRPC brings along).
+    `cert` and `key` are the client's own, where the server asks for one.
+    """
+
+    ca: str | Path | bytes | None = None
+    cert: str | Path | bytes | None = None
+    key: str | Path | bytes | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            given, missing = ("cert", "key") if self.key is None else ("key", "cert")
+            raise ValueError(f"TLS: expected {missing} beside {given}, got none")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """The same for gRPC. Raises OSError where a file cannot be read."""
+        return grpc.ssl_channel_credentials(
+            root_certificates=_contents(self.ca),
+            private_key=_contents(self.key),
+            certificate_chain=_contents(self.cert),
+        )
+
+
+def _contents(file: str | Path | bytes | None) -> bytes | None:
+    return file if file is None or isinstance(file, bytes) else Path(file).read_bytes()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """A server, and what a client needs to know to speak to it."""
+
+    address: str
+    credentials: grpc.ChannelCredentials | None
+    metadata: Metadata
+    """Of every call."""
+    timeout: float | None
+    """Seconds for a call that names no other."""
+    channels: int
+
+    @property
+    def options(self) -> Sequence[tuple[str, int]]:
+        """gRPC's options for a channel."""
+        host = self.address.rpartition(":")[0].strip("[]")
+        local = host in ("localhost", "::1") or host.startswith("127.") or self.address.startswith("unix:")
+        # A proxy for the outside world is no way to this machine.
+        return (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if local else _OPTIONS
+
+
+def target(
+    address: str | None, *, tls: bool | str | Path | TLS | None, token: str | None, timeout: float | None, channels: int
+) -> Target:
+    """Checks what a client was given. Raises ValueError where it cannot be meant."""
+    address = address if address is not None else os.environ.get(ADDRESS) or f"localhost:{PORT}"
+    if not address or "://" in address.removeprefix("unix://"):
+        raise ValueError(f'address: expected "host:port" or "unix:path", got {address!r}')
+    if ":" not in address:
+        address = f"{address}:{PORT}"
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout: expected seconds, more than 0, or None, got {timeout!r}")
+    if channels < 1:
+        raise ValueError(f"channels: expected 1 or more, got {channels}")
+    if token is not None and (not token or not token.isascii() or not token.isprintable()):
+        raise ValueError("token: expected printable ASCII characters, got others")  # not which: it is a secret
+    if isinstance(tls, str | Path):
+        tls = TLS(ca=tls)
+    elif tls is True:
+        tls = TLS()
+    return Target(
+        address=address,
+        credentials=tls.credentials() if tls else None,
+        metadata=(("authorization", f"Bearer {token}"),) if token is not None else (),
+        timeout=timeout,
+        channels=channels,
+    )

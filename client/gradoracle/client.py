@@ -1,0 +1,350 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+import grpc
+
+from gradoracle import channel, requests, results, status, stream
+from gradoracle.errors import GradOracleError
+from gradoracle.graph import Graph
+from gradoracle.requests import Names, Request, Tensors
+
+R = TypeVar("R")
+
+
+class Client:
+    """A client of one server. Any number of threads may use it at once.
+
+        with Client("localhost:50051") as client:
+            client.vjp("x**2", {"x": 3.0}).gradients["x"]  # 6.0
+
+    Without an address it takes GRADORACLE_ADDRESS from the environment, then localhost:50051. `tls` is True, the path
+    of a CA's certificate, or a `TLS`. `token` goes with every call as a bearer token. `timeout` is in seconds, for
+    calls that name none. `channels` is the number of connections, over which calls are spread.
+
+    In every method `graph` is a Graph or an expression, and `primals` holds a tensor for each of its inputs, by name: a
+    numpy array, a number, nested lists of numbers, anything with `__dlpack__`, or one that the server makes (`normal`,
+    `uniform`, `integers`, `fill`). `device` is "cpu", "cuda", "cuda:1", or None for the server's default. `seed` is
+    what torch.manual_seed is called with before the run. Every method raises the exceptions of `gradoracle.errors`.
+
+    Making a client connects to nothing; the first call does.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        tls: bool | str | Path | channel.TLS | None = None,
+        token: str | None = None,
+        timeout: float | None = None,
+        channels: int = 1,
+    ) -> None:
+        self._target = channel.target(address, tls=tls, token=token, timeout=timeout, channels=channels)
+        self._owned = contextlib.ExitStack()  # a server of its own
+        self._closed = False
+        self._channels = [self._connect() for _ in range(self._target.channels)]
+        # By path: the call over each channel, in turn. Without serializers, since requests and answers are bytes.
+        self._calls: dict[str, Iterator[grpc.UnaryUnaryMultiCallable[bytes, bytes]]] = {
+            method.path: itertools.cycle([one.unary_unary(method.path) for one in self._channels])
+            for method in requests.METHODS
+        }
+        self._streams: Iterator[grpc.StreamStreamMultiCallable[bytes, bytes]] = itertools.cycle(
+            [one.stream_stream(stream.PATH) for one in self._channels]
+        )
+
+    @classmethod
+    def local(cls, workers: int = 1, *, timeout: float | None = None, channels: int = 1, **settings: Any) -> Client:
+        """A client of a private server, which is started now and stopped when the client is closed.
+
+        `workers` and `settings` are those of `local_server`. Needs gradoracle[server] here.
+        """
+        from gradoracle.local import local_server
+
+        with contextlib.ExitStack() as starting:
+            address = starting.enter_context(local_server(workers, **settings))
+            client = cls(address, timeout=timeout, channels=channels)
+            client._owned.push(starting.pop_all())
+        return client
+
+    def _connect(self) -> grpc.Channel:
+        target = self._target
+        if target.credentials is None:
+            return grpc.insecure_channel(target.address, options=target.options)
+        return grpc.secure_channel(target.address, target.credentials, options=target.options)
+
+    @property
+    def address(self) -> str:
+        """Where the server is."""
+        return self._target.address
+
+    def close(self) -> None:
+        """Closes the connections. Calls that are still running fail."""
+        self._closed = True
+        for one in self._channels:
+            one.close()
+        self._owned.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.address}{', closed' if self._closed else ''}>"
+
+    # ---- Methods, one an RPC
+
+    def evaluate(
+        self,
+        graph: Graph | str,
+        primals: Tensors,
+        *,
+        device: str | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> results.EvaluateResult:
+        """The outputs of a graph, run under no_grad."""
+        return self._call(requests.evaluate(graph, primals, device=device, seed=seed), timeout)
+
+    def vjp(
+        self,
+        graph: Graph | str,
+        primals: Tensors,
+        cotangents: Tensors | None = None,
+        *,
+        wrt: Names | None = None,
+        retain: Names = (),
+        batched: Names = (),
+        device: str | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> results.VjpResult:
+        """Outputs and vector-Jacobian products: reverse-mode gradients of the sum of <cotangent, output>.
+
+        `cotangents` holds tensors of the outputs' shapes by the outputs' names; outputs that are left out contribute
+        nothing. None stands for 1 for every output, and is allowed only where each output that requires grad is a real
+        scalar; otherwise TensorError. Numbers among them are cast to the output's dtype.
+
+        `wrt` names the inputs whose gradients are wanted (default: every input that requires grad), `retain` further
+        values, by name or as Values, as torch's retain_grad does. The inputs in `batched` carry a leading batch axis:
+        the graph is written for one example, and outputs and gradients come back with that axis, one slice an example.
+
+        A gradient has its value's shape and dtype, in torch's convention where complex. It is None where no output
+        depends on the value.
+        """
+        request = requests.vjp(
+            graph, primals, cotangents, wrt=wrt, retain=retain, batched=batched, device=device, seed=seed
+        )
+        return self._call(request, timeout)
+
+    def jvp(
+        self,
+        graph: Graph | str,
+        primals: Tensors,
+        tangents: Tensors,
+        *,
+        device: str | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> results.JvpResult:
+        """Outputs and Jacobian-vector products: forward-mode tangents.
+
+        `tangents` holds a tensor of the input's shape for one input at least; the others stand still.
+        """
+        return self._call(requests.jvp(graph, primals, tangents, device=device, seed=seed), timeout)
+
+    def jacobian(
+        self,
+        graph: Graph | str,
+        primals: Tensors,
+        *,
+        of: Names | None = None,
+        wrt: Names | None = None,
+        device: str | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> results.JacobianResult:
+        """Outputs and whole Jacobians, by (output, input); the shape is the output's, then the input's.
+
+        `of` names the outputs (default: every floating or complex one), `wrt` the inputs (default: every input that
+        requires grad).
+        """
+        return self._call(requests.jacobian(graph, primals, of=of, wrt=wrt, device=device, seed=seed), timeout)
+
+    def hessian(
+        self,
+        graph: Graph | str,
+        primals: Tensors,
+        cotangents: Tensors | None = None,
+        *,
+        wrt: Names | None = None,
+        device: str | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> results.HessianResult:
+        """Outputs, first and second derivatives of the sum of <cotangent, output>.
+
+        `hessian[(row, column)]` has the row's shape, then the column's. `cotangents` as in `vjp`.
+        """
+        return self._call(requests.hessian(graph, primals, cotangents, wrt=wrt, device=device, seed=seed), timeout)
+
+    def hvp(
+        self,
+        graph: Graph | str,
+        primals: Tensors,
+        vectors: Tensors,
+        cotangents: Tensors | None = None,
+        *,
+        wrt: Names | None = None,
+        device: str | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> results.HvpResult:
+        """Outputs, first derivatives, and products of the Hessian with vectors, without making the Hessian.
+
+        `vectors` holds a tensor of the input's shape for one input at least; the others stand still. `products` holds,
+        for each input of `wrt`, the sum over columns of H[input, column] @ vector[column].
+        """
+        request = requests.hvp(graph, primals, vectors, cotangents, wrt=wrt, device=device, seed=seed)
+        return self._call(request, timeout)
+
+    def inspect(
+        self,
+        graph: Graph | str,
+        primals: Tensors,
+        *,
+        device: str | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> results.Inspection:
+        """Shape, dtype and autograd state of every value of a graph, by name, after it ran under autograd."""
+        return self._call(requests.inspect(graph, primals, device=device, seed=seed), timeout)
+
+    def server_info(self, *, timeout: float | None = None) -> results.ServerInfo:
+        """Version, torch, devices with their workers, and limits of the server."""
+        return self._call(requests.server_info(), timeout)
+
+    def operators(
+        self, name_contains: str = "", *, include_refused: bool = False, timeout: float | None = None
+    ) -> list[results.OperatorInfo]:
+        """The operators that the server serves, each overload with its schema, by name.
+
+        `include_refused` adds those that it refuses, with the reason.
+        """
+        return self._call(requests.operators(name_contains, include_refused=include_refused), timeout)
+
+    # ---- Many at a time
+
+    @overload
+    def map(
+        self,
+        requests: Iterable[Request[R]],
+        *,
+        window: int = 64,
+        ordered: bool = True,
+        return_exceptions: Literal[False] = False,
+        timeout: float | None = None,
+    ) -> Iterator[R]: ...
+    @overload
+    def map(
+        self,
+        requests: Iterable[Request[R]],
+        *,
+        window: int = 64,
+        ordered: bool = True,
+        return_exceptions: bool,
+        timeout: float | None = None,
+    ) -> Iterator[R | GradOracleError]: ...
+    def map(
+        self,
+        requests: Iterable[Request[R]],
+        *,
+        window: int = 64,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+        timeout: float | None = None,
+    ) -> Iterator[R | GradOracleError]:
+        """The results of many requests, made by `gradoracle.request`, over one stream.
+
+        `requests` is read as far ahead as `window` says: that many are sent and not yet taken as results. Results come
+        in the order of the requests, or with `ordered=False` as they are ready; `result.tag` then tells which is which.
+        A request that fails raises at its turn and ends the stream; with `return_exceptions` its exception takes the
+        place of a result. `timeout` is for the whole stream; the client's own does not hold here.
+        """
+        conversation = stream.Conversation(window=window, ordered=ordered, return_exceptions=return_exceptions)
+        return self._converse(iter(requests), conversation, timeout)
+
+    # ---- Calls
+
+    def _call(self, request: Request[R], timeout: float | None) -> R:
+        if timeout is None:
+            timeout = self._target.timeout
+        if request.tensor_bytes > stream.UNARY_AT_MOST:
+            conversation = stream.Conversation(window=1, ordered=True, return_exceptions=False)
+            (result,) = self._converse(iter((request,)), conversation, timeout)
+            return result
+        self._check_open()
+        call = next(self._calls[request.method.path])
+        try:
+            answer = call(request.to_bytes(), timeout=timeout, metadata=self._target.metadata)
+        except grpc.RpcError as error:
+            raise status.from_call(error, self.address, timeout) from error
+        return request.method.read(request.method.response(answer), ())
+
+    def _converse(
+        self, waiting: Iterator[Request[R]], conversation: stream.Conversation, timeout: float | None
+    ) -> Iterator[R]:
+        """Drives a stream: sends what there is room for, hands on what comes."""
+        self._check_open()
+        outbox: queue.SimpleQueue[Iterator[bytes] | None] = queue.SimpleQueue()
+        call = next(self._streams)(_bundles(outbox), timeout=timeout, metadata=self._target.metadata)
+        ended = False
+        try:
+            while True:
+                yield from conversation.ready()
+                while not ended and conversation.has_room:
+                    request = next(waiting, None)
+                    ended = request is None
+                    outbox.put(None if request is None else conversation.add(request))
+                if not conversation.is_waiting:
+                    break
+                conversation.receive(next(call))
+            # To the end of the stream, so that the server sees a regular one.
+            next(call, None)
+        except StopIteration:
+            raise stream.ended_early() from None
+        except grpc.RpcError as error:
+            raise status.from_call(error, self.address, timeout) from error
+        finally:
+            outbox.put(None)
+            call.cancel()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this client is closed; make a new one")
+
+
+def _bundles(outbox: queue.SimpleQueue[Iterator[bytes] | None]) -> Iterator[bytes]:
+    """The messages of a stream: what is ready together goes together."""
+    bundle = stream.Bundle()
+    while True:
+        try:
+            parts = outbox.get(block=bundle.is_empty)
+        except queue.Empty:
+            yield bundle.take()
+            continue
+        if parts is None:
+            break
+        for part in parts:
+            if not bundle.add(part):
+                yield bundle.take()
+    if not bundle.is_empty:
+        yield bundle.take()

@@ -1,0 +1,44 @@
+"""Protobuf's wire format, as far as requests need it: a tensor's bytes join a message without being copied into one.
+
+A message object copies what is put into it, and copies it again when it is serialized. Written by hand, a request is
+one join of pieces, and a graph that is used again and again is serialized once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Piece = bytes | memoryview
+"""Bytes of a message under construction."""
+
+
+def varint(value: int) -> bytes:
+    """A whole number that is not negative."""
+    if value < 0x80:
+        return bytes((value,))
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def number_field(number: int, value: int) -> bytes:
+    """A field of a whole number that is not negative."""
+    return varint(number << 3) + varint(value)
+
+
+def prefix(number: int, length: int) -> bytes:
+    """What stands before the contents of a field of bytes, text or a message."""
+    return varint(number << 3 | 2) + varint(length)
+
+
+def bytes_field(number: int, contents: bytes) -> bytes:
+    """A field of bytes, text or a message."""
+    return prefix(number, len(contents)) + contents
+
+
+def size(pieces: Sequence[Piece]) -> int:
+    """Bytes of the pieces together. A memoryview here is always of bytes, so that its length is its size."""
+    return sum(map(len, pieces))

@@ -1,0 +1,277 @@
+"""The workers of every device: who runs which request, and what happens when one dies.
+
+A worker that dies is replaced at once, and the request that it ran is answered WORKER_CRASHED. Where the death may come
+from outside (a kill, the kernel out of memory) the request is first tried once more on another worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from gradoracle_server import launch
+from gradoracle_server.front import statuses
+from gradoracle_server.front.admission import Full, Queue, Ticket
+from gradoracle_server.front.processes import Processes
+from gradoracle_server.front.quarantine import Quarantine
+from gradoracle_server.front.worker import STATES, Worker
+
+RESTART_REASONS = ("crash", "killed", "deadline", "cancelled", "start", "exit")
+"""Why a worker was replaced: it died of its request; it was ended from outside; the front ended it because the deadline
+of its request passed, or its caller went away; it never greeted; it ended while it had nothing to do."""
+
+_FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT, None}
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds before a worker that did not come up is started again
+_LIVED = 1.0  # seconds after which the end of an idle worker is no reason to pause
+_STARTS_AT_FIRST = 3  # failures in a row after which the server gives up coming up
+_CLOSING = 1.0  # seconds that idle workers get to end by themselves
+
+_log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """No worker of the default device comes up."""
+
+
+class Lane:
+    """The workers of one device, and the requests that wait for them."""
+
+    def __init__(
+        self,
+        options: launch.WorkerOptions,
+        queue: Queue,
+        processes: Processes,
+        target: Callable[..., None],
+        workers: int,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.device = options.device
+        self.queue = queue
+        self.workers = [Worker(target, options, processes, self._free, self._gone) for _ in range(workers)]
+        self.restarts: Counter[str] = Counter()
+        self.quarantine = Quarantine()
+        self.description = ""
+        self.memory_bytes = 0
+        self.torch_version = ""
+        self.came_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._on_change = on_change
+        self._idle: list[Worker] = []  # the last one that was busy is used first: its caches are warm
+        self._seconds = 0.01  # how long requests run, a moving average
+        self._failures = 0  # starts in a row that failed
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def alive(self) -> int:
+        return sum(worker.is_alive for worker in self.workers)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait or run."""
+        return self.queue.depth + sum(worker.state == "busy" for worker in self.workers)
+
+    def states(self) -> dict[str, int]:
+        """How many workers are in each state."""
+        found = Counter(worker.state for worker in self.workers)
+        return {state: found[state] for state in STATES}
+
+    def start(self) -> None:
+        """Starts every worker and keeps them alive from now on."""
+        self._tasks = [asyncio.create_task(self._keep(worker)) for worker in self.workers]
+
+    async def close(self) -> None:
+        """Ends every worker. What still waits or runs is answered SHUTTING_DOWN."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for ticket in self.queue.clear():
+            ticket.fail(statuses.shutting_down())
+        for worker in self.workers:
+            if worker.ticket is not None:
+                worker.ticket.fail(statuses.shutting_down())
+                worker.kill()
+            worker.close()
+        await asyncio.gather(*(worker.ended() for worker in self.workers))
+
+    def submit(self, ticket: Ticket, seconds: float | None) -> None:
+        """Gives a request to a worker, or makes it wait; `seconds` are left to its deadline. Raises Failure."""
+        if self.quarantine and (refused := self.quarantine.refused(ticket.job)):
+            raise statuses.worker_crashed(*refused)
+        if seconds is not None:
+            if seconds <= 0:
+                raise statuses.deadline_exceeded("queue")
+            ticket.timer = asyncio.get_running_loop().call_later(seconds, self._expire, ticket)
+        if self._idle:
+            self._give(self._idle.pop(), ticket)
+            return
+        try:
+            self.queue.put(ticket)
+        except Full as full:
+            ticket.stop_timer()
+            raise statuses.overloaded(self.device, full.limit, full.allowed, self._retry_after()) from None
+
+    def abandon(self, ticket: Ticket, reason: str = "cancelled") -> None:
+        """Nobody waits for a request any more: it leaves the queue, or its worker is stopped."""
+        ticket.stop_timer()
+        ticket.future.cancel()
+        if not self.queue.discard(ticket) and ticket.worker is not None:
+            ticket.worker.stop(reason)
+
+    def _expire(self, ticket: Ticket) -> None:
+        ticket.fail(statuses.deadline_exceeded("queue" if ticket.worker is None else "run"))
+        self.abandon(ticket, "deadline")
+
+    def _give(self, worker: Worker, ticket: Ticket) -> None:
+        ticket.queue_seconds = time.perf_counter() - ticket.arrived
+        worker.run(ticket)
+
+    def _free(self, worker: Worker) -> None:
+        ticket = self.queue.take()
+        if ticket is None:
+            self._idle.append(worker)
+        else:
+            self._give(worker, ticket)
+
+    def _gone(self, worker: Worker) -> None:
+        if worker in self._idle:
+            self._idle.remove(worker)
+        self._on_change()
+
+    def took(self, seconds: float) -> None:
+        """Notes how long a request ran."""
+        self._seconds += 0.05 * (seconds - self._seconds)
+
+    def _retry_after(self) -> float:
+        """When there is probably room again: the time in which half of the queue is served."""
+        return min(10.0, max(0.05, self.queue.depth / 2 * self._seconds / max(1, self.alive)))
+
+    async def _keep(self, worker: Worker) -> None:
+        """Starts a worker's process again and again, whenever it ends."""
+        while True:
+            try:
+                pause = await self._live(worker)
+            except Exception:
+                _log.exception("keeping a worker of %s alive went wrong", self.device)
+                pause = _LONGEST_PAUSE
+            if pause:
+                await asyncio.sleep(pause)
+
+    async def _live(self, worker: Worker) -> float:
+        """One life of a worker's process. Returns the seconds to pause before the next."""
+        started, born = False, time.perf_counter()
+        try:
+            await worker.start()
+            started = True
+        except (OSError, EOFError, TimeoutError, ValueError) as error:
+            _log.error("a worker of %s did not come up: %s", self.device, str(error) or type(error).__name__)
+        if started:
+            self._introduce(worker)
+            await worker.lost()
+        else:
+            worker.kill()
+        ticket, worker.ticket = worker.ticket, None
+        exit_code = await worker.ended()
+        reason = self._bury(worker, ticket, exit_code, started)
+        if self._failures:
+            return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10))
+        storm = reason == "exit" and not worker.jobs and time.perf_counter() - born < _LIVED
+        return _FIRST_PAUSE if storm else 0.0
+
+    def _introduce(self, worker: Worker) -> None:
+        """A worker has come up."""
+        self._failures = 0
+        self.description = str(worker.greeting.get("description", ""))
+        self.memory_bytes = int(worker.greeting.get("memory_bytes", 0))
+        self.torch_version = str(worker.greeting.get("torch", ""))
+        worker.state = "idle"
+        self._free(worker)
+        if not self.came_up.done():
+            self.came_up.set_result(None)
+        self._on_change()
+
+    def _bury(self, worker: Worker, ticket: Ticket | None, exit_code: int | None, started: bool) -> str:
+        """A worker has ended: counts why, and answers its request, or lets it try again. Returns why."""
+        if not started:
+            reason = "start"
+            self._failed_to_start(exit_code)
+        elif worker.stopped_for:
+            reason = worker.stopped_for
+        elif ticket is None or not ticket.attempts:
+            reason = "exit"
+        else:
+            reason = "killed" if exit_code in _FROM_OUTSIDE else "crash"
+        self.restarts[reason] += 1
+        pid = worker.greeting.get("pid", "?")
+        _log.warning("worker %s of %s ended %s (%s)", pid, self.device, _how_it_ended(exit_code), reason)
+        if ticket is None or worker.stopped_for:
+            return reason
+        ticket.worker = None
+        innocent = reason == "exit" or (reason == "killed" and ticket.attempts == 1)
+        if innocent and not ticket.future.done():
+            self._again(ticket)
+        elif not innocent:
+            # A death from outside says nothing about the request, but two in a row do.
+            self.quarantine.record(ticket.job, exit_code, deaths=2 if reason == "killed" else 1)
+            ticket.fail(statuses.worker_crashed(exit_code))
+        return reason
+
+    def _failed_to_start(self, exit_code: int | None) -> None:
+        self._failures += 1
+        if self._failures >= _STARTS_AT_FIRST and not self.came_up.done():
+            how = _how_it_ended(exit_code)
+            text = f"no worker of {self.device} comes up: {self._failures} ended {how} before they were ready"
+            self.came_up.set_exception(StartError(text))
+
+    def _again(self, ticket: Ticket) -> None:
+        if self._idle:
+            self._give(self._idle.pop(), ticket)
+        else:
+            self.queue.put_first(ticket)
+
+
+class Pool:
+    """The lanes of all devices that are served."""
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self.lanes = {lane.device: lane for lane in lanes}
+        self.default = lanes[0]
+
+    async def start(self) -> None:
+        """Starts all workers; returns when the default device has one. Raises StartError when none comes up."""
+        for lane in self.lanes.values():
+            lane.start()
+            lane.came_up.add_done_callback(_log_start_error)
+        await self.default.came_up
+
+    async def close(self) -> None:
+        """Ends all workers."""
+        await asyncio.gather(*(lane.close() for lane in self.lanes.values()))
+
+    def lane(self, device: str) -> Lane:
+        """The lane of the device that a request names: its name, "cuda" for any, or "" for the default."""
+        if not device:
+            return self.default
+        found = self.lanes.get(device)
+        if found is None and device == "cuda":
+            found = min(
+                (lane for name, lane in self.lanes.items() if name.startswith("cuda:")),
+                key=lambda lane: lane.in_flight,
+                default=None,
+            )
+        if found is None:
+            raise statuses.device_unavailable(device, self.lanes)
+        return found
+
+
+def _log_start_error(future: asyncio.Future[None]) -> None:
+    if not future.cancelled() and (error := future.exception()):
+        _log.error("%s", error)
+
+
+def _how_it_ended(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "for an unknown reason"
+    return f"by {statuses.signal_name(-exit_code)}" if exit_code < 0 else f"with exit code {exit_code}"

@@ -1,0 +1,100 @@
+"""Starting worker processes, and learning how they ended.
+
+Workers are forked from a fork server, a process of its own that has torch imported and no threads, so that one starts
+in milliseconds. One thread of the front talks to it: starting is quick, and `multiprocessing` may lose the exit code of
+a process when two threads ask for it at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+_DYING = 0.25  # seconds that a process may take to end after it closed its socket, before it is killed
+_UNKNOWN = 255  # multiprocessing's exit code of a process whose fork server has gone
+
+_fork_server: Any = forkserver._forkserver
+"""multiprocessing keeps its process id and pipe to itself, and has no way to end it."""
+
+
+class Processes:
+    """The fork server and its children."""
+
+    def __init__(self, preload: Sequence[str]) -> None:
+        """Starts the fork server, which imports the modules of `preload` once, while the front goes on."""
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__, *preload])
+        self._thread = ThreadPoolExecutor(1, "gradoracle-starter")
+        self._thread.submit(_start_fork_server)
+
+    async def start(self, target: Callable[..., None], *args: object) -> tuple[BaseProcess, socket.socket]:
+        """A new process that runs `target(socket, *args)`, and the other end of its socket."""
+        ours, theirs = socket.socketpair()
+        try:
+            run = asyncio.get_running_loop().run_in_executor
+            return await run(self._thread, self._start, target, theirs, args), ours
+        except BaseException:
+            ours.close()  # which ends the process if it comes to be
+            raise
+
+    async def ended(self, process: BaseProcess) -> int | None:
+        """How a process ended that has closed its socket: its exit code, negative for a signal, None if unknown."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, _ended, process)
+
+    def close(self) -> None:
+        """Starts nothing any more, and ends the fork server."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends the fork server at once, and with it whatever it started: the kernel sees to that."""
+        pid, _fork_server._forkserver_pid = _fork_server._forkserver_pid, None
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+    def _start(self, target: Callable[..., None], theirs: socket.socket, args: tuple[object, ...]) -> BaseProcess:
+        with theirs:
+            process = self._context.Process(target=_born, args=(target, theirs, *args), daemon=True)
+            process.start()
+            return process
+
+
+def _start_fork_server() -> None:
+    """Starts it with the signals blocked that are meant for the front.
+
+    A signal to the whole process group or control group (an interrupt typed at a terminal, systemd's stop) would end
+    the workers before the front could drain. Blocked in this thread, they are blocked in all that it starts.
+    """
+    resource_tracker.ensure_running()  # before the signals are blocked: it unblocks them
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    forkserver.ensure_running()
+
+
+def _born(target: Callable[..., None], sock: socket.socket, *args: object) -> None:
+    """The first function of a new process."""
+    # The fork server ends when nobody holds the other end of this pipe, and its children with it. If children held it
+    # too, a busy one would outlive a front that was killed, and the fork server with it.
+    os.close(_fork_server._forkserver_alive_fd)
+    # A core dump would take seconds, and put the caller's tensors on disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    target(sock, *args)
+
+
+def _ended(process: BaseProcess) -> int | None:
+    process.join(_DYING)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    code = process.exitcode
+    process.close()
+    return None if code == _UNKNOWN else code

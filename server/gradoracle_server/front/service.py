@@ -1,0 +1,193 @@
+"""The gRPC service: bytes in, a worker's bytes out.
+
+A request is not parsed here, nor is its answer: the device is found by looking at the request's outline, and the timing
+is appended to the answer's bytes, which protobuf reads as one more field.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from gradoracle.v1 import service_pb2
+from gradoracle_server.frames import METHODS, Attachments, Job, Reply
+from gradoracle_server.front import statuses, wire
+from gradoracle_server.front.admission import Ticket
+from gradoracle_server.front.metrics import SERVICE, Metrics
+from gradoracle_server.front.pool import Lane, Pool
+from gradoracle_server.settings import Settings
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_LIST_OPERATORS = METHODS.index("ListOperators")
+_TIMING_SIZE = len(wire.timing(0.0, (0.0,) * 7))
+
+
+class Service:
+    """Answers every method but Stream, and admits requests for that too."""
+
+    def __init__(self, pool: Pool, metrics: Metrics, settings: Settings, version: str) -> None:
+        self.metrics = metrics
+        self.settings = settings
+        self.draining = False  # whether new calls are refused
+        self._pool = pool
+        self._version = version
+
+    @property
+    def active(self) -> int:
+        """Calls that have begun and not ended."""
+        calls = self.metrics.calls.values()
+        return sum(call.started for call in calls) - sum(sum(call.handled.values()) for call in calls)
+
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """A handler for each unary method, without serializers: bytes come and go as they are."""
+        made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        for index, name in enumerate(METHODS):
+            made[name] = grpc.unary_unary_rpc_method_handler(self._unary(index))
+        made["DescribeServer"] = grpc.unary_unary_rpc_method_handler(self._describe)
+        return made
+
+    def describe(self) -> bytes:
+        """A serialized DescribeServerResponse."""
+        settings = self.settings
+        return service_pb2.DescribeServerResponse(
+            version=self._version,
+            torch_version=self._pool.default.torch_version,
+            python_version=platform.python_version(),
+            default_device=self._pool.default.device,
+            devices=[
+                service_pb2.DeviceInfo(
+                    name=name,
+                    description=lane.description,
+                    workers=len(lane.workers),
+                    workers_alive=lane.alive,
+                    memory_bytes=lane.memory_bytes,
+                )
+                for name, lane in self._pool.lanes.items()
+            ],
+            limits=service_pb2.Limits(
+                queue=settings.max_queue,
+                queue_bytes=settings.max_queue_bytes,
+                message_bytes=settings.max_message_bytes,
+                graph_nodes=settings.max_graph_nodes,
+                tensor_bytes=settings.max_tensor_bytes,
+                memory_bytes=settings.max_memory_bytes,
+                request_seconds=settings.request_timeout,
+            ),
+        ).SerializeToString()
+
+    def seconds(self, context: Context) -> float | None:
+        """What is left to a call's deadline, or to the server's own if that is sooner; None where there is neither."""
+        remaining = context.time_remaining()
+        timeout = self.settings.request_timeout
+        if not timeout:
+            return remaining
+        return timeout if remaining is None or timeout < remaining else remaining
+
+    async def device(self, method: int, request: bytes | memoryview) -> str:
+        """The device that a request names. Lets others have a go where finding it takes long."""
+        if method == _LIST_OPERATORS:
+            return ""
+        position, device = wire.peek(request)
+        while position < len(request):
+            await asyncio.sleep(0)
+            position, device = wire.peek(request, position, device)
+        return device
+
+    def admit(
+        self,
+        method: int,
+        request: bytes | memoryview,
+        device: str,
+        context: Context,
+        arrived: float,
+        attachments: Attachments | None = None,
+        attachments_welcome: bool = False,
+    ) -> tuple[Lane, Ticket]:
+        """Gives a request to a worker or makes it wait. Raises Failure where it can do neither."""
+        if self.draining:
+            raise statuses.shutting_down()
+        lane = self._pool.lane(device)
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        ticket = Ticket(Job(method, request, attachments, attachments_welcome), context.peer(), future, arrived)
+        lane.submit(ticket, self.seconds(context))
+        return lane, ticket
+
+    def response(self, lane: Lane, ticket: Ticket, reply: Reply) -> tuple[bytes | memoryview, bytes]:
+        """Takes note of an answer; returns the response's bytes, in two parts. Raises Failure where it is an error."""
+        lane.took(time.perf_counter() - ticket.arrived - ticket.queue_seconds)
+        self.metrics.replied(lane, ticket.job.method, reply, ticket.queue_seconds)
+        failure = None
+        size = len(reply.payload) + _TIMING_SIZE
+        if reply.code:
+            failure = statuses.from_worker(reply)
+        elif size > self.settings.max_message_bytes:
+            failure = _too_long("the answer", self.settings.max_message_bytes, size)
+        if failure is not None:
+            if reply.attachments is not None:
+                reply.attachments.close()
+            raise failure
+        return reply.payload, wire.timing(ticket.queue_seconds, reply.phases)
+
+    def _unary(self, method: int) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        name = METHODS[method]
+        calls = self.metrics.calls[name]
+        longest = self.settings.max_message_bytes
+
+        async def handle(request: bytes, context: Context) -> bytes:
+            arrived = time.perf_counter()
+            calls.started += 1
+            lane = ticket = None
+            try:
+                if len(request) > longest:
+                    raise _too_long("the request", longest, len(request))
+                device = await self.device(method, request)
+                lane, ticket = self.admit(method, request, device, context, arrived)
+                reply = await ticket.future
+                answer = b"".join(self.response(lane, ticket, reply))
+            except asyncio.CancelledError:  # the caller went away, or gRPC saw the deadline pass before we did
+                if lane is not None and ticket is not None:
+                    lane.abandon(ticket)
+                calls.finished(gone(context), time.perf_counter() - arrived)
+                raise
+            except Exception as error:
+                failure = error if isinstance(error, statuses.Failure) else statuses.internal(error, name)
+                calls.finished(failure.code, time.perf_counter() - arrived)
+                await failure.abort(context)
+            calls.finished(grpc.StatusCode.OK, time.perf_counter() - arrived)
+            return answer
+
+        return handle
+
+    async def _describe(self, request: bytes, context: Context) -> bytes:
+        arrived = time.perf_counter()
+        calls = self.metrics.calls["DescribeServer"]
+        calls.started += 1
+        if self.draining:
+            failure = statuses.shutting_down()
+            calls.finished(failure.code, time.perf_counter() - arrived)
+            await failure.abort(context)
+        answer = self.describe()
+        calls.finished(grpc.StatusCode.OK, time.perf_counter() - arrived)
+        return answer
+
+
+def gone(context: Context) -> grpc.StatusCode:
+    """What a call that gRPC cancelled ended with."""
+    remaining = context.time_remaining()
+    return grpc.StatusCode.CANCELLED if remaining is None or remaining > 0 else grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def register(server: grpc.aio.Server, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
+    """Makes a server serve the handlers as GradientService."""
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+def _too_long(what: str, allowed: int, asked: int) -> statuses.Failure:
+    hint = "; in a Stream, large tensors travel as attachments, which messages do not bound"
+    return statuses.limit_exceeded(what, "--max-message-bytes", allowed, asked, hint)

@@ -1,0 +1,286 @@
+"""The bidirectional Stream: many calls by id, answered as they are ready, large tensors in chunks.
+
+One task reads, one writes; a call costs no task of its own. What a stream may have unanswered is bounded by not reading
+on, so a client that sends faster than its calls are served, or reads no answers, is held up by gRPC's flow control.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from gradoracle_server.front import statuses, stream_wire, wire
+from gradoracle_server.front.admission import Ticket
+from gradoracle_server.front.pool import Lane
+from gradoracle_server.front.service import Context, Service, gone
+from gradoracle_server.front.stream_wire import Answer, Call
+from gradoracle_server.front.uploads import Budget, Upload
+
+CALLS_AT_MOST = 1024
+"""Unanswered calls of one stream, above which it is not read on."""
+
+BYTES_AT_MOST = 256 * 1024 * 1024
+"""Bytes of unanswered requests and unsent answers of one stream, above which it is not read on."""
+
+_CHUNK = 1024 * 1024  # bytes; of an attachment, and of answers that go into one message together
+_FIELDS_AT_ONCE = 256  # calls and chunks of one message before others have a go
+
+
+class Streams:
+    """The handler of Stream, and the streams that are open."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._budget = Budget(service.settings.max_queue_bytes, service.settings.max_tensor_bytes)
+        self._open: set[_Stream] = set()
+
+    def handler(self) -> grpc.RpcMethodHandler[Any, Any]:
+        return grpc.stream_stream_rpc_method_handler(self._handle)
+
+    def drain(self) -> None:
+        """Lets every stream finish what it has and end."""
+        for stream in self._open:
+            stream.drain()
+
+    async def _handle(self, _: object, context: Context) -> None:
+        arrived = time.perf_counter()
+        calls = self._service.metrics.calls["Stream"]
+        calls.started += 1
+        stream = _Stream(self._service, self._budget, context)
+        self._open.add(stream)
+        try:
+            if self._service.draining:
+                raise statuses.shutting_down()
+            await stream.run()
+        except asyncio.CancelledError:
+            calls.finished(gone(context), time.perf_counter() - arrived)
+            raise
+        except Exception as error:
+            failure = error if isinstance(error, statuses.Failure) else statuses.internal(error, "Stream")
+            calls.finished(failure.code, time.perf_counter() - arrived)
+            await failure.abort(context)
+        finally:
+            self._open.discard(stream)
+        calls.finished(grpc.StatusCode.OK, time.perf_counter() - arrived)
+
+
+class _Stream:
+    """One stream."""
+
+    def __init__(self, service: Service, budget: Budget, context: Context) -> None:
+        self._service = service
+        self._budget = budget
+        self._context = context
+        self._uploads: dict[int, Upload] = {}  # by call, which has not come yet
+        self._calls: dict[int, tuple[Lane, Ticket, Upload | None]] = {}  # by id, not yet answered
+        self._ready: deque[Answer] = deque()  # not yet sent
+        self._held = 0  # bytes of both
+        self._sending: tuple[Answer, Iterator[list[bytes | memoryview]]] | None = None  # the one that goes in chunks
+        self._reader: asyncio.Task[None] | None = None
+        self._drained = False
+        self._no_more_calls = False
+        self._ended = False
+        self._changed = asyncio.Event()  # for the writer: there are answers, or there will be none
+        self._room = asyncio.Event()  # for the reader: something was sent
+
+    async def run(self) -> None:
+        """Serves the stream to its end. Raises Failure where that is not the client's regular end."""
+        self._reader = asyncio.create_task(self._read())
+        writer = asyncio.create_task(self._write())
+        try:
+            await asyncio.wait({self._reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            if writer.done():
+                await writer  # it failed: it does not end before the reader otherwise
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reader
+            self._no_more_calls = True
+            self._changed.set()
+            await writer
+            if self._drained:
+                raise statuses.shutting_down()
+        finally:
+            self._reader.cancel()
+            writer.cancel()
+            self._give_back()
+
+    def drain(self) -> None:
+        """Reads no more calls."""
+        self._drained = True
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def _give_back(self) -> None:
+        """Nobody waits for anything of this stream any more."""
+        self._ended = True
+        for lane, ticket, _ in list(self._calls.values()):
+            lane.abandon(ticket)  # its done callback gives the rest back
+        for upload in self._uploads.values():
+            upload.close()
+        for answer in self._ready:
+            answer.close()
+        if self._sending is not None:
+            self._sending[0].close()
+
+    async def _read(self) -> None:
+        while True:
+            while self._is_full():
+                self._room.clear()
+                await self._room.wait()
+            message = await self._context.read()
+            if message is grpc.aio.EOF:
+                return
+            try:
+                await self._take(memoryview(message))
+            except wire.MalformedError as error:
+                text = f"the message's bytes are no StreamRequest: {error}"
+                raise statuses.malformed("Stream", text) from None
+
+    def _is_full(self) -> bool:
+        sending = 0 if self._sending is None else 1
+        return len(self._calls) + len(self._ready) + sending >= CALLS_AT_MOST or self._held >= BYTES_AT_MOST
+
+    async def _take(self, message: memoryview) -> None:
+        calls = []
+        for count, part in enumerate(stream_wire.split(message), 1):
+            if isinstance(part, Call):
+                calls.append(part)
+            else:
+                self._add(*part)
+            if count % _FIELDS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        # A call's chunks may stand behind it in the same message.
+        for count, call in enumerate(calls, 1):
+            await self._start(call)
+            if count % _FIELDS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def _add(self, call_id: int, attachment: int, data: memoryview) -> None:
+        upload = self._uploads.get(call_id)
+        if upload is None:
+            if len(self._uploads) >= CALLS_AT_MOST:
+                text = f"chunks: expected attachments of at most {CALLS_AT_MOST} calls that have not come, got more"
+                raise statuses.malformed("Stream", text)
+            upload = self._uploads[call_id] = Upload(self._budget, call_id)
+        upload.add(attachment, data)
+
+    async def _start(self, call: Call) -> None:
+        arrived = time.perf_counter()
+        upload = self._uploads.pop(call.id, None)
+        if call.id in self._calls:
+            if upload is not None:
+                upload.close()
+            text = f"calls: expected an id that is not in use, got {call.id}, whose call is not yet answered"
+            raise statuses.malformed("Stream", text)
+        try:
+            self._check(call, upload)
+            if call.method == stream_wire.DESCRIBE_SERVER:
+                if upload is not None:
+                    upload.close()
+                self._answer(Answer(call.id, stream_wire.field_of(call.method), [self._service.describe()]))
+                return
+            await self._admit(call, upload, arrived)
+        except Exception as error:
+            if upload is not None:
+                upload.close()
+            self._answer(_failed(call.id, error))
+
+    def _check(self, call: Call, upload: Upload | None) -> None:
+        """Raises Failure where a call does not follow the protocol."""
+        if upload is not None and upload.failure is not None:
+            raise upload.failure
+        if call.method is None:
+            raise statuses.malformed("Stream", f"calls: expected a request in call {call.id}, got none")
+        came = 0 if upload is None else len(upload.spans)
+        if came != call.attachments:
+            text = f"calls: expected {call.attachments} attachments before call {call.id}, got {came}"
+            raise statuses.malformed("Stream", text)
+
+    async def _admit(self, call: Call, upload: Upload | None, arrived: float) -> None:
+        assert call.method is not None  # noqa: S101 - checked
+        device = await self._service.device(call.method, call.request)
+        attachments = None if upload is None else upload.attachments()
+        try:
+            lane, ticket = self._service.admit(
+                call.method, call.request, device, self._context, arrived, attachments, attachments_welcome=True
+            )
+        except BaseException:
+            if attachments is not None:
+                attachments.close()
+            raise
+        self._calls[call.id] = lane, ticket, upload
+        self._held += ticket.size
+        ticket.future.add_done_callback(lambda _: self._finished(call.id, call.method or 0))
+
+    def _finished(self, call_id: int, method: int) -> None:
+        """A call has an answer, or nobody waits for one any more."""
+        lane, ticket, upload = self._calls.pop(call_id)
+        self._held -= ticket.size
+        if ticket.job.attachments is not None:
+            ticket.job.attachments.close()
+        if upload is not None:
+            upload.close()
+        if ticket.future.cancelled():
+            return
+        try:
+            reply = ticket.future.result()
+            parts = self._service.response(lane, ticket, reply)
+            self._answer(Answer(call_id, stream_wire.field_of(method), parts, reply.attachments))
+        except Exception as error:
+            self._answer(_failed(call_id, error))
+
+    def _answer(self, answer: Answer) -> None:
+        if self._ended:
+            answer.close()
+            return
+        self._ready.append(answer)
+        self._held += answer.size
+        self._changed.set()
+
+    async def _write(self) -> None:
+        while True:
+            if message := self._next():
+                await self._context.write(message)
+                self._room.set()
+            elif self._ready or self._sending is not None:
+                continue  # the last part of a large answer was sent, and the next one waits
+            elif self._no_more_calls and not self._calls:
+                return
+            else:
+                self._changed.clear()
+                await self._changed.wait()
+
+    def _next(self) -> bytes:
+        """The next message: answers that are ready, and a chunk of one that is larger."""
+        parts: list[bytes | memoryview] = []
+        size = 0
+        while self._ready and size < _CHUNK:
+            if self._ready[0].attachments is not None:
+                if self._sending is not None:
+                    break
+                answer = self._ready.popleft()
+                self._sending = answer, stream_wire.chunks(answer, _CHUNK)
+                continue
+            answer = self._ready.popleft()
+            self._held -= answer.size
+            size += answer.size
+            parts += stream_wire.answer(answer)
+        if self._sending is not None and size < _CHUNK:
+            answer, chunks = self._sending
+            if (chunk := next(chunks, None)) is not None:
+                parts += chunk
+            else:
+                self._sending = None
+                self._held -= answer.size
+                answer.close()
+        return b"".join(parts)
+
+
+def _failed(call_id: int, error: Exception) -> Answer:
+    failure = error if isinstance(error, statuses.Failure) else statuses.internal(error, "Stream")
+    return Answer(call_id, stream_wire.STATUS_FIELD, [failure.status.SerializeToString()])

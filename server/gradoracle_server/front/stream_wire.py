@@ -1,0 +1,129 @@
+"""The messages of Stream, read and written without parsing the requests and answers inside."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+
+from gradoracle_server.frames import METHODS, Attachments
+from gradoracle_server.front import wire
+
+DESCRIBE_SERVER = -1
+"""Stands for the method that is not a worker's."""
+
+STATUS_FIELD = 12  # of StreamAnswer
+
+_IN_ORDER = (*METHODS[:-1], "DescribeServer", METHODS[-1])  # StreamCall's and StreamAnswer's fields from 3 on
+_METHODS = {
+    3 + place: METHODS.index(name) if name in METHODS else DESCRIBE_SERVER for place, name in enumerate(_IN_ORDER)
+}
+_FIELDS = {method: field for field, method in _METHODS.items()}
+_FIELDS_AT_MOST = 64  # of one call or chunk; protobuf lets fields come again and again, but nobody sends that many
+
+
+@dataclasses.dataclass(slots=True)
+class Call:
+    """A StreamCall; `method` is None where it holds no request."""
+
+    id: int
+    attachments: int
+    method: int | None
+    request: bytes | memoryview
+
+
+@dataclasses.dataclass(slots=True)
+class Answer:
+    """A StreamAnswer to be. `parts` are its response's bytes, one after another."""
+
+    id: int
+    field: int
+    parts: Sequence[bytes | memoryview]
+    attachments: Attachments | None = None
+
+    @property
+    def size(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def close(self) -> None:
+        """Gives the attachments back."""
+        if self.attachments is not None:
+            self.attachments.close()
+
+
+def field_of(method: int) -> int:
+    """The field of StreamAnswer that holds a method's response."""
+    return _FIELDS[method]
+
+
+def split(message: memoryview) -> Iterator[Call | tuple[int, int, memoryview]]:
+    """A StreamRequest's calls and chunks as they stand; a chunk is call, attachment, data. Raises MalformedError."""
+    for number, kind, start, end in wire.fields(message, 0, len(message)):
+        if kind == wire.LENGTH and number == 1:
+            yield _call(message, start, end)
+        elif kind == wire.LENGTH and number == 2:
+            yield _chunk(message, start, end)
+
+
+def _call(message: memoryview, start: int, end: int) -> Call:
+    call = Call(0, 0, None, b"")
+    pieces: list[memoryview] = []
+    for number, kind, value, stop in _few(message, start, end):
+        if kind == wire.VARINT and number == 1:
+            call.id = value
+        elif kind == wire.VARINT and number == 2:
+            call.attachments = value & 0xFFFF_FFFF
+        elif kind == wire.LENGTH and number in _METHODS:
+            if call.method != _METHODS[number]:
+                pieces.clear()
+            call.method = _METHODS[number]
+            pieces.append(message[value:stop])
+    if pieces:
+        call.request = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return call
+
+
+def _chunk(message: memoryview, start: int, end: int) -> tuple[int, int, memoryview]:
+    call_id = attachment = 0
+    data = message[:0]
+    for number, kind, value, stop in _few(message, start, end):
+        if kind == wire.VARINT and number == 1:
+            call_id = value
+        elif kind == wire.VARINT and number == 2:
+            attachment = value & 0xFFFF_FFFF
+        elif kind == wire.LENGTH and number == 3:
+            data = message[value:stop]
+    return call_id, attachment, data
+
+
+def _few(message: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    for count, field in enumerate(wire.fields(message, start, end)):
+        if count == _FIELDS_AT_MOST:
+            raise wire.MalformedError(f"expected at most {_FIELDS_AT_MOST} fields in a call or chunk, got more")
+        yield field
+
+
+def answer(made: Answer) -> list[bytes | memoryview]:
+    """The field of StreamResponse that holds an answer, in parts."""
+    head = wire.tagged(1, made.id)
+    if made.attachments is not None:
+        head += wire.tagged(2, len(made.attachments.spans))
+    size = made.size
+    head += wire.headed(made.field, size)
+    return [wire.headed(1, len(head) + size) + head, *made.parts]
+
+
+def chunk(call_id: int, attachment: int, data: bytes) -> list[bytes | memoryview]:
+    """The field of StreamResponse that holds a chunk, in parts."""
+    head = wire.tagged(1, call_id) + wire.tagged(2, attachment) + wire.headed(3, len(data))
+    return [wire.headed(2, len(head) + len(data)) + head, data]
+
+
+def chunks(made: Answer, size: int) -> Iterator[list[bytes | memoryview]]:
+    """An answer with its attachments in pieces of at most `size` bytes, each read when it is asked for."""
+    assert made.attachments is not None  # noqa: S101 - who calls has looked
+    for index, (start, length) in enumerate(made.attachments.spans):
+        for offset in range(start, start + max(length, 1), size):
+            data = os.pread(made.attachments.descriptor, min(size, start + length - offset), offset)
+            yield chunk(made.id, index, data)
+    yield answer(made)

@@ -1,0 +1,113 @@
+"""The front's end of the socket to one worker, on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+
+from gradoracle_server.frames import Inbox, Job, Reply, parts
+
+
+class Connection:
+    """Sends jobs to a worker and hands its replies to `on_reply`, both without waiting and without tasks.
+
+    `on_lost` is called once, when the worker has closed its end or sends what is no reply.
+    """
+
+    def __init__(self, sock: socket.socket, on_reply: Callable[[Reply], None], on_lost: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._on_reply = on_reply
+        self._on_lost = on_lost
+        self._inbox: Inbox[Reply] = Inbox(Reply)
+        self._unsent: list[memoryview] = []
+        self._closed = False
+        sock.setblocking(False)
+        self._loop.add_reader(sock, self._readable)
+
+    def send(self, job: Job) -> bool:
+        """Sends a job; what the socket does not take at once follows when it can.
+
+        Returns False when the worker has gone, which `on_lost` will report too. Raises OSError when there is no memory
+        for the job.
+        """
+        buffers, descriptors, own = parts(job)
+        try:
+            sent = socket.send_fds(self._sock, buffers, descriptors) if descriptors else self._sock.sendmsg(buffers)
+        except BlockingIOError:  # not even its first byte, with which the descriptors go
+            raise OSError("the socket to the worker is full although it has nothing to do") from None
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        finally:
+            if own is not None:
+                os.close(own)
+        for buffer in buffers:
+            if sent < len(buffer):
+                self._unsent.append(memoryview(buffer)[sent:])
+            sent = max(0, sent - len(buffer))
+        if self._unsent:
+            self._loop.add_writer(self._sock, self._writable)
+        return True
+
+    def close(self) -> None:
+        """Closes the socket, which tells an idle worker to end. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._unsent.clear()
+        self._inbox.close()
+        self._sock.close()
+
+    def _readable(self) -> None:
+        try:
+            reply = self._inbox.read(self._sock)
+        except BlockingIOError:
+            return
+        except (EOFError, ValueError, OSError):
+            self._lost()
+            return
+        if reply is not None:
+            self._on_reply(reply)
+
+    def _writable(self) -> None:
+        while self._unsent:
+            try:
+                sent = self._sock.send(self._unsent[0])
+            except BlockingIOError:
+                return
+            except OSError:  # it has gone, which the reading side reports
+                self._unsent.clear()
+                break
+            self._unsent[0] = self._unsent[0][sent:]
+            if not self._unsent[0]:
+                del self._unsent[0]
+        self._loop.remove_writer(self._sock)
+
+    def _lost(self) -> None:
+        self.close()
+        self._on_lost()
+
+
+async def first_reply(sock: socket.socket, timeout: float) -> Reply:
+    """The one reply of a process that sends one and ends. Closes the socket.
+
+    Raises EOFError when it ends without one, TimeoutError when it does neither.
+    """
+    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    def on_reply(reply: Reply) -> None:
+        if not future.done():
+            future.set_result(reply)
+
+    def on_lost() -> None:
+        if not future.done():
+            future.set_exception(EOFError("the process ended without an answer"))
+
+    with contextlib.closing(Connection(sock, on_reply, on_lost)):
+        async with asyncio.timeout(timeout):
+            return await future

@@ -1,0 +1,172 @@
+"""One place for a worker process, and the process that fills it at the moment."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from gradoracle_server.frames import Reply
+from gradoracle_server.front import statuses
+from gradoracle_server.front.admission import Ticket
+from gradoracle_server.front.processes import Processes
+from gradoracle_server.front.transport import Connection
+from gradoracle_server.launch import WorkerOptions
+
+STATES = ("starting", "idle", "busy", "dead")
+
+GRACE = 0.1
+"""Seconds that a worker has to finish a request that nobody waits for any more, before it is killed.
+
+Most requests are shorter, and ending a worker costs a new process and its cached plans: a client that only hangs up
+early must not be able to cause that with every call."""
+
+START_TIMEOUT = 120.0
+"""Seconds from the start of a worker to its greeting; making a CUDA context can take many."""
+
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Runs one request at a time.
+
+    `on_free` is called with it when it can take the next one, `on_gone` when it cannot take any more, because its
+    process has closed its socket.
+    """
+
+    def __init__(
+        self,
+        target: Callable[..., None],
+        options: WorkerOptions,
+        processes: Processes,
+        on_free: Callable[[Worker], None],
+        on_gone: Callable[[Worker], None],
+    ) -> None:
+        self.state = "dead"
+        self.greeting: dict[str, Any] = {}  # of the present process
+        self.ticket: Ticket | None = None  # what it runs, or ran when it died
+        self.stopped_for = ""  # why the front ends, or ended, the process: "deadline", "cancelled", or not at all
+        self.jobs = 0  # answered by the present process
+        self.memory_allocated = 0  # bytes, as reported with the last answer
+        self.memory_reserved = 0
+        self._target = target
+        self._options = options
+        self._processes = processes
+        self._on_free = on_free
+        self._on_gone = on_gone
+        self._process: BaseProcess | None = None
+        self._connection: Connection | None = None
+        self._greeted: asyncio.Future[Reply] | None = None
+        self._lost: asyncio.Future[None] | None = None
+        self._doom: asyncio.TimerHandle | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        return self.state in ("idle", "busy")
+
+    async def start(self) -> None:
+        """Starts a process and waits for its greeting. Raises OSError, EOFError, TimeoutError or ValueError."""
+        loop = asyncio.get_running_loop()
+        self.state = "starting"
+        self.stopped_for = ""
+        self.jobs = 0
+        self._greeted, self._lost = loop.create_future(), loop.create_future()
+        self._process, sock = await self._processes.start(self._target, self._options)
+        self._connection = Connection(sock, self._on_reply, self._on_lost)
+        async with asyncio.timeout(START_TIMEOUT):
+            either: set[asyncio.Future[Any]] = {self._greeted, self._lost}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not self._greeted.done():
+            raise EOFError("the process ended before it greeted")
+        self.greeting = json.loads(bytes(self._greeted.result().payload))
+        _log.debug("worker %s of %s is ready", self.greeting.get("pid"), self._options.device)
+
+    async def lost(self) -> None:
+        """Waits until the process has closed its socket."""
+        assert self._lost is not None  # noqa: S101 - it has been started
+        await self._lost
+
+    async def ended(self) -> int | None:
+        """How the process ended. Ends it if it has not."""
+        self.state = "dead"
+        self.memory_allocated = self.memory_reserved = 0
+        self._spare()
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is None:
+            return None
+        process, self._process = self._process, None
+        return await self._processes.ended(process)
+
+    def run(self, ticket: Ticket) -> None:
+        """Gives it a request. The reply goes to the ticket."""
+        assert self._connection is not None  # noqa: S101 - it has greeted
+        self.state = "busy"
+        self.ticket = ticket
+        ticket.worker = self
+        try:
+            # One that has just died is noticed later; the request did not reach it then, and may try another one.
+            ticket.attempts += self._connection.send(ticket.job)
+        except OSError as error:
+            self.ticket = ticket.worker = None
+            ticket.fail(statuses.internal(error, "sending a request to a worker"))
+            asyncio.get_running_loop().call_soon(self._free)
+
+    def stop(self, reason: str) -> None:
+        """Ends the process unless it finishes within the grace: nobody waits for what it does."""
+        if self.state == "busy" and not self.stopped_for:
+            self.stopped_for = reason
+            self._doom = asyncio.get_running_loop().call_later(GRACE, self._end)
+
+    def kill(self) -> None:
+        """Ends the process at once."""
+        if self._process is not None:
+            self._process.kill()
+
+    def close(self) -> None:
+        """Closes the socket; an idle process ends then by itself."""
+        if self._connection is not None:
+            self._connection.close()
+        self._on_lost()
+
+    def _on_reply(self, reply: Reply) -> None:
+        if self._greeted is not None and not self._greeted.done():
+            self._greeted.set_result(reply)
+            return
+        ticket, self.ticket = self.ticket, None
+        if ticket is None:  # it answers what nobody asked: it cannot be trusted with the next request
+            _log.error("worker %s of %s answered unasked", self.greeting.get("pid"), self._options.device)
+            self.kill()
+            return
+        self._spare()
+        self.jobs += 1
+        self.memory_allocated, self.memory_reserved = reply.memory_allocated, reply.memory_reserved
+        ticket.worker = None
+        ticket.settle(reply)
+        self._free()
+
+    def _on_lost(self) -> None:
+        if self.state != "starting":
+            self.state = "dead"
+            self._on_gone(self)
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
+
+    def _free(self) -> None:
+        if self.state == "busy":
+            self.state = "idle"
+            self._on_free(self)
+
+    def _end(self) -> None:
+        self._doom = None
+        self.kill()
+
+    def _spare(self) -> None:
+        """Takes back a `stop` that has not ended it."""
+        if self._doom is not None:
+            self._doom.cancel()
+            self._doom = None
+            self.stopped_for = ""

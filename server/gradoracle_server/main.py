@@ -1,0 +1,66 @@
+"""The server's main function: settings, then the front.
+
+Exit codes: 0 stopped as told; 1 the workers do not come up; 2 a setting that cannot be used; 128 and the signal's
+number where a second SIGTERM or SIGINT ended it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import resource
+import sys
+from collections.abc import Callable, Sequence
+
+from gradoracle_server import launch, settings
+from gradoracle_server.front import logs
+from gradoracle_server.front.processes import Processes
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    target: Callable[..., None] = launch.run_worker,
+    scout: Callable[..., None] = launch.scout,
+    preload: str = launch.PRELOAD,
+) -> int:
+    """Serves until told to stop; returns the exit code. `arguments`: default, those of this process.
+
+    The rest are what worker processes run: they are for tests of the front.
+    """
+    version = importlib.metadata.version("gradoracle")
+    try:
+        told = settings.load(arguments, version=version)
+    except settings.SettingsError as error:
+        return _complain(error, 2)
+    logs.configure(told.log_format)
+    _allow_many_files()
+    processes = Processes([preload])
+    try:
+        # The fork server imports torch meanwhile.
+        from gradoracle_server.front.pool import StartError
+        from gradoracle_server.front.server import Front
+
+        async def serve() -> None:
+            await Front(told, processes, target, scout, version).run()
+
+        try:
+            asyncio.run(serve())
+        except settings.SettingsError as error:
+            return _complain(error, 2)
+        except StartError as error:
+            return _complain(error, 1)
+        return 0
+    finally:
+        processes.close()
+
+
+def _complain(error: Exception, code: int) -> int:
+    print(f"gradoracle: {error}", file=sys.stderr)
+    return code
+
+
+def _allow_many_files() -> None:
+    """A connection is a file descriptor, and so is a call's attachments; 1024, a usual limit, is soon reached."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
