@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import resource
@@ -40,6 +41,9 @@ def serve(sock: socket.socket, options: WorkerOptions) -> None:
     _limit_memory(options)
     worker = Worker(options)
     worker.warm_up()
+    # What lives now lives for ever: 170,000 objects, nearly all torch's. To look through them for garbage in the middle
+    # of a request takes 39 ms; frozen, 3 us.
+    gc.freeze()
     greeting = {"pid": os.getpid(), "torch": torch.__version__, "device": options.device}
     greeting |= devices.describe(options.device)
     send(sock, Reply(0, json.dumps(greeting).encode()))
