@@ -19,6 +19,9 @@ from gradoracle.requests import Names, Request, Tensors
 
 R = TypeVar("R")
 
+_WRITE_FAILED = "Internal error from Core"
+"""What grpc.aio says where it could not write because the server had ended the stream; why it had is forgotten then."""
+
 
 class AsyncClient:
     """A client of one server, for asyncio; everything is as in `Client`, and awaited.
@@ -290,6 +293,9 @@ class AsyncClient:
             # To the end of the stream, so that the server sees a regular one.
             await call.read()
         except grpc.RpcError as error:
+            if error.details() == _WRITE_FAILED:
+                await self.server_info(timeout=timeout)  # raises, if it is the connection or the credentials
+                raise stream.ended_early() from error
             raise status.from_call(error, self.address, timeout) from error
         finally:
             outbox.put_nowait(None)

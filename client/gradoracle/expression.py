@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gradoracle.errors import InvalidGraphError, InvalidRequestError, UnsupportedOperatorError
+from gradoracle.operators import table
 from gradoracle.values import Value, ValueList
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ _COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 }
 _ON_NUMBERS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow)
 """What may be computed from numbers alone."""
+
+_NUMBER = (bool, int, float, complex)
 
 _ATTRIBUTES = ("T", "mT", "H", "mH", "real", "imag")
 
@@ -121,6 +124,8 @@ class _Reader:
             self._fail(None, f"expected {LONGEST} characters at most, got {len(text)}")
         if not text.strip():
             self._fail(None, "expected an expression, got nothing")
+        if "\0" in text:
+            self._fail(None, "expected text, got a null character in it")
         if "\n" in text or "\r" in text:
             if "#" in text:
                 self._fail(None, "comments cannot stand in an expression of several lines")
@@ -209,11 +214,10 @@ class _Reader:
         return result
 
     def _binary(self, node: ast.expr, function: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
-        if not any(isinstance(one, Value) for one in (a, b)) and not (_is_number(a) and _is_number(b)):
+        # A list of numbers is as good as a tensor beside one.
+        kinds = (Value, list, bool, int, float, complex) if isinstance(a, Value) or isinstance(b, Value) else _NUMBER
+        if not isinstance(a, kinds) or not isinstance(b, kinds):
             self._fail(node, f"expected tensors or numbers on both sides, got {_kind(a)} and {_kind(b)}")
-        for one in (a, b):
-            if isinstance(one, str | tuple | ValueList) or one is None:
-                self._fail(node, f"expected tensors or numbers on both sides, got {_kind(one)}")
         return self._carried_out(node, lambda: function(a, b))
 
     def _power(self, node: ast.expr, base: Any, exponent: Any) -> Any:
@@ -266,7 +270,8 @@ class _Reader:
             self._fail(node, f"write {_MODULES[value.id]}{attribute}: operators have plain names here")
         target = self._walk(value, depth + 1)
         if not isinstance(target, Value) or attribute not in _ATTRIBUTES:
-            hint = f"; write .{attribute}(…) for a method" if isinstance(target, Value) else ""
+            is_method = isinstance(target, Value) and attribute in table().families
+            hint = f"; it is a method: .{attribute}(…)" if is_method else ""
             self._fail(node, f'expected one of .{", .".join(_ATTRIBUTES)}, got ".{attribute}"{hint}')
         return self._carried_out(node, lambda: getattr(target, attribute))
 
@@ -363,7 +368,7 @@ _MODULES: Mapping[str, str] = {
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, bool | int | float | complex)
+    return isinstance(value, _NUMBER)
 
 
 def _kind(value: object) -> str:

@@ -43,6 +43,7 @@ _BY_REASON: Mapping[str, type[errors.GradOracleError]] = {
 _BY_CODE: Mapping[int, type[errors.GradOracleError]] = {
     code.value[0]: error
     for code, error in {
+        grpc.StatusCode.CANCELLED: errors.ServerUnavailableError,
         grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequestError,
         grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceededError,
         grpc.StatusCode.PERMISSION_DENIED: errors.AuthenticationError,
@@ -74,6 +75,8 @@ def from_call(error: grpc.RpcError, address: str, timeout: float | None) -> erro
                 f"no gradoracle server answers at {address}: {message}. Is it running? "
                 "`gradoracle serve` starts one, and gradoracle.Client.local() one of your own"
             )
+        case grpc.StatusCode.CANCELLED:
+            message = f"the call to {address} was cut off before it was answered: {message}"
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             limit = "deadline" if timeout is None else f"timeout of {timeout:g} s"
             message = f"the {limit} passed before {address} answered; the work is stopped"

@@ -136,7 +136,8 @@ def _without_dlpack(value: Any) -> Array | None:
             return array
         bits = torch.int16 if value.dtype.itemsize == 2 else torch.uint8
         array = value.view(bits).numpy()
-        return array.view(extended)
+        array = array.view(extended)
+        return array
     return np.asarray(value) if hasattr(value, "__array__") else None
 
 

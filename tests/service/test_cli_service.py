@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -255,6 +257,20 @@ def test_health_of_an_unknown_service(run: Run) -> None:
     )
 
 
+@pytest.mark.parametrize(("number", "word", "code"), [(1, "SERVING", 0), (2, "NOT_SERVING", 3), (0, "UNKNOWN", 3)])
+def test_health_of_an_unwell_server(run: Run, number: int, word: str, code: int) -> None:
+    """Whatever a server says but SERVING ends with 3."""
+    check = grpc.unary_unary_rpc_method_handler(lambda request, context: bytes([8, number]) if number else b"")
+    unwell = grpc.server(ThreadPoolExecutor(1))
+    unwell.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": check}),))
+    port = unwell.add_insecure_port("127.0.0.1:0")
+    unwell.start()
+    try:
+        assert (code, f"{word}\n", "") == run("health", "--address", f"127.0.0.1:{port}")
+    finally:
+        unwell.stop(None).wait()
+
+
 def test_health_watch_until_ctrl_c(server: str) -> None:
     """--watch goes on until Ctrl-C, which ends it with 130 and without a word."""
     with process("health", "--watch", "--address", server) as watching:
@@ -292,22 +308,32 @@ def test_starts_a_server_itself() -> None:
     assert {"out": 2.0} == json.loads(out)["outputs"]
 
 
-def test_serve() -> None:
-    """serve is the server: it prints its line, answers, and ends with 0 on SIGTERM; its flags are its own."""
+def test_serve(run: Run, tmp_path: Path) -> None:
+    """serve is the server: it prints its line, answers who brings a token, and ends with 0 on SIGTERM."""
+    tokens, wrong = tmp_path / "tokens", tmp_path / "wrong"
+    tokens.write_text("secret-1\nsecret-2\n")
+    wrong.write_text("guess\n")
     flags = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--workers", "1", "--device=cpu"]
 
-    with process("serve", *flags) as serving:
+    with process("serve", *flags, "--token-file", str(tokens)) as serving:
         assert serving.stdout is not None
         line = serving.stdout.readline()
         address = line.removeprefix("gradoracle listening on ").split()[0]
-        with go.Client(address) as client:
-            answer = client.evaluate("x + 1", {"x": 1.0}).outputs["out"]
-            workers = client.server_info().workers
+        asking = ("eval", "x + 1", "x=1", "--address", address)
+        without, with_wrong = run(*asking), run(*asking, "--token-file", str(wrong))
+        with_right = run(*asking, "--token-file", str(tokens))
+        workers = document(run("info", "--address", address, "--token-file", str(tokens), "--json"))["devices"]
         serving.send_signal(signal.SIGTERM)
         serving.communicate(timeout=60)
 
     assert line.startswith("gradoracle listening on 127.0.0.1:")
-    assert (2.0, 1, 0) == (answer, workers, serving.returncode)
+    assert (0, "out: 2\n", "") == with_right
+    for code, out, err in (without, with_wrong):
+        assert (2, "", 1) == (code, out, err.count("\n"))
+        assert "token" in err
+        assert "secret" not in err
+    assert [("cpu", 1)] == [(device["name"], device["workers"]) for device in workers]
+    assert 0 == serving.returncode
 
 
 def test_serve_help_and_errors_are_the_servers() -> None:

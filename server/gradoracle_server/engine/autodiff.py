@@ -81,17 +81,32 @@ def pull_back(
     if not pairs or not live:
         return [None] * len(targets)
     try:
-        found = iter(
-            torch.autograd.grad(
-                [root for root, _ in pairs],
-                live,
-                grad_outputs=[one for _, one in pairs],
-                allow_unused=True,
-                create_graph=create_graph,
-                retain_graph=retain_graph,
-                is_grads_batched=batched,
+        if batched:
+            found = iter(
+                torch.autograd.grad(
+                    [root for root, _ in pairs],
+                    live,
+                    grad_outputs=[one for _, one in pairs],
+                    allow_unused=True,
+                    create_graph=create_graph,
+                    retain_graph=retain_graph,
+                    is_grads_batched=True,
+                )
             )
-        )
+        else:
+            # What torch.autograd.grad calls in the end; it checks the arguments before, which is done here already,
+            # and in a small request takes longer for that than for the work.
+            found = iter(
+                torch.autograd.Variable._execution_engine.run_backward(
+                    tuple(root for root, _ in pairs),
+                    tuple(one for _, one in pairs),
+                    create_graph if retain_graph is None else retain_graph,
+                    create_graph,
+                    tuple(live),
+                    allow_unreachable=True,
+                    accumulate_grad=False,
+                )
+            )
     except Exception as error:
         raise computation_failed(error) from error
     return [next(found) if target.requires_grad else None for target in targets]

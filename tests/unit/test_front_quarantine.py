@@ -1,0 +1,77 @@
+"""Quarantine: what ended workers is refused for a while, and nothing else."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from gradoracle_server import frames
+from gradoracle_server.front import quarantine
+from gradoracle_server.front.quarantine import Quarantine
+
+
+class Clock:
+    """Stands still until told."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_two_deaths_refuse_for_a_while() -> None:
+    """After two deaths the same bytes are refused, for as long as agreed, and then served again."""
+    clock = Clock()
+    kept = Quarantine(deaths=2, seconds=60.0, clock=clock)
+    job = frames.Job(0, b"crash")
+    assert not kept
+
+    kept.record(job, -11)
+    assert kept.refused(job) is None
+    kept.record(job, -6)
+    clock.now += 20
+
+    assert (-6, 40.0) == kept.refused(frames.Job(0, b"crash"))
+    clock.now += 41
+    assert kept.refused(job) is None
+
+
+@pytest.mark.parametrize("other", [frames.Job(1, b"crash"), frames.Job(0, b"crush"), frames.Job(0, b"crash!")])
+def test_other_requests_are_not_refused(other: frames.Job) -> None:
+    """Another method, other bytes or another length is another request."""
+    kept = Quarantine()
+    kept.record(frames.Job(0, b"crash"), -11, deaths=2)
+
+    assert kept.refused(other) is None
+
+
+def test_attachments_belong_to_the_request() -> None:
+    """Requests with the same bytes and other attachments are different ones."""
+    kept = Quarantine()
+    jobs = []
+    for content in (b"a" * 3_000_000, b"a" * 2_999_999 + b"b"):
+        jobs.append(frames.Job(0, b"x", frames.Attachments(frames.memory_file([content]), [(0, len(content))])))
+    kept.record(jobs[0], None, deaths=2)
+
+    assert kept.refused(jobs[0])
+    assert kept.refused(jobs[1]) is None
+    for job in jobs:
+        assert job.attachments is not None
+        job.attachments.close()
+    kept.record(jobs[1], None, deaths=2)  # closed: cannot be read any more, and is let be
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many requests crash, only so many are remembered, and those that are over are forgotten."""
+    monkeypatch.setattr(quarantine, "_ENTRIES", 10)
+    clock = Clock()
+    kept = Quarantine(clock=clock)
+    for length in range(100):
+        kept.record(frames.Job(0, os.urandom(1) * length), -11)
+    assert len(kept._entries) <= 10
+
+    clock.now += 61
+    kept.record(frames.Job(0, b"one more"), -11)
+
+    assert 1 == len(kept._entries)

@@ -1,0 +1,207 @@
+"""The scan of protobuf's bytes agrees with protobuf's own parser."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradoracle.v1 import service_pb2
+from gradoracle_server.front import stream_wire, wire
+
+
+def overlong(value: int, length: int) -> bytes:
+    """A number as protobuf may write it too: in more bytes than it needs."""
+    short = wire.varint(value)
+    if len(short) >= length:
+        return short
+    return short[:-1] + bytes([short[-1] | 0x80]) + b"\x80" * (length - len(short) - 1) + b"\0"
+
+
+numbers = st.sampled_from([1, 2, 3, 3, 3, 4, 5, 15, 16, 2047, 2**29 - 1])
+lengths = st.integers(1, 5)
+texts = st.sampled_from([b"", b"cpu", b"cuda:0", "gerät".encode(), b"\xff", b"\xed\xa0\x80"]) | st.binary(max_size=6)
+
+
+@st.composite
+def one_field(draw: st.DrawFn, depth: int = 0) -> bytes:
+    """A field of any number and wire type."""
+    number = draw(numbers)
+    kind = draw(st.sampled_from([0, 1, 2, 2, 2, 3, 5] if depth < 3 else [0, 1, 2, 5]))
+    tag = overlong(number << 3 | kind, draw(lengths))
+    if kind == 0:
+        return tag + overlong(draw(st.integers(0, 2**64 - 1)), draw(st.integers(1, 10)))
+    if kind == 1:
+        return tag + struct.pack("<d", 1.5)
+    if kind == 5:
+        return tag + struct.pack("<f", 1.5)
+    if kind == 2:
+        text = draw(texts)
+        return tag + overlong(len(text), draw(lengths)) + text
+    inside = b"".join(draw(st.lists(one_field(depth + 1), max_size=3)))
+    end = number if draw(st.integers(0, 9)) else number + 1
+    return tag + inside + overlong(end << 3 | 4, draw(lengths))
+
+
+messages = st.lists(one_field(), max_size=6).map(b"".join)
+
+
+def agrees(message: bytes) -> bool:
+    """Whether the scan finds what protobuf finds, for a message that protobuf accepts."""
+    try:
+        expected = service_pb2.EvaluateRequest.FromString(message).device
+    except DecodeError:
+        expected = None
+    position, device = wire.peek(message)
+    return position == len(message) and (expected is None or expected == device)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(messages)
+def test_device_is_protobufs(message: bytes) -> None:
+    """For every message that protobuf accepts, the scan finds the same device; it never raises."""
+    assert agrees(message)
+
+
+@settings(max_examples=500, deadline=None)
+@given(messages, st.data())
+def test_broken_messages_do_no_harm(message: bytes, data: st.DataObject) -> None:
+    """Nor does it for messages that are cut off or damaged anywhere."""
+    cut = data.draw(st.integers(0, len(message)))
+    damage = data.draw(st.binary(max_size=3))
+    assert agrees(message[:cut] + damage + message[cut + data.draw(st.integers(0, 3)) :])
+
+
+def test_a_wrong_scan_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison above is not blind: a scan that takes the first device, not the last, fails it."""
+    message = b"\x1a\x03cpu\x1a\x06cuda:0"
+    assert agrees(message)
+    peek = wire.peek
+    monkeypatch.setattr(wire, "peek", lambda message: (len(message), peek(message[:5])[1]))
+
+    assert not agrees(message)
+
+
+def test_memoryview_is_as_good_as_bytes() -> None:
+    """A request inside a stream's message is looked at where it lies."""
+    message = service_pb2.EvaluateRequest(device="cuda:3").SerializeToString()
+
+    assert (len(message), "cuda:3") == wire.peek(memoryview(b"x" + message)[1:])
+
+
+def test_scan_of_many_fields_pauses() -> None:
+    """A message of very many fields is scanned in parts, so that it does not hold up the event loop."""
+    message = b"\x12\x00" * 10_000 + b"\x1a\x03cpu" + b"\x12\x00" * 10_000
+    position, device, parts = 0, "", 0
+    while position < len(message):
+        position, device = wire.peek(message, position, device)
+        parts += 1
+
+    assert ("cpu", 5) == (device, parts)
+
+
+def test_timing_is_a_field_of_every_response() -> None:
+    """The appended bytes are the response's timing, each phase in its place."""
+    phases = (99.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+    response = service_pb2.EvaluateResponse()
+    response.outputs.add(name="y")
+
+    merged = service_pb2.EvaluateResponse.FromString(response.SerializeToString() + wire.timing(1.0, phases))
+
+    timing = merged.timing
+    assert "y" == merged.outputs[0].name
+    assert [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0] == [
+        timing.queue,
+        timing.decode,
+        timing.plan,
+        timing.forward,
+        timing.backward,
+        timing.check,
+        timing.encode,
+    ]
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_varint_is_protobufs(value: int) -> None:
+    """Numbers are written as protobuf writes them."""
+    expected = service_pb2.StreamCall(id=value).SerializeToString()
+
+    assert expected == (wire.tagged(1, value) if value else b"")
+
+
+METHODS = [
+    ("evaluate", 0, service_pb2.EvaluateRequest(device="a")),
+    ("compute_vjp", 1, service_pb2.ComputeVjpRequest(device="a")),
+    ("compute_jvp", 2, service_pb2.ComputeJvpRequest(device="a")),
+    ("compute_jacobian", 3, service_pb2.ComputeJacobianRequest(device="a")),
+    ("compute_hessian", 4, service_pb2.ComputeHessianRequest(device="a")),
+    ("check_gradients", 5, service_pb2.CheckGradientsRequest(device="a")),
+    ("inspect_graph", 6, service_pb2.InspectGraphRequest(device="a")),
+    ("describe_server", stream_wire.DESCRIBE_SERVER, service_pb2.DescribeServerRequest()),
+    ("list_operators", 7, service_pb2.ListOperatorsRequest(name_contains="a")),
+]
+
+
+@pytest.mark.parametrize(("field", "method", "request_"), METHODS)
+def test_stream_calls_are_split(field: str, method: int, request_: object) -> None:
+    """Every kind of call comes out with its method, and its answer goes into the field of the same name."""
+    message = service_pb2.StreamRequest()
+    message.calls.add(id=2**63, attachments=3, **{field: request_})
+
+    (call,) = stream_wire.split(memoryview(message.SerializeToString()))
+
+    assert isinstance(call, stream_wire.Call)
+    assert (2**63, 3, method) == (call.id, call.attachments, call.method)
+    assert message.calls[0].__getattribute__(field).SerializeToString() == bytes(call.request)
+    made = stream_wire.Answer(7, stream_wire.field_of(method), [b""])
+    answer = service_pb2.StreamResponse.FromString(b"".join(stream_wire.answer(made))).answers[0]
+    assert (7, field) == (answer.id, answer.WhichOneof("response"))
+
+
+def test_request_in_pieces_is_merged() -> None:
+    """A request that protobuf would merge from two pieces is merged; a second method replaces the first."""
+    first = service_pb2.StreamCall(id=1, evaluate=service_pb2.EvaluateRequest(device="a", seed=5))
+    second = service_pb2.StreamCall(evaluate=service_pb2.EvaluateRequest(device="b"))
+    other = service_pb2.StreamCall(inspect_graph=service_pb2.InspectGraphRequest(device="c"))
+    for pieces in ([first, second], [first, other], [other, first, second], [first, other, second]):
+        whole = b"".join(piece.SerializeToString() for piece in pieces)
+        expected = service_pb2.StreamCall.FromString(whole)
+        message = wire.headed(1, len(whole)) + whole
+
+        (call,) = stream_wire.split(memoryview(message))
+
+        assert isinstance(call, stream_wire.Call)
+        kind = expected.WhichOneof("request")
+        assert {"evaluate": 0, "inspect_graph": 6}[kind] == call.method
+        assert getattr(expected, kind) == type(getattr(expected, kind)).FromString(bytes(call.request))
+
+
+def test_chunks_are_split() -> None:
+    """Chunks come with call, attachment and data; what is unset is zero."""
+    message = service_pb2.StreamRequest()
+    message.chunks.add(call_id=9, attachment=2, data=b"abc")
+    message.chunks.add()
+
+    assert [(9, 2, b"abc"), (0, 0, b"")] == list(stream_wire.split(memoryview(message.SerializeToString())))
+
+
+def test_call_of_too_many_fields_is_refused() -> None:
+    """A call that repeats its fields without end is no call."""
+    inside = wire.tagged(1, 1) * 65
+
+    with pytest.raises(wire.MalformedError, match="expected at most 64 fields in a call or chunk, got more"):
+        list(stream_wire.split(memoryview(wire.headed(1, len(inside)) + inside)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60))
+def test_nonsense_in_a_stream_is_refused(message: bytes) -> None:
+    """Bytes that are no message raise MalformedError and nothing else."""
+    try:
+        for _ in stream_wire.split(memoryview(message)):
+            pass
+    except wire.MalformedError:
+        pass
