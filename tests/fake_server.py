@@ -1,4 +1,4 @@
-"""Runs the server with the workers of fake_worker.py: `python fake_server.py [--fake-workers NAME] [flags of the server]`."""
+"""Runs the server with the workers of fake_worker.py: `python fake_server.py [--fake-workers NAME] [flags]`."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ number where a second SIGTERM or SIGINT ended it at once.
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.metadata
 import resource
 import sys
@@ -42,6 +43,9 @@ def main(
         from gradoracle_server.front.server import Front
 
         async def serve() -> None:
+            # What exists by now stays: collections need not look at it again and again.
+            gc.collect()
+            gc.freeze()
             await Front(told, processes, target, scout, version).run()
 
         try:

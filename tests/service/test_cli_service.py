@@ -336,6 +336,23 @@ def test_serve(run: Run, tmp_path: Path) -> None:
     assert 0 == serving.returncode
 
 
+def test_tls(run: Run) -> None:
+    """--tls-ca, --tls-cert and --tls-key are what a server with TLS and client certificates asks for."""
+    folder = Path(__file__).parent / "certificates"
+    authority = str(folder / "authority.pem")
+    shown = ("--tls-ca", authority, "--tls-cert", str(folder / "client.pem"), "--tls-key", str(folder / "client.key"))
+    flags = {"tls_cert": folder / "server.pem", "tls_key": folder / "server.key", "tls_client_ca": authority}
+
+    with go.local_server(**flags) as address:
+        place = ("--address", f"localhost:{address.rpartition(':')[2]}", "--timeout", "20")
+        evaluated, healthy = run("eval", "x + 1", "x=1", *place, *shown), run("health", *place, *shown)
+        plain, nameless = run("health", *place), run("health", *place, "--tls-ca", authority)
+
+    assert (0, "out: 2\n", "") == evaluated
+    assert (0, "SERVING\n", "") == healthy
+    assert (3, "") == plain[:2] == nameless[:2]
+
+
 def test_serve_help_and_errors_are_the_servers() -> None:
     """`serve --help` lists the server's flags; one that it does not know ends with 2."""
     with process("serve", "--help") as helping:

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +25,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def descriptors() -> int:
     """How many file descriptors this process has."""
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, frames.SHARED_FROM - 1, frames.SHARED_FROM, 3_000_000])
@@ -58,7 +59,7 @@ def test_reply_arrives(pair: tuple[socket.socket, socket.socket]) -> None:
 
 
 def test_attachments_arrive(pair: tuple[socket.socket, socket.socket]) -> None:
-    """Attachments come as a memory file with spans; the receiver may write to its mapping, and nobody else sees that."""
+    """Attachments come as a memory file with spans; the receiver may write to its mapping, and nobody else sees it."""
     descriptor = frames.memory_file([b"abc", b"\0" * 61, b"defg"])
     sent = Attachments(descriptor, [(0, 3), (64, 4)])
 

@@ -126,7 +126,9 @@ def test_sizes(text: str, expected: int) -> None:
     assert expected == load(["--max-tensor-bytes", text], {}).max_tensor_bytes
 
 
-@pytest.mark.parametrize(("text", "expected"), [("0", 0.0), ("1.5", 1.5), ("250ms", 0.25), ("5m", 300.0), ("1h", 3600.0)])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("0", 0.0), ("1.5", 1.5), ("250ms", 0.25), ("5m", 300.0), ("1h", 3600.0)]
+)
 def test_durations(text: str, expected: float) -> None:
     """Durations are seconds, or have a unit."""
     assert expected == load(["--request-timeout", text], {}).request_timeout

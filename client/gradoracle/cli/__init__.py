@@ -22,6 +22,7 @@ from typing import cast
 import click
 
 COMMANDS = {
+    "check": "Check gradients of a graph, autograd's own or claimed ones.",
     "demo": "Run the ten tutorial cases through a server and show the results.",
     "eval": "Evaluate a graph.",
     "grad": "Compute gradients of a graph (a vector-Jacobian product).",
@@ -67,7 +68,7 @@ def print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 all good, 1 a gradient is wrong, 2 usage or bad input, 3 the service failed.",
+    epilog="Exit codes: 0 all good, 1 a gradient is wrong, 2 usage or bad input, 3 the service failed, 4 no verdict.",
 )
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version, help="Show the version."

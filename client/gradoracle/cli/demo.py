@@ -93,7 +93,7 @@ def results(cases: Sequence[Case], *, wide: bool) -> Table:
 def timings(cases: Sequence[Case]) -> Table:
     """Where the time of each case went."""
     phases = [phase for phase in cases[0].timing if any(case.timing.get(phase) for case in cases)]
-    table = tables.table("#", *phases, "round trips", right=True)
+    table = tables.table("#", *phases, "wall clock", right=True)
     for case in cases:
         spent = (tables.duration(case.timing.get(phase, 0.0)) for phase in phases)
         table.add_row(str(case.number), *spent, tables.duration(case.seconds))

@@ -13,6 +13,9 @@ USAGE = 2
 SERVICE = 3
 """The service failed, or was not there: asking again may help."""
 
+NO_VERDICT = 4
+"""A check could not tell: inconclusive, non-differentiable or non-deterministic."""
+
 _THE_CALLERS = (
     errors.InvalidRequestError,
     errors.TraceError,

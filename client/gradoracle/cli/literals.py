@@ -67,15 +67,20 @@ def in_own_dtype(name: str, nested: object, *, floating: bool) -> Array:
 
 def in_dtype(name: str, nested: object, dtype: np.dtype[Any]) -> Array:
     """Numbers as an array of a given dtype. What it cannot hold is refused, not bent: 2.5 or 300 in a uint8."""
-    kind = _array(name, nested).dtype.kind
-    if dtype.kind in "iu" and kind not in "Oiub" and np.size(np.asarray(nested)):
+    source = _array(name, nested)
+    if dtype.kind in "iu" and source.dtype.kind not in "Oiub" and source.size:
         raise bad(name, f"whole numbers for {dtype}", repr(nested))
-    if dtype.kind != "c" and kind == "c":
+    if dtype.kind != "c" and source.dtype.kind == "c":
         raise bad(name, f"real numbers for {dtype}", repr(nested))
     try:
-        return np.asarray(nested, dtype=dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = np.asarray(nested, dtype=dtype)
+            lost = ~np.isfinite(array.astype(np.complex128)) & np.isfinite(source.astype(np.complex128))
     except (ValueError, OverflowError, TypeError) as error:
         raise bad(name, f"numbers that {dtype} can hold", repr(nested)) from error
+    if lost.any():
+        raise bad(name, f"numbers that {dtype} can hold", repr(nested))
+    return array
 
 
 def _array(name: str, nested: object) -> Array:

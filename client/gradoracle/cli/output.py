@@ -75,15 +75,22 @@ def plain(array: Array | None) -> Any:
     if array is None:
         return None
     if array.dtype.kind == "c":
-        return _finite(np.stack([array.real, array.imag], axis=-1).tolist())
+        return finite(np.stack([array.real, array.imag], axis=-1).tolist())
     if array.dtype.kind == "V":  # the types of ml_dtypes, each of which fits into a double
         array = array.astype(np.float64)
-    return _finite(array.tolist())
+    return finite(array.tolist())
 
 
-def _finite(nested: Any) -> Any:
+def finite(nested: Any) -> Any:
+    """Nested lists and dicts with what JSON cannot say, as in `plain`."""
     if isinstance(nested, list):
-        return [_finite(item) for item in nested]
+        return [finite(item) for item in nested]
+    if isinstance(nested, dict):
+        return {key: finite(item) for key, item in nested.items()}
+    if isinstance(nested, tuple):
+        return [finite(item) for item in nested]
+    if isinstance(nested, complex):
+        return [finite(nested.real), finite(nested.imag)]
     if isinstance(nested, float) and not math.isfinite(nested):
         return "NaN" if math.isnan(nested) else "Infinity" if nested > 0 else "-Infinity"
     return nested

@@ -85,12 +85,9 @@ def from_file(name: str, text: str) -> Array:
     if not key:
         return loaded
     dtype = literals.dtype_named(name, key)
-    # numpy's files forget what a bfloat16 is and give its bytes back as void.
-    return (
-        loaded.view(dtype)
-        if loaded.dtype.kind == "V" and loaded.dtype.itemsize == dtype.itemsize
-        else loaded.astype(dtype)
-    )
+    if loaded.dtype.kind == "V" and loaded.dtype.itemsize == dtype.itemsize:
+        return loaded.view(dtype)  # numpy's files forget what a bfloat16 is and give its bytes back
+    return literals.in_dtype(name, loaded, dtype)
 
 
 def load(path: Path) -> dict[str, Array] | Array:

@@ -8,7 +8,9 @@ for connections that have nothing waiting: an eighth of the limit on top of it, 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from gradoracle_server.frames import Job, Reply
@@ -22,24 +24,31 @@ _RESERVE = 8  # one place in so many on top of the limits is kept for connection
 class Ticket:
     """A request on its way through the front."""
 
-    __slots__ = ("arrived", "attempts", "future", "job", "peer", "queue_seconds", "size", "timer", "worker")
+    __slots__ = ("_peer", "arrived", "attempts", "deadline", "future", "job", "queue_seconds", "size", "worker")
 
-    def __init__(self, job: Job, peer: str, future: asyncio.Future[Reply], arrived: float) -> None:
+    def __init__(self, job: Job, peer: Callable[[], str], future: asyncio.Future[Reply], arrived: float) -> None:
+        """`arrived` is a time.perf_counter()."""
         self.job = job
-        self.peer = peer  # the connection that it came over
+        self._peer: str | Callable[[], str] = peer  # asked only of those that have to wait
         self.future = future  # what the caller waits for; cancelled when nobody does any more
-        self.arrived = arrived  # time.perf_counter(), as are all times here
+        self.arrived = arrived
         self.queue_seconds = 0.0
         self.attempts = 0  # how many workers got it
         self.worker: Worker | None = None  # who has it
-        self.timer: asyncio.TimerHandle | None = None  # its deadline
+        self.deadline = math.inf  # by the event loop's clock
         self.size = len(job.payload)
         if job.attachments is not None:
             self.size += sum(length for _, length in job.attachments.spans)
 
+    @property
+    def peer(self) -> str:
+        """The connection that it came over."""
+        if not isinstance(self._peer, str):
+            self._peer = self._peer()
+        return self._peer
+
     def settle(self, reply: Reply) -> None:
         """Hands the reply to who waits for it; where nobody does, nothing of it is kept."""
-        self.stop_timer()
         if not self.future.done():
             self.future.set_result(reply)
         elif reply.attachments is not None:
@@ -47,14 +56,8 @@ class Ticket:
 
     def fail(self, failure: Exception) -> None:
         """Hands a failure to who waits for the reply."""
-        self.stop_timer()
         if not self.future.done():
             self.future.set_exception(failure)
-
-    def stop_timer(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
 
 
 class Full(Exception):  # noqa: N818 - an everyday answer, no error
@@ -75,6 +78,10 @@ class Queue:
         self.depth = 0
         self.bytes = 0
         self._waiting: OrderedDict[str, OrderedDict[Ticket, None]] = OrderedDict()  # by connection; who is next, first
+
+    def __iter__(self) -> Iterator[Ticket]:
+        """All that wait, in no order."""
+        return (ticket for tickets in self._waiting.values() for ticket in tickets)
 
     def put(self, ticket: Ticket) -> None:
         """Makes a request wait, or raises Full."""
@@ -108,7 +115,7 @@ class Queue:
 
     def discard(self, ticket: Ticket) -> bool:
         """Lets a request wait no longer. Returns whether it did."""
-        tickets = self._waiting.get(ticket.peer)
+        tickets = self._waiting.get(ticket.peer) if self.depth else None
         if tickets is None or ticket not in tickets:
             return False
         del tickets[ticket]
@@ -119,7 +126,7 @@ class Queue:
 
     def clear(self) -> list[Ticket]:
         """Lets nobody wait; returns who did."""
-        waiting = [ticket for tickets in self._waiting.values() for ticket in tickets]
+        waiting = list(self)
         for ticket in waiting:
             self.discard(ticket)
         return waiting

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 class Tokens(grpc.aio.ServerInterceptor):
     """Lets only calls through that bring one of the tokens of a file."""
 
-    def __init__(self, path: Path, *, health_without_token: bool, on_refused: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, health_without_token: bool, on_refused: Callable[[str], None]) -> None:
         """`on_refused` is told the method ("/package.Service/Method") of each call that is refused."""
         self._path = path
         self._health_without_token = health_without_token

@@ -40,7 +40,7 @@ class MetricsServer:
         """Serves the registry's metrics."""
         self._server.set_app(_app(registry, is_ready))
         self._serving = True
-        threading.Thread(target=self._server.serve_forever, name="gradoracle-metrics", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="gradoracle-metrics", daemon=True).start()
 
     def close(self) -> None:
         """Gives the port back."""

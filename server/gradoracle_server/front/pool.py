@@ -11,11 +11,12 @@ import logging
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from gradoracle_server import launch
 from gradoracle_server.front import statuses
 from gradoracle_server.front.admission import Full, Queue, Ticket
+from gradoracle_server.front.deadlines import Deadlines
 from gradoracle_server.front.processes import Processes
 from gradoracle_server.front.quarantine import Quarantine
 from gradoracle_server.front.worker import STATES, Worker
@@ -63,6 +64,7 @@ class Lane:
         self._seconds = 0.01  # how long requests run, a moving average
         self._failures = 0  # starts in a row that failed
         self._tasks: list[asyncio.Task[None]] = []
+        self._deadlines = Deadlines(self._pending, self._expire)
 
     @property
     def alive(self) -> int:
@@ -84,6 +86,7 @@ class Lane:
 
     async def close(self) -> None:
         """Ends every worker. What still waits or runs is answered SHUTTING_DOWN."""
+        self._deadlines.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -103,22 +106,26 @@ class Lane:
         if seconds is not None:
             if seconds <= 0:
                 raise statuses.deadline_exceeded("queue")
-            ticket.timer = asyncio.get_running_loop().call_later(seconds, self._expire, ticket)
+            self._deadlines.watch(ticket, seconds)
         if self._idle:
             self._give(self._idle.pop(), ticket)
             return
         try:
             self.queue.put(ticket)
         except Full as full:
-            ticket.stop_timer()
             raise statuses.overloaded(self.device, full.limit, full.allowed, self._retry_after()) from None
 
     def abandon(self, ticket: Ticket, reason: str = "cancelled") -> None:
         """Nobody waits for a request any more: it leaves the queue, or its worker is stopped."""
-        ticket.stop_timer()
         ticket.future.cancel()
         if not self.queue.discard(ticket) and ticket.worker is not None:
             ticket.worker.stop(reason)
+
+    def _pending(self) -> Iterator[Ticket]:
+        yield from self.queue
+        for worker in self.workers:
+            if worker.ticket is not None and not worker.ticket.future.done():
+                yield worker.ticket
 
     def _expire(self, ticket: Ticket) -> None:
         ticket.fail(statuses.deadline_exceeded("queue" if ticket.worker is None else "run"))
@@ -202,7 +209,7 @@ class Lane:
         elif ticket is None or not ticket.attempts:
             reason = "exit"
         else:
-            reason = "killed" if exit_code in _FROM_OUTSIDE else "crash"
+            reason = "killed" if exit_code in _FROM_OUTSIDE and not worker.garbled else "crash"
         self.restarts[reason] += 1
         pid = worker.greeting.get("pid", "?")
         _log.warning("worker %s of %s ended %s (%s)", pid, self.device, _how_it_ended(exit_code), reason)

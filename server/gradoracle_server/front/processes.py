@@ -8,6 +8,7 @@ a process when two threads ask for it at the same time.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import multiprocessing
 import os
 import resource
@@ -20,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 _DYING = 0.25  # seconds that a process may take to end after it closed its socket, before it is killed
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>: the signal that a process gets when its parent ends
 _UNKNOWN = 255  # multiprocessing's exit code of a process whose fork server has gone
 
 _fork_server: Any = forkserver._forkserver
@@ -85,9 +87,14 @@ def _born(target: Callable[..., None], sock: socket.socket, *args: object) -> No
     # The fork server ends when nobody holds the other end of this pipe, and its children with it. If children held it
     # too, a busy one would outlive a front that was killed, and the fork server with it.
     os.close(_fork_server._forkserver_alive_fd)
+    # Whatever it is doing then. It cannot miss the moment: if the front has gone already, so has the end of its socket.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # A core dump would take seconds, and put the caller's tensors on disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    target(sock, *args)
+    try:
+        target(sock, *args)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the front has gone, or does not want it any more
 
 
 def _ended(process: BaseProcess) -> int | None:

@@ -55,6 +55,7 @@ class Front:
         self._draining = False
         self._health = Health()
         self._pool: Pool | None = None
+        self._metrics: Metrics | None = None
         self._tokens: Tokens | None = None
         self._tls: Tls | None = None
 
@@ -64,10 +65,12 @@ class Front:
         self._listen_to_signals()
         check_address("--listen", settings.listen)
         self._tls = Tls(settings) if settings.tls_cert else None
+        if settings.token_file is not None:
+            self._tokens = Tokens(settings.token_file, settings.health_without_token, self._refused)
         http = _metrics_server(settings.metrics_listen)
         try:
             pool = self._pool = await self._make_pool()
-            metrics = Metrics(pool, self._version)
+            metrics = self._metrics = Metrics(pool, self._version)
             if http is not None:
                 http.start(metrics.registry, lambda: self._health.is_ready)
             try:
@@ -120,7 +123,7 @@ class Front:
         settings = self._settings
         service = Service(pool, metrics, settings, self._version)
         streams = Streams(service)
-        server = self._make_server(service, streams, metrics)
+        server = self._make_server(service, streams)
         address = _bind(server, settings.listen, self._tls)
         await self._health.start()
         await server.start()
@@ -133,21 +136,9 @@ class Front:
         if address.path:
             Path(address.path).unlink(missing_ok=True)
 
-    def _make_server(self, service: Service, streams: Streams, metrics: Metrics) -> grpc.aio.Server:
+    def _make_server(self, service: Service, streams: Streams) -> grpc.aio.Server:
         settings = self._settings
-        interceptors = []
-        if settings.token_file is not None:
-
-            def count(method: str) -> None:
-                _, _, name = method.rpartition("/")
-                if method.startswith(f"/{SERVICE}/") and name in metrics.calls:
-                    metrics.calls[name].started += 1
-                    metrics.calls[name].finished(grpc.StatusCode.UNAUTHENTICATED, 0.0)
-
-            self._tokens = Tokens(
-                settings.token_file, health_without_token=settings.health_without_token, on_refused=count
-            )
-            interceptors.append(self._tokens)
+        interceptors = () if self._tokens is None else (self._tokens,)
         server = grpc.aio.server(interceptors=interceptors, options=_options(settings))
         register(server, service.handlers() | {"Stream": streams.handler()})
         self._health.register(server)
@@ -164,7 +155,7 @@ class Front:
         streams.drain()
         # From here on clients are told to go elsewhere. Those who watch health would keep this from ending, so that
         # what is waited for is counted here.
-        stopping = asyncio.create_task(server.stop(settings.drain_timeout))
+        stopping = asyncio.create_task(server.stop(settings.drain_timeout + _FLUSH))
         end = time.monotonic() + settings.drain_timeout
         while (left := service.active) and time.monotonic() < end:
             await asyncio.sleep(0.02)
@@ -172,6 +163,13 @@ class Front:
             _log.warning("stopping although %d calls have not finished within --drain-timeout", left)
         await server.stop(_FLUSH if not left else 0)
         await stopping
+
+    def _refused(self, method: str) -> None:
+        """A call without credentials is a call, and counted like one."""
+        _, _, name = method.rpartition("/")
+        if self._metrics is not None and method.startswith(f"/{SERVICE}/") and name in self._metrics.calls:
+            self._metrics.calls[name].started += 1
+            self._metrics.calls[name].finished(grpc.StatusCode.UNAUTHENTICATED, 0.0)
 
     def _workers_changed(self) -> None:
         self._health.set_ready(not self._draining and self._pool is not None and self._pool.default.alive > 0)

@@ -89,11 +89,8 @@ class Service:
             return remaining
         return timeout if remaining is None or timeout < remaining else remaining
 
-    async def device(self, method: int, request: bytes | memoryview) -> str:
-        """The device that a request names. Lets others have a go where finding it takes long."""
-        if method == _LIST_OPERATORS:
-            return ""
-        position, device = wire.peek(request)
+    async def device(self, request: bytes | memoryview, position: int = 0, device: str = "") -> str:
+        """The device that a request names, where finding it takes so long that others should have a go meanwhile."""
         while position < len(request):
             await asyncio.sleep(0)
             position, device = wire.peek(request, position, device)
@@ -112,9 +109,9 @@ class Service:
         """Gives a request to a worker or makes it wait. Raises Failure where it can do neither."""
         if self.draining:
             raise statuses.shutting_down()
-        lane = self._pool.lane(device)
+        lane = self._pool.lane("" if method == _LIST_OPERATORS else device)
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        ticket = Ticket(Job(method, request, attachments, attachments_welcome), context.peer(), future, arrived)
+        ticket = Ticket(Job(method, request, attachments, attachments_welcome), context.peer, future, arrived)
         lane.submit(ticket, self.seconds(context))
         return lane, ticket
 
@@ -146,7 +143,9 @@ class Service:
             try:
                 if len(request) > longest:
                     raise _too_long("the request", longest, len(request))
-                device = await self.device(method, request)
+                position, device = wire.peek(request)
+                if position < len(request):
+                    device = await self.device(request, position, device)
                 lane, ticket = self.admit(method, request, device, context, arrived)
                 reply = await ticket.future
                 answer = b"".join(self.response(lane, ticket, reply))

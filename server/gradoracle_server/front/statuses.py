@@ -27,7 +27,8 @@ DOMAIN = "gradoracle.v1"
 _log = logging.getLogger(__name__)
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _DETAILS_AT_MOST = 4096  # bytes; callers take 8 kB of metadata by default, and the message is in there twice
-_MESSAGE_AT_MOST = 1500  # characters
+_MESSAGE_AT_MOST = 2000  # bytes, as a header
+_VALUES_AT_MOST = 1500  # bytes, of all metadata of a status that is too long
 
 
 class Failure(Exception):  # noqa: N818 - a status, which only the caller may call an error
@@ -140,8 +141,7 @@ def from_worker(reply: Reply) -> Failure:
     code = _CODES.get(reply.code)
     if code is None or code is grpc.StatusCode.OK:
         return internal(ValueError(f"a worker answered with the code {reply.code}"), "a worker's reply")
-    # gRPC writes each byte that is not ASCII as three.
-    status.message = _short(status.message, _MESSAGE_AT_MOST if status.message.isascii() else _MESSAGE_AT_MOST // 6)
+    status.message = _cut(status.message, _MESSAGE_AT_MOST)
     if status.ByteSize() > _DETAILS_AT_MOST:
         _shorten(status)
     return Failure(code, status)
@@ -179,7 +179,8 @@ def _shorten(status: status_pb2.Status) -> None:
     for detail in details:
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):
-            short = {key: _short(value, 200) for key, value in list(info.metadata.items())[:10]}
+            kept = list(info.metadata.items())[:10]
+            short = {_cut(key, 50): _cut(value, _VALUES_AT_MOST // len(kept)) for key, value in kept}
             info.metadata.clear()
             info.metadata.update(short)
             detail = _packed(info)
@@ -193,5 +194,15 @@ def _packed(detail: message.Message) -> any_pb2.Any:
     return packed
 
 
-def _short(text: str, longest: int = 200) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+def _short(text: str) -> str:
+    return _cut(text, 200)
+
+
+def _cut(text: str, longest: int) -> str:
+    """As much of a text as fits into a header of so many bytes, where gRPC writes %0A for a newline."""
+    length = 0
+    for place, character in enumerate(text):
+        length += 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode())
+        if length > longest:
+            return text[:place] + "…"
+    return text

@@ -111,8 +111,8 @@ class _Stream:
 
     def drain(self) -> None:
         """Reads no more calls."""
-        self._drained = True
-        if self._reader is not None:
+        if self._reader is not None and not self._reader.done():
+            self._drained = True
             self._reader.cancel()
 
     def _give_back(self) -> None:
@@ -203,7 +203,7 @@ class _Stream:
 
     async def _admit(self, call: Call, upload: Upload | None, arrived: float) -> None:
         assert call.method is not None  # noqa: S101 - checked
-        device = await self._service.device(call.method, call.request)
+        device = await self._service.device(call.request)
         attachments = None if upload is None else upload.attachments()
         try:
             lane, ticket = self._service.admit(

@@ -6,18 +6,18 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from gradoracle_server.frames import Inbox, Job, Reply, parts
+from gradoracle_server.frames import Inbox, Job, Reply, parts, whole
 
 
 class Connection:
     """Sends jobs to a worker and hands its replies to `on_reply`, both without waiting and without tasks.
 
-    `on_lost` is called once, when the worker has closed its end or sends what is no reply.
+    `on_lost` is called once, with False when the worker has closed its end, with True when it sends what is no reply.
     """
 
-    def __init__(self, sock: socket.socket, on_reply: Callable[[Reply], None], on_lost: Callable[[], None]) -> None:
+    def __init__(self, sock: socket.socket, on_reply: Callable[[Reply], None], on_lost: Callable[[bool], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._on_reply = on_reply
@@ -34,9 +34,16 @@ class Connection:
         Returns False when the worker has gone, which `on_lost` will report too. Raises OSError when there is no memory
         for the job.
         """
-        buffers, descriptors, own = parts(job)
+        buffers: Sequence[bytes | memoryview]
+        descriptors: list[int] = []
+        own = None
+        data = whole(job)
+        if data is None:
+            buffers, descriptors, own = parts(job)
+        else:
+            buffers = (data,)
         try:
-            sent = socket.send_fds(self._sock, buffers, descriptors) if descriptors else self._sock.sendmsg(buffers)
+            sent = socket.send_fds(self._sock, buffers, descriptors) if descriptors else self._sock.send(buffers[0])
         except BlockingIOError:  # not even its first byte, with which the descriptors go
             raise OSError("the socket to the worker is full although it has nothing to do") from None
         except (BrokenPipeError, ConnectionResetError):
@@ -68,8 +75,11 @@ class Connection:
             reply = self._inbox.read(self._sock)
         except BlockingIOError:
             return
-        except (EOFError, ValueError, OSError):
-            self._lost()
+        except (EOFError, OSError):
+            self._lost(garbled=False)
+            return
+        except ValueError:
+            self._lost(garbled=True)
             return
         if reply is not None:
             self._on_reply(reply)
@@ -88,9 +98,9 @@ class Connection:
                 del self._unsent[0]
         self._loop.remove_writer(self._sock)
 
-    def _lost(self) -> None:
+    def _lost(self, *, garbled: bool) -> None:
         self.close()
-        self._on_lost()
+        self._on_lost(garbled)
 
 
 async def first_reply(sock: socket.socket, timeout: float) -> Reply:
@@ -104,7 +114,7 @@ async def first_reply(sock: socket.socket, timeout: float) -> Reply:
         if not future.done():
             future.set_result(reply)
 
-    def on_lost() -> None:
+    def on_lost(_: bool) -> None:
         if not future.done():
             future.set_exception(EOFError("the process ended without an answer"))
 

@@ -38,6 +38,16 @@ def peek(message: bytes | memoryview, start: int = 0, device: str = "") -> tuple
         for _ in range(_FIELDS_AT_ONCE):
             if start >= end:
                 break
+            tag = message[start]
+            if tag & 0x87 == LENGTH and tag > 7 and start + 1 < end and message[start + 1] < 0x80:
+                # What most fields are, without a call: a short one, its number below 16.
+                value = start + 2
+                start = value + message[start + 1]
+                if start > end:
+                    raise MalformedError("expected a field to end within the message")
+                if tag == _DEVICE_TAG:
+                    device = str(message[value:start], "utf-8")
+                continue
             number, kind, value, start = _field(message, start, end)
             if kind == LENGTH and number == DEVICE_FIELD:
                 device = str(message[value:start], "utf-8")

@@ -49,6 +49,7 @@ class Worker:
         self.greeting: dict[str, Any] = {}  # of the present process
         self.ticket: Ticket | None = None  # what it runs, or ran when it died
         self.stopped_for = ""  # why the front ends, or ended, the process: "deadline", "cancelled", or not at all
+        self.garbled = False  # whether the present process sent what it should not; it is killed for it then
         self.jobs = 0  # answered by the present process
         self.memory_allocated = 0  # bytes, as reported with the last answer
         self.memory_reserved = 0
@@ -72,6 +73,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         self.state = "starting"
         self.stopped_for = ""
+        self.garbled = False
         self.jobs = 0
         self._greeted, self._lost = loop.create_future(), loop.create_future()
         self._process, sock = await self._processes.start(self._target, self._options)
@@ -130,7 +132,7 @@ class Worker:
         """Closes the socket; an idle process ends then by itself."""
         if self._connection is not None:
             self._connection.close()
-        self._on_lost()
+        self._on_lost(False)
 
     def _on_reply(self, reply: Reply) -> None:
         if self._greeted is not None and not self._greeted.done():
@@ -139,16 +141,21 @@ class Worker:
         ticket, self.ticket = self.ticket, None
         if ticket is None:  # it answers what nobody asked: it cannot be trusted with the next request
             _log.error("worker %s of %s answered unasked", self.greeting.get("pid"), self._options.device)
+            self.garbled = True
             self.kill()
             return
-        self._spare()
+        if self._doom is not None:
+            self._spare()
         self.jobs += 1
         self.memory_allocated, self.memory_reserved = reply.memory_allocated, reply.memory_reserved
         ticket.worker = None
         ticket.settle(reply)
         self._free()
 
-    def _on_lost(self) -> None:
+    def _on_lost(self, garbled: bool) -> None:
+        if garbled:
+            self.garbled = True
+            self.kill()
         if self.state != "starting":
             self.state = "dead"
             self._on_gone(self)
