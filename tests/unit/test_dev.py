@@ -115,3 +115,18 @@ def test_failed_installation_is_told(clone: Path) -> None:
         == result.stderr
     )
     assert not list((clone / ".venv").glob("gradoracle-*"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may install Debian's packages")
+def test_no_ensurepip_on_debian(clone: Path) -> None:
+    """On Debian, as root, ./dev installs the package that is missing and goes on."""
+    add_python(clone, '*ensurepip*) [ -e installed ];;\n*"-m venv"*) exit 7;;\n--version) echo "Python 3.11.2";;')
+    apt = clone / "bin" / "apt-get"
+    apt.write_text('#!/bin/bash\necho "$*" >>apt.log\n[ "$2" = install ] && echo >installed\nexit 0\n')
+    apt.chmod(0o755)
+
+    result = run(clone, "test")
+
+    assert "dev: installing Debian's python3-venv, which python3 needs to make virtual environments\n" in result.stdout
+    assert ["-qq update", "-qq install -y python3-venv"] == (clone / "apt.log").read_text().splitlines()
+    assert "dev: making .venv failed; the message above says why\n" == result.stderr
