@@ -159,10 +159,10 @@ def failing(call: Callable[[], object]) -> Refusal:
     try:
         call()
     except grpc.RpcError as error:
-        trailing = dict(error.trailing_metadata() or ())  # type: ignore[attr-defined]
+        trailing = dict(error.trailing_metadata() or ())
         status = status_pb2.Status.FromString(trailing.get("grpc-status-details-bin", b""))
-        refusal = refusal_of(status, error.code(), trailing)  # type: ignore[attr-defined]
-        refusal.message = error.details()  # type: ignore[attr-defined]
+        refusal = refusal_of(status, error.code(), trailing)
+        refusal.message = error.details()
         return refusal
     raise AssertionError("expected the call to fail")
 

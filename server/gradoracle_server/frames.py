@@ -177,8 +177,23 @@ def parts(message: Job | Reply) -> tuple[list[bytes | memoryview], list[int], in
     return [envelope + head + table, payload], descriptors, own
 
 
+def whole(message: Job | Reply) -> bytes | None:
+    """A message in one piece, as nearly all are; None where there is more to pass than bytes through the socket."""
+    size = len(message.payload)
+    if size >= SHARED_FROM or message.attachments is not None:
+        return None
+    if isinstance(message, Job):
+        flags = _ATTACHMENTS_WELCOME if message.attachments_welcome else 0
+        return _ENVELOPE.pack(flags, message.method, 0, 0, size) + message.payload
+    head = message.head()
+    return b"".join((_ENVELOPE.pack(0, 0, len(head), 0, size), head, message.payload))
+
+
 def send(sock: socket.socket, message: Job | Reply) -> None:
     """Sends a message over a blocking socket."""
+    if (data := whole(message)) is not None:
+        sock.sendall(data)
+        return
     buffers, descriptors, own = parts(message)
     try:
         sent = socket.send_fds(sock, buffers, descriptors) if descriptors else sock.sendmsg(buffers)
@@ -218,13 +233,13 @@ class Inbox(Generic[Message]):
         if not size:
             raise EOFError("the other side closed the socket")
         if not self._pending:
-            message, end = self._take(self._room[:size])
+            message, end = self._take(self._room, size)
             if end < size:
                 self._pending += self._room[end:size]
             return message
         self._pending += self._room[:size]
         with memoryview(self._pending) as pending:
-            message, end = self._take(pending)
+            message, end = self._take(pending, len(pending))
         del self._pending[:end]
         return message
 
@@ -241,9 +256,9 @@ class Inbox(Generic[Message]):
             os.close(descriptor)
         self._descriptors.clear()
 
-    def _take(self, buffer: memoryview) -> tuple[Message | None, int]:
+    def _take(self, buffer: memoryview, filled: int) -> tuple[Message | None, int]:
         """The message at the start of the buffer and where it ends, or None and 0 while it is not complete."""
-        if len(buffer) < _ENVELOPE.size:
+        if filled < _ENVELOPE.size:
             return None, 0
         flags, kind, head_size, count, size = _ENVELOPE.unpack_from(buffer)
         in_memory = flags & _PAYLOAD_IN_MEMORY
@@ -252,9 +267,9 @@ class Inbox(Generic[Message]):
         head_end = _ENVELOPE.size + head_size
         table_end = head_end + count * _SPAN.size
         end = table_end + (0 if in_memory else size)
-        if len(buffer) < end:
+        if filled < end:
             return None, 0
-        wanted = (1 if in_memory else 0) + (1 if flags & _HAS_ATTACHMENTS else 0)
+        wanted = in_memory + (1 if flags & _HAS_ATTACHMENTS else 0)
         if len(self._descriptors) < wanted:
             raise ValueError(f"expected {wanted} descriptors with the message, got {len(self._descriptors)}")
         spans = list(_SPAN.iter_unpack(buffer[head_end:table_end])) if count else []

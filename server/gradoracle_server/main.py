@@ -2,6 +2,9 @@
 
 Exit codes: 0 stopped as told; 1 the workers do not come up; 2 a setting that cannot be used; 128 and the signal's
 number where a second SIGTERM or SIGINT ended it at once.
+
+The event loop is asyncio's own. uvloop was tried: p50 of a small request through front and worker 0.761 -> 0.754 ms and
+0.893 -> 0.908 ms in two runs (a bare echo: 0.527 -> 0.491 and 0.662 -> 0.556), no reason for a dependency.
 """
 
 from __future__ import annotations

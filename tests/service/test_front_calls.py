@@ -105,7 +105,7 @@ def test_malformed_bytes_are_the_workers_business(server: Server) -> None:
     with grpc.insecure_channel(server.address) as channel:
         call = channel.unary_unary("/gradoracle.v1.GradientService/Evaluate")
         for nonsense in (b"\xff", b"\x1a\xff", b"\x1a\x01\xff", b"\x0b" * 1000, b"\x00"):
-            assert "MALFORMED" == failing(lambda request=nonsense: call(request)).message  # type: ignore[misc]
+            assert "MALFORMED" == failing(lambda request=nonsense: call(request)).message
 
 
 def test_workers_refusal_is_passed_on(stub: Stub) -> None:

@@ -27,10 +27,10 @@ from front_server import (
     refused,
     start,
 )
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from gradoracle.v1 import service_pb2
+from gradoracle.v1 import service_pb2, service_pb2_grpc
 
 Code = grpc.StatusCode
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -140,7 +140,7 @@ def test_health_and_readiness(server: Server) -> None:
             assert SERVING == stub.Check(health_pb2.HealthCheckRequest(service=service)).status
         with pytest.raises(grpc.RpcError) as caught:
             stub.Check(health_pb2.HealthCheckRequest(service="nobody"))
-    assert Code.NOT_FOUND is caught.value.code()  # type: ignore[attr-defined]
+    assert Code.NOT_FOUND is caught.value.code()
     assert [(200, "ok\n"), (200, "ready\n")] == [server.get("/healthz")[:2], server.get("/readyz")[:2]]
     assert (404, "there are /metrics, /healthz and /readyz\n") == server.get("/elsewhere")[:2]
 
@@ -292,6 +292,26 @@ def test_death_of_the_fork_server_is_survived() -> None:
         assert worker != pid_of(stub.Evaluate(command(), wait_for_ready=True))
 
 
+def test_nobody_reads_the_ready_line() -> None:
+    """A server whose stdout is closed serves all the same, and ends cleanly."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    arguments = [sys.executable, str(SCRIPT), "--listen", address, "--metrics-listen", "off", "--workers", "1"]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        process.stdout.close()
+        with grpc.insecure_channel(address) as channel:
+            stub = service_pb2_grpc.GradientServiceStub(channel)
+            assert stub.Evaluate(command(), wait_for_ready=True, timeout=30).outputs
+        process.terminate()
+        _, log = process.communicate(timeout=30)
+        assert (0, False) == (process.returncode, "Traceback" in log)
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_stops_when_stdin_closes() -> None:
     """With --stop-on-stdin-eof the server ends when whoever holds its stdin goes away."""
     with start("--workers", "1", "--stop-on-stdin-eof", stdin=subprocess.PIPE) as server:
@@ -308,7 +328,7 @@ def test_stop_before_ready() -> None:
             [sys.executable, str(SCRIPT), *QUICK], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         try:
-            eventually(lambda process=process, stage=stage: len(descendants(process.pid)) >= stage)  # type: ignore[misc]
+            eventually(lambda process=process, stage=stage: len(descendants(process.pid)) >= stage)
             process.terminate()
             assert process.wait(30) in (0, -signal.SIGTERM)
         finally:

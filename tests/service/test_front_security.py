@@ -10,7 +10,7 @@ from shutil import copyfile
 import grpc
 import pytest
 from front_server import Server, command, connect, eventually, failing, refused, start
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gradoracle.v1 import service_pb2
 
@@ -150,7 +150,7 @@ def test_tls() -> None:
             assert stub.Evaluate(command()).outputs
         for credentials in (trusting("stranger"), None):
             with connect(server, credentials) as stub:
-                assert Code.UNAVAILABLE is failing(lambda stub=stub: stub.Evaluate(command(), timeout=10)).code  # type: ignore[misc]
+                assert Code.UNAVAILABLE is failing(lambda stub=stub: stub.Evaluate(command(), timeout=10)).code
 
 
 def test_client_certificates() -> None:
@@ -160,7 +160,7 @@ def test_client_certificates() -> None:
             assert stub.Evaluate(command()).outputs
         for client in ("", "renewed"):
             with connect(server, trusting(client=client)) as stub:
-                assert Code.UNAVAILABLE is failing(lambda stub=stub: stub.Evaluate(command(), timeout=10)).code  # type: ignore[misc]
+                assert Code.UNAVAILABLE is failing(lambda stub=stub: stub.Evaluate(command(), timeout=10)).code
 
 
 def test_certificates_are_read_again_on_sighup(tmp_path: Path) -> None:

@@ -319,7 +319,7 @@ def test_stream_ends_with_its_deadline(stub: Stub) -> None:
             found |= {answer.id: answer for answer in response.answers}
         code = refusal(found[1]).code
     except grpc.RpcError as error:
-        code = error.code()  # type: ignore[attr-defined]
+        code = error.code()
 
     assert Code.DEADLINE_EXCEEDED is code
 

@@ -116,7 +116,7 @@ async def test_peer_is_asked_once_and_only_if_needed() -> None:
     asked = []
     queue = Queue(0, 0)
     future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-    each = Ticket(Job(0, b""), lambda: asked.append(1) or "a", future, 0.0)  # type: ignore[func-returns-value]
+    each = Ticket(Job(0, b""), lambda: asked.append(1) or "a", future, 0.0)
     assert not queue.discard(each)
     assert [] == asked
 

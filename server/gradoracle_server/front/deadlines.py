@@ -28,6 +28,10 @@ class Deadlines:
     def watch(self, ticket: Ticket, seconds: float) -> None:
         """Gives a request that becomes pending now so many seconds."""
         ticket.deadline = self._loop.time() + seconds
+        self.watch_again(ticket)
+
+    def watch_again(self, ticket: Ticket) -> None:
+        """Keeps the deadline of a request that was not pending for a while."""
         if ticket.deadline < self._due:
             self._set(ticket.deadline)
 

@@ -233,6 +233,7 @@ class Lane:
             self.came_up.set_exception(StartError(text))
 
     def _again(self, ticket: Ticket) -> None:
+        self._deadlines.watch_again(ticket)
         if self._idle:
             self._give(self._idle.pop(), ticket)
         else:

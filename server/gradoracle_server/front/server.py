@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -130,7 +131,8 @@ class Front:
         if settings.unguarded:
             missing = " and ".join(settings.unguarded)
             _log.warning("listening on %s, which other machines can reach, without %s", address, missing)
-        print(f"gradoracle listening on {address} (metrics {http.address if http else 'off'})", flush=True)
+        with contextlib.suppress(OSError):  # nobody reads it
+            print(f"gradoracle listening on {address} (metrics {http.address if http else 'off'})", flush=True)
         await self._stop.wait()
         await self._drain(server, service, streams)
         if address.path:

@@ -14,15 +14,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2, message
+from google.protobuf import message
 from google.rpc import error_details_pb2, status_pb2
 
-from gradoracle.v1 import errors_pb2
+from gradoracle_server.rpc_status import make_status, packed
 
 if TYPE_CHECKING:
     from gradoracle_server.frames import Reply
-
-DOMAIN = "gradoracle.v1"
 
 _log = logging.getLogger(__name__)
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
@@ -158,18 +156,8 @@ def signal_name(number: int) -> str:
 def _failure(
     code: grpc.StatusCode, reason: str, text: str, *, retry_after: float | None = None, **metadata: object
 ) -> Failure:
-    errors_pb2.ErrorReason.Value("ERROR_REASON_" + reason)  # a reason that the proto does not have is a mistake here
-    info = error_details_pb2.ErrorInfo(
-        reason=reason, domain=DOMAIN, metadata={key: _short(str(value)) for key, value in metadata.items()}
-    )
-    details: list[message.Message] = [info]
-    if retry_after is not None:
-        delay = duration_pb2.Duration()
-        delay.FromMilliseconds(round(retry_after * 1000))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(code=code.value[0], message=text)
-    status.details.extend(_packed(detail) for detail in details)
-    return Failure(code, status, retry_after)
+    short = {key: _short(str(value)) for key, value in metadata.items()}
+    return Failure(code, make_status(code.value[0], reason, text, short, retry_after=retry_after), retry_after)
 
 
 def _shorten(status: status_pb2.Status) -> None:
@@ -183,15 +171,9 @@ def _shorten(status: status_pb2.Status) -> None:
             short = {_cut(key, 50): _cut(value, _VALUES_AT_MOST // len(kept)) for key, value in kept}
             info.metadata.clear()
             info.metadata.update(short)
-            detail = _packed(info)
+            detail = packed(info)
         if status.ByteSize() + detail.ByteSize() <= _DETAILS_AT_MOST:
             status.details.append(detail)
-
-
-def _packed(detail: message.Message) -> any_pb2.Any:
-    packed = any_pb2.Any()
-    packed.Pack(detail)
-    return packed
 
 
 def _short(text: str) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
 import resource
-import signal
 import socket
 import time
 from pathlib import Path
@@ -27,17 +25,12 @@ from gradoracle_server.worker.tensors import Incoming, Outgoing
 # Here, when the fork server imports this module, and not at a request's expense in each worker: it takes 0.2 s.
 autodiff.load_forward_rules()
 
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _STATM = Path("/proc/self/statm")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def serve(sock: socket.socket, options: WorkerOptions) -> None:
     """Prepares the process, greets, and answers jobs."""
-    _die_with_parent()
-    # An interrupt typed at a terminal goes to every process of the group; the front decides what becomes of workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _limit_memory(options)
     worker = Worker(options)
     worker.warm_up()
@@ -61,14 +54,6 @@ def serve(sock: socket.socket, options: WorkerOptions) -> None:
         finally:
             if reply.attachments is not None:
                 reply.attachments.close()
-
-
-def _die_with_parent() -> None:
-    """The kernel ends this process with the fork server, which ends with the front: no orphan computes for nobody."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)  # it died before the kernel knew
 
 
 def _limit_memory(options: WorkerOptions) -> None:

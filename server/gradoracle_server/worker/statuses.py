@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import secrets
 
-from google.protobuf import any_pb2, message
-from google.rpc import error_details_pb2, status_pb2
+from google.protobuf import message
 
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.frames import Reply
-
-DOMAIN = "gradoracle.v1"
+from gradoracle_server.rpc_status import make_status
 
 _INVALID_ARGUMENT, _RESOURCE_EXHAUSTED, _UNIMPLEMENTED, _INTERNAL = 3, 8, 12, 13  # gRPC's status codes
 _CODES = {"LIMIT_EXCEEDED": _RESOURCE_EXHAUSTED, "NOT_SERVED": _UNIMPLEMENTED}
@@ -38,20 +36,8 @@ def reply_for(error: Exception, method: str) -> Reply:
 
 
 def _reply(code: int, reason: str, text: str, metadata: dict[str, str], field: str = "") -> Reply:
-    text = _encodable(text)
     metadata = {key: _encodable(value) for key, value in metadata.items()}
-    if field:
-        metadata = {"field": field, **metadata}
-    details = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)]
-    if code == _INVALID_ARGUMENT:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=text)
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    status = status_pb2.Status(code=code, message=text)
-    for detail in details:
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
-    return Reply(code, status.SerializeToString())
+    return Reply(code, make_status(code, reason, _encodable(text), metadata, field=field).SerializeToString())
 
 
 def _encodable(text: str, longest: int = 2000) -> str:

@@ -1,0 +1,69 @@
+"""Devices: which are served, by how many workers, with how many threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gradoracle_server import settings
+from gradoracle_server.front import devices
+
+GPUS = ["cpu", "cuda:0", "cuda:1"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "expected"),
+    [
+        (["auto"], ["cpu"], ["cpu"]),
+        (["auto"], GPUS, ["cuda:0", "cuda:1", "cpu"]),
+        (["cpu"], GPUS, ["cpu"]),
+        (["cuda"], GPUS, ["cuda:0", "cuda:1"]),
+        (["cuda:1", "cpu"], GPUS, ["cuda:1", "cpu"]),
+        (["cpu", "auto"], GPUS, ["cpu", "cuda:0", "cuda:1"]),
+    ],
+)
+def test_choice(asked: list[str], found: list[str], expected: list[str]) -> None:
+    """What is asked for is served, each once, the first as the default; auto puts CUDA first."""
+    assert expected == devices.choose(asked, found)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "message"),
+    [
+        ("cuda", ["cpu"], '--device: expected a device that torch finds here (cpu), got "cuda"'),
+        ("cuda:2", GPUS, '--device: expected a device that torch finds here (cpu, cuda:0, cuda:1), got "cuda:2"'),
+    ],
+)
+def test_device_that_is_not_there(asked: str, found: list[str], message: str) -> None:
+    """Asking for CUDA where there is none is an error with the devices there are."""
+    with pytest.raises(settings.SettingsError) as caught:
+        devices.choose([asked], found)
+
+    assert message == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], [("cuda:0", 1, 8), ("cpu", 8, 1)]),
+        (["--workers", "3"], [("cuda:0", 3, 2), ("cpu", 3, 2)]),
+        (["--workers", "20"], [("cuda:0", 20, 1), ("cpu", 20, 1)]),
+        (["--threads", "5"], [("cuda:0", 1, 5), ("cpu", 8, 5)]),
+    ],
+)
+def test_shares(flags: list[str], expected: list[tuple[str, int, int]]) -> None:
+    """One worker for each GPU and one for each core, unless told; the cores are shared out among CPU workers."""
+    made = devices.shares(settings.load(flags, {}), ["cuda:0", "cpu"], 8)
+
+    assert expected == [(share.options.device, share.workers, share.options.threads) for share in made]
+
+
+@pytest.mark.parametrize(("content", "expected"), [("50000 100000\n", 1), ("max 100000\n", None), ("nonsense", None)])
+def test_cores_of_a_container(tmp_path: Path, content: str, expected: int | None) -> None:
+    """A container's share of the cores counts where it is smaller; without one, the cores that may be used."""
+    (tmp_path / "cpu.max").write_text(content)
+    without = devices.usable_cores(tmp_path / "absent")
+
+    assert without >= 1
+    assert (without if expected is None else expected) == devices.usable_cores(tmp_path / "cpu.max")

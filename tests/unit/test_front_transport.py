@@ -1,0 +1,108 @@
+"""The socket to a worker on the event loop: partial writes, partial reads, and ends of all kinds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from gradoracle_server import frames
+from gradoracle_server.frames import Inbox, Job, Reply
+from gradoracle_server.front.transport import Connection, first_reply
+
+
+class Front:
+    """A connection, and what it was told."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.replies: list[Reply] = []
+        self.lost: list[bool] = []
+        self.connection = Connection(sock, self.replies.append, self.lost.append)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of a socket with small buffers."""
+    ours, theirs = socket.socketpair()
+    for sock in (ours, theirs):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with ours, theirs:
+        yield ours, theirs
+
+
+async def until(condition: object) -> None:
+    """Lets the event loop run until something is so."""
+    assert callable(condition)
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_large_job_is_sent_in_parts(pair: tuple[socket.socket, socket.socket]) -> None:
+    """A job that the socket does not take at once follows as the worker reads, without anyone waiting for it."""
+    front = Front(pair[0])
+    payload = os.urandom(frames.SHARED_FROM - 1)
+
+    assert front.connection.send(Job(2, payload))
+
+    job = await asyncio.to_thread(Inbox(Job).wait, pair[1])
+    assert (2, payload) == (job.method, job.payload)
+    assert front.connection.send(Job(3, b"next"))
+    assert b"next" == (await asyncio.to_thread(Inbox(Job).wait, pair[1])).payload
+    front.connection.close()
+
+
+async def test_large_reply_arrives_in_parts(pair: tuple[socket.socket, socket.socket]) -> None:
+    """A reply that comes in many pieces is handed on once, whole."""
+    front = Front(pair[0])
+    payload = os.urandom(frames.SHARED_FROM - 1)
+
+    await asyncio.to_thread(frames.send, pair[1], Reply(0, payload))
+
+    await until(lambda: front.replies)
+    assert [payload] == [reply.payload for reply in front.replies]
+    front.connection.close()
+
+
+@pytest.mark.parametrize(("last_words", "garbled"), [(b"", False), (b"half", False), (b"\xff" * 64, True)])
+async def test_end_is_told_once(pair: tuple[socket.socket, socket.socket], last_words: bytes, garbled: bool) -> None:
+    """When the worker goes, or sends what is no reply, that is told once, and which of the two it was."""
+    front = Front(pair[0])
+    pair[1].sendall(last_words)
+    pair[1].close()
+
+    await until(lambda: front.lost)
+    await asyncio.sleep(0.01)
+
+    assert ([garbled], []) == (front.lost, front.replies)
+
+
+@pytest.mark.parametrize("size", [1, frames.SHARED_FROM])
+async def test_sending_to_one_that_has_gone(pair: tuple[socket.socket, socket.socket], size: int) -> None:
+    """A job that cannot reach its worker is told apart from one that may have run."""
+    front = Front(pair[0])
+    pair[1].close()
+
+    assert not front.connection.send(Job(0, bytes(size)))
+    await until(lambda: front.lost)
+
+
+async def test_first_reply(pair: tuple[socket.socket, socket.socket]) -> None:
+    """A process that answers once and ends is heard."""
+    frames.send(pair[1], Reply(0, b"{}"))
+    pair[1].close()
+
+    assert b"{}" == (await first_reply(pair[0], 10.0)).payload
+
+
+async def test_first_reply_that_does_not_come(pair: tuple[socket.socket, socket.socket]) -> None:
+    """One that ends without a word, or never does, is an error."""
+    with pytest.raises(TimeoutError):
+        await first_reply(pair[0], 0.01)
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with pytest.raises(EOFError, match="the process ended without an answer"):
+        await first_reply(ours, 10.0)
