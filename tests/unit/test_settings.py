@@ -46,7 +46,7 @@ def test_every_option_has_a_field_flag_and_variable() -> None:
 def test_settings_cannot_be_changed() -> None:
     """They are frozen."""
     with pytest.raises(dataclasses.FrozenInstanceError):
-        load([], {}).workers = 5  # type: ignore[misc]
+        load([], {}).workers = 5
 
 
 @pytest.mark.parametrize(

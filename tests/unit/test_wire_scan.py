@@ -124,6 +124,7 @@ def test_timing_is_a_field_of_every_response() -> None:
     ]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1))
 def test_varint_is_protobufs(value: int) -> None:
     """Numbers are written as protobuf writes them."""
