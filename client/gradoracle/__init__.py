@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from gradoracle.aio import AsyncClient as AsyncClient
     from gradoracle.calls import ops as ops
     from gradoracle.channel import TLS as TLS
+    from gradoracle.checks import CheckReport as CheckReport
+    from gradoracle.checks import Diagnosis as Diagnosis
+    from gradoracle.checks import InputReport as InputReport
+    from gradoracle.checks import Mismatch as Mismatch
+    from gradoracle.checks import Verdict as Verdict
     from gradoracle.client import Client as Client
     from gradoracle.errors import AuthenticationError as AuthenticationError
     from gradoracle.errors import ComputationError as ComputationError
@@ -50,6 +55,7 @@ if TYPE_CHECKING:
     from gradoracle.tensors import integers as integers
     from gradoracle.tensors import normal as normal
     from gradoracle.tensors import uniform as uniform
+    from gradoracle.tracing import trace as trace
     from gradoracle.values import Value as Value
     from gradoracle.values import ValueList as ValueList
 
@@ -57,6 +63,7 @@ _MODULES = {
     "aio": ("AsyncClient",),
     "calls": ("ops",),
     "channel": ("TLS",),
+    "checks": ("CheckReport", "Diagnosis", "InputReport", "Mismatch", "Verdict"),
     "client": ("Client",),
     "errors": (
         "AuthenticationError",
@@ -91,6 +98,7 @@ _MODULES = {
         "VjpResult",
     ),
     "tensors": ("fill", "integers", "normal", "uniform"),
+    "tracing": ("trace",),
     "values": ("Value", "ValueList"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, overload
 import grpc
 import grpc.aio
 
-from gradoracle import channel, requests, results, status, stream
+from gradoracle import channel, checks, requests, results, status, stream
 from gradoracle.errors import GradOracleError
 from gradoracle.graph import Graph
 from gradoracle.requests import Names, Request, Tensors
@@ -192,6 +192,38 @@ class AsyncClient:
     ) -> results.HvpResult:
         """As `Client.hvp`."""
         request = requests.hvp(graph, primals, vectors, cotangents, wrt=wrt, device=device, seed=seed)
+        return await self._call(request, timeout)
+
+    async def check(
+        self,
+        graph: Graph | str,
+        primals: Tensors,
+        *,
+        claimed: Tensors | None = None,
+        cotangents: Tensors | None = None,
+        wrt: Names | None = None,
+        order: int = 1,
+        mode: str = "probe",
+        forward_mode: bool = False,
+        batched_gradients: bool = False,
+        device: str | None = None,
+        seed: int | None = 0,
+        timeout: float | None = None,
+    ) -> checks.CheckReport:
+        """As `Client.check`."""
+        request = requests.check(
+            graph,
+            primals,
+            claimed=claimed,
+            cotangents=cotangents,
+            wrt=wrt,
+            order=order,
+            mode=mode,
+            forward_mode=forward_mode,
+            batched_gradients=batched_gradients,
+            device=device,
+            seed=seed,
+        )
         return await self._call(request, timeout)
 
     async def inspect(

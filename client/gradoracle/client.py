@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, overload
 
 import grpc
 
-from gradoracle import channel, requests, results, status, stream
+from gradoracle import channel, checks, requests, results, status, stream
 from gradoracle.errors import GradOracleError
 from gradoracle.graph import Graph
 from gradoracle.requests import Names, Request, Tensors
@@ -214,6 +214,50 @@ class Client:
         for each input of `wrt`, the sum over columns of H[input, column] @ vector[column].
         """
         request = requests.hvp(graph, primals, vectors, cotangents, wrt=wrt, device=device, seed=seed)
+        return self._call(request, timeout)
+
+    def check(
+        self,
+        graph: Graph | str,
+        primals: Tensors,
+        *,
+        claimed: Tensors | None = None,
+        cotangents: Tensors | None = None,
+        wrt: Names | None = None,
+        order: int = 1,
+        mode: str = "probe",
+        forward_mode: bool = False,
+        batched_gradients: bool = False,
+        device: str | None = None,
+        seed: int | None = 0,
+        timeout: float | None = None,
+    ) -> checks.CheckReport:
+        """Judges gradients: whether they agree with numerical derivatives, how sure that is, and where they are wrong.
+
+        On trial are autograd's own gradients, of every input that requires grad or of those in `wrt`; or those in
+        `claimed`, by input, of the input's shape and dtype. They are gradients of the sum of <cotangent, output>, and
+        `cotangents` are as in `vjp`; but where autograd's own are on trial and some output is no scalar, random
+        cotangents stand in for none.
+
+        `mode` is "probe" (a few random directions decide, and wrong elements are searched for) or "full" (every
+        element). `order=2` checks gradients of gradients. `forward_mode` and `batched_gradients` check tangents, and
+        pull-backs of several cotangents at once, too. `seed` decides every random choice.
+
+        A wrong gradient is a verdict, not an exception: `report.verdict`, `report.inputs["x"].worst`, `print(report)`.
+        """
+        request = requests.check(
+            graph,
+            primals,
+            claimed=claimed,
+            cotangents=cotangents,
+            wrt=wrt,
+            order=order,
+            mode=mode,
+            forward_mode=forward_mode,
+            batched_gradients=batched_gradients,
+            device=device,
+            seed=seed,
+        )
         return self._call(request, timeout)
 
     def inspect(

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
+import numpy as np
 from google.protobuf.message import Message
 
-from gradoracle import results, tensors, wire
+from gradoracle import checks, results, tensors, wire
 from gradoracle.errors import InvalidRequestError
 from gradoracle.graph import Graph
 from gradoracle.tensors import ArrayLike, WireTensor
-from gradoracle.v1 import service_pb2
+from gradoracle.v1 import check_pb2, service_pb2
 from gradoracle.values import Value
 
 R = TypeVar("R")
@@ -27,9 +28,12 @@ SERVICE = "/gradoracle.v1.GradientService/"
 
 # Field numbers of service.proto, for what is written by hand.
 _PRIMALS = 2
-_COTANGENTS = {"vjp": 5, "hessian": 5}
+_COTANGENTS = {"vjp": 5, "hessian": 5, "check": 5}
 _TANGENTS = 5
 _VECTORS = 7
+_CLAIMED = 6
+
+_MODES = {"probe": check_pb2.CHECK_MODE_PROBE, "full": check_pb2.CHECK_MODE_FULL}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -68,11 +72,12 @@ JVP = _method("jvp", "ComputeJvp", "compute_jvp", results.jvp)
 JACOBIAN = _method("jacobian", "ComputeJacobian", "compute_jacobian", results.jacobian)
 HESSIAN = _method("hessian", "ComputeHessian", "compute_hessian", results.hessian)
 HVP = _method("hvp", "ComputeHessian", "compute_hessian", results.hvp)
+CHECK = _method("check", "CheckGradients", "check_gradients", checks.report)
 INSPECT = _method("inspect", "InspectGraph", "inspect_graph", results.inspection)
 SERVER_INFO = _method("server_info", "DescribeServer", "describe_server", results.server_info)
 OPERATORS = _method("operators", "ListOperators", "list_operators", results.operators)
 
-METHODS = (EVALUATE, VJP, JVP, JACOBIAN, HESSIAN, HVP, INSPECT, SERVER_INFO, OPERATORS)
+METHODS = (EVALUATE, VJP, JVP, JACOBIAN, HESSIAN, HVP, CHECK, INSPECT, SERVER_INFO, OPERATORS)
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -202,6 +207,56 @@ def hvp(
     return Request(HVP, graph.request_field(), _head(HVP, device, seed, wrt=wrt), given)
 
 
+def check(
+    graph: Graph | str,
+    primals: Tensors,
+    *,
+    claimed: Tensors | None = None,
+    cotangents: Tensors | None = None,
+    wrt: Names | None = None,
+    order: int = 1,
+    mode: str = "probe",
+    forward_mode: bool = False,
+    batched_gradients: bool = False,
+    device: str | None = None,
+    seed: int | None = 0,
+) -> Request[checks.CheckReport]:
+    """Asks for a judgement."""
+    if mode not in _MODES:
+        _unknown_option("mode", "'probe' or 'full'", mode)
+    if order not in (1, 2):
+        _unknown_option("order", "1 or 2", order)
+    graph = graph_of(graph)
+    options = service_pb2.CheckGradientsRequest(
+        order=order, mode=_MODES[mode], forward_mode=forward_mode, batched_gradients=batched_gradients
+    )
+    head = _head(CHECK, device, seed, wrt=wrt) + options.SerializeToString()
+    given = _primals(graph, primals) + _floating(_COTANGENTS["check"], "cotangents", cotangents)
+    given += _floating(_CLAIMED, "claimed", None if claimed is None else _as_primals(claimed, primals))
+    return Request(CHECK, graph.request_field(), head, given)
+
+
+def _unknown_option(field: str, expected: str, got: object) -> NoReturn:
+    metadata = {"field": field, "expected": expected, "got": str(got)}
+    raise InvalidRequestError(
+        f"{field}: expected {expected}, got {got!r}", reason="INVALID_SELECTION", metadata=metadata
+    )
+
+
+def _as_primals(claimed: Tensors, primals: Tensors) -> Tensors:
+    """Claims that are Python numbers, which have no dtype of their own, in that of their input."""
+    dtypes = {_name(key, "primals"): getattr(value, "dtype", None) for key, value in primals.items()}
+    found: dict[Any, ArrayLike] = {}
+    for key, value in _mapping(claimed, "claimed").items():
+        dtype = dtypes.get(_name(key, "claimed"))
+        plain = isinstance(value, bool | int | float | complex | list | tuple)
+        if plain and isinstance(dtype, np.dtype) and dtype.kind in "fcV":
+            value = tensors.as_array(value, f'claimed["{_name(key, "claimed")}"]', floating=True)
+            value = value if value.dtype.kind == "c" and dtype.kind != "c" else value.astype(dtype)
+        found[key] = value
+    return found
+
+
 def inspect(
     graph: Graph | str, primals: Tensors, *, device: str | None = None, seed: int | None = None
 ) -> Request[results.Inspection]:
@@ -228,6 +283,7 @@ _BUILDERS: Mapping[str, Callable[..., Request[Any]]] = {
     "jacobian": jacobian,
     "hessian": hessian,
     "hvp": hvp,
+    "check": check,
     "inspect": inspect,
     "server_info": server_info,
     "operators": operators,

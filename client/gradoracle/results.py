@@ -235,7 +235,7 @@ class OperatorInfo:
 
 def evaluate(message: service_pb2.EvaluateResponse, attached: Attachments) -> EvaluateResult:
     """Reads a response."""
-    return EvaluateResult(outputs=_arrays(message.outputs, attached), timing=_timing(message))
+    return EvaluateResult(outputs=_arrays(message.outputs, attached), timing=timing(message))
 
 
 def vjp(message: service_pb2.ComputeVjpResponse, attached: Attachments) -> VjpResult:
@@ -243,7 +243,7 @@ def vjp(message: service_pb2.ComputeVjpResponse, attached: Attachments) -> VjpRe
     return VjpResult(
         outputs=_arrays(message.outputs, attached),
         gradients=_gradients(message.gradients, attached),
-        timing=_timing(message),
+        timing=timing(message),
     )
 
 
@@ -252,7 +252,7 @@ def jvp(message: service_pb2.ComputeJvpResponse, attached: Attachments) -> JvpRe
     return JvpResult(
         outputs=_arrays(message.outputs, attached),
         tangents=_arrays(message.tangents, attached),
-        timing=_timing(message),
+        timing=timing(message),
     )
 
 
@@ -261,7 +261,7 @@ def jacobian(message: service_pb2.ComputeJacobianResponse, attached: Attachments
     return JacobianResult(
         outputs=_arrays(message.outputs, attached),
         jacobian={(block.output, block.input): decode(block.tensor, attached) for block in message.blocks},
-        timing=_timing(message),
+        timing=timing(message),
     )
 
 
@@ -271,7 +271,7 @@ def hessian(message: service_pb2.ComputeHessianResponse, attached: Attachments) 
         outputs=_arrays(message.outputs, attached),
         gradients=_gradients(message.gradients, attached),
         hessian={(block.row, block.column): decode(block.tensor, attached) for block in message.blocks},
-        timing=_timing(message),
+        timing=timing(message),
     )
 
 
@@ -281,13 +281,13 @@ def hvp(message: service_pb2.ComputeHessianResponse, attached: Attachments) -> H
         outputs=_arrays(message.outputs, attached),
         gradients=_gradients(message.gradients, attached),
         products=_arrays(message.products, attached),
-        timing=_timing(message),
+        timing=timing(message),
     )
 
 
 def inspection(message: service_pb2.InspectGraphResponse, _: Attachments) -> Inspection:
     """Reads a response."""
-    return Inspection({one.name: _value_info(one) for one in message.values}, _timing(message))
+    return Inspection({one.name: _value_info(one) for one in message.values}, timing(message))
 
 
 def server_info(message: service_pb2.DescribeServerResponse, _: Attachments) -> ServerInfo:
@@ -322,11 +322,10 @@ def operators(message: service_pb2.ListOperatorsResponse, _: Attachments) -> lis
     ]
 
 
-def _timing(message: object) -> Timing:
-    timing = message.timing  # type: ignore[attr-defined]  # every response has it
-    return Timing(
-        timing.queue, timing.decode, timing.plan, timing.forward, timing.backward, timing.check, timing.encode
-    )
+def timing(message: object) -> Timing:
+    """The timing in a response."""
+    spent = message.timing  # type: ignore[attr-defined]  # every response has it
+    return Timing(spent.queue, spent.decode, spent.plan, spent.forward, spent.backward, spent.check, spent.encode)
 
 
 def _arrays(tensors: Iterable[tensor_pb2.NamedTensor], attached: Attachments) -> dict[str, Array]:

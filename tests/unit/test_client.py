@@ -222,7 +222,7 @@ def test_graphs_may_grow(pretender: Pretender, client: go.Client) -> None:
         (
             lambda c: go.request("vpj", "x", {}),
             ValueError,
-            "expected one of evaluate, vjp, jvp, jacobian, hessian, hvp, inspect, server_info, operators as the "
+            "expected one of evaluate, vjp, jvp, jacobian, hessian, hvp, check, inspect, server_info, operators as the "
             "method, got 'vpj'",
         ),
     ],

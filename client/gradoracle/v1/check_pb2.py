@@ -25,27 +25,29 @@ _sym_db = _symbol_database.Default()
 from gradoracle.v1 import tensor_pb2 as gradoracle_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gradoracle/v1/check.proto\x12\rgradoracle.v1\x1a\x1agradoracle/v1/tensor.proto\"\xb9\x01\n\x08Mismatch\x12\r\n\x05index\x18\x01 \x03(\x03\x12&\n\x07\x63laimed\x18\x02 \x01(\x0b\x32\x15.gradoracle.v1.Scalar\x12(\n\treference\x18\x03 \x01(\x0b\x32\x15.gradoracle.v1.Scalar\x12(\n\tnumerical\x18\x04 \x01(\x0b\x32\x15.gradoracle.v1.Scalar\x12\r\n\x05\x65rror\x18\x05 \x01(\x01\x12\x13\n\x0b\x65rror_bound\x18\x06 \x01(\x01\"!\n\x04Kink\x12\x0b\n\x03low\x18\x01 \x01(\x01\x12\x0c\n\x04high\x18\x02 \x01(\x01\"\xc5\x02\n\x0bInputReport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x07verdict\x18\x02 \x01(\x0e\x32\x16.gradoracle.v1.Verdict\x12&\n\x05worst\x18\x03 \x03(\x0b\x32\x17.gradoracle.v1.Mismatch\x12+\n\tdiagnosis\x18\x04 \x01(\x0e\x32\x18.gradoracle.v1.Diagnosis\x12\x13\n\x06\x66\x61\x63tor\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tmax_error\x18\x06 \x01(\x01\x12\x13\n\x0b\x65rror_bound\x18\x07 \x01(\x01\x12!\n\x04kink\x18\x08 \x01(\x0b\x32\x13.gradoracle.v1.Kink\x12\x19\n\x0c\x63laim_inside\x18\t \x01(\x08H\x01\x88\x01\x01\x12\x13\n\x0b\x65xplanation\x18\n \x01(\tB\t\n\x07_factorB\x0f\n\r_claim_inside\"8\n\x04Rung\x12\x0c\n\x04step\x18\x01 \x01(\x01\x12\r\n\x05\x65rror\x18\x02 \x01(\x01\x12\x13\n\x0b\x65rror_bound\x18\x03 \x01(\x01\"\xb5\x01\n\x0b\x43heckReport\x12\'\n\x07verdict\x18\x01 \x01(\x0e\x32\x16.gradoracle.v1.Verdict\x12*\n\x06inputs\x18\x02 \x03(\x0b\x32\x1a.gradoracle.v1.InputReport\x12\x17\n\x0f\x64\x65tection_power\x18\x03 \x01(\x01\x12\x13\n\x0b\x65valuations\x18\x04 \x01(\x04\x12#\n\x06ladder\x18\x05 \x03(\x0b\x32\x13.gradoracle.v1.Rung*\x9f\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x10\n\x0cVERDICT_PASS\x10\x01\x12\x10\n\x0cVERDICT_FAIL\x10\x02\x12\x18\n\x14VERDICT_INCONCLUSIVE\x10\x03\x12\x1e\n\x1aVERDICT_NON_DIFFERENTIABLE\x10\x04\x12\x1d\n\x19VERDICT_NON_DETERMINISTIC\x10\x05*\xc6\x02\n\tDiagnosis\x12\x19\n\x15\x44IAGNOSIS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44IAGNOSIS_SIGN_FLIPPED\x10\x01\x12\x14\n\x10\x44IAGNOSIS_SCALED\x10\x02\x12\x18\n\x14\x44IAGNOSIS_TRANSPOSED\x10\x03\x12\x18\n\x14\x44IAGNOSIS_CONJUGATED\x10\x04\x12\x19\n\x15\x44IAGNOSIS_NOT_REDUCED\x10\x05\x12\x1d\n\x19\x44IAGNOSIS_DUPLICATES_LOST\x10\x06\x12\x14\n\x10\x44IAGNOSIS_ZEROED\x10\x07\x12\x1f\n\x1b\x44IAGNOSIS_IGNORES_COTANGENT\x10\x08\x12\x1d\n\x19\x44IAGNOSIS_SINGLE_ELEMENTS\x10\t\x12\x11\n\rDIAGNOSIS_NAN\x10\n\x12\x15\n\x11\x44IAGNOSIS_UNKNOWN\x10\x0b*R\n\tCheckMode\x12\x1a\n\x16\x43HECK_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HECK_MODE_PROBE\x10\x01\x12\x13\n\x0f\x43HECK_MODE_FULL\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gradoracle/v1/check.proto\x12\rgradoracle.v1\x1a\x1agradoracle/v1/tensor.proto\"\xb9\x01\n\x08Mismatch\x12\r\n\x05index\x18\x01 \x03(\x03\x12&\n\x07\x63laimed\x18\x02 \x01(\x0b\x32\x15.gradoracle.v1.Scalar\x12(\n\treference\x18\x03 \x01(\x0b\x32\x15.gradoracle.v1.Scalar\x12(\n\tnumerical\x18\x04 \x01(\x0b\x32\x15.gradoracle.v1.Scalar\x12\r\n\x05\x65rror\x18\x05 \x01(\x01\x12\x13\n\x0b\x65rror_bound\x18\x06 \x01(\x01\"y\n\x07Opinion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x07verdict\x18\x02 \x01(\x0e\x32\x16.gradoracle.v1.Verdict\x12\r\n\x05\x65rror\x18\x03 \x01(\x01\x12\x13\n\x0b\x65rror_bound\x18\x04 \x01(\x01\x12\x13\n\x0b\x65xplanation\x18\x05 \x01(\t\"!\n\x04Kink\x12\x0b\n\x03low\x18\x01 \x01(\x01\x12\x0c\n\x04high\x18\x02 \x01(\x01\"\x85\x03\n\x0bInputReport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x07verdict\x18\x02 \x01(\x0e\x32\x16.gradoracle.v1.Verdict\x12&\n\x05worst\x18\x03 \x03(\x0b\x32\x17.gradoracle.v1.Mismatch\x12+\n\tdiagnosis\x18\x04 \x01(\x0e\x32\x18.gradoracle.v1.Diagnosis\x12\x13\n\x06\x66\x61\x63tor\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tmax_error\x18\x06 \x01(\x01\x12\x13\n\x0b\x65rror_bound\x18\x07 \x01(\x01\x12!\n\x04kink\x18\x08 \x01(\x0b\x32\x13.gradoracle.v1.Kink\x12\x19\n\x0c\x63laim_inside\x18\t \x01(\x08H\x01\x88\x01\x01\x12\x13\n\x0b\x65xplanation\x18\n \x01(\t\x12\x17\n\x0f\x64\x65tection_power\x18\x0b \x01(\x01\x12%\n\x06\x65rrors\x18\x0c \x01(\x0b\x32\x15.gradoracle.v1.TensorB\t\n\x07_factorB\x0f\n\r_claim_inside\"8\n\x04Rung\x12\x0c\n\x04step\x18\x01 \x01(\x01\x12\r\n\x05\x65rror\x18\x02 \x01(\x01\x12\x13\n\x0b\x65rror_bound\x18\x03 \x01(\x01\"\xdf\x01\n\x0b\x43heckReport\x12\'\n\x07verdict\x18\x01 \x01(\x0e\x32\x16.gradoracle.v1.Verdict\x12*\n\x06inputs\x18\x02 \x03(\x0b\x32\x1a.gradoracle.v1.InputReport\x12\x17\n\x0f\x64\x65tection_power\x18\x03 \x01(\x01\x12\x13\n\x0b\x65valuations\x18\x04 \x01(\x04\x12#\n\x06ladder\x18\x05 \x03(\x0b\x32\x13.gradoracle.v1.Rung\x12(\n\x08opinions\x18\x06 \x03(\x0b\x32\x16.gradoracle.v1.Opinion*\x9f\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x10\n\x0cVERDICT_PASS\x10\x01\x12\x10\n\x0cVERDICT_FAIL\x10\x02\x12\x18\n\x14VERDICT_INCONCLUSIVE\x10\x03\x12\x1e\n\x1aVERDICT_NON_DIFFERENTIABLE\x10\x04\x12\x1d\n\x19VERDICT_NON_DETERMINISTIC\x10\x05*\xc6\x02\n\tDiagnosis\x12\x19\n\x15\x44IAGNOSIS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44IAGNOSIS_SIGN_FLIPPED\x10\x01\x12\x14\n\x10\x44IAGNOSIS_SCALED\x10\x02\x12\x18\n\x14\x44IAGNOSIS_TRANSPOSED\x10\x03\x12\x18\n\x14\x44IAGNOSIS_CONJUGATED\x10\x04\x12\x19\n\x15\x44IAGNOSIS_NOT_REDUCED\x10\x05\x12\x1d\n\x19\x44IAGNOSIS_DUPLICATES_LOST\x10\x06\x12\x14\n\x10\x44IAGNOSIS_ZEROED\x10\x07\x12\x1f\n\x1b\x44IAGNOSIS_IGNORES_COTANGENT\x10\x08\x12\x1d\n\x19\x44IAGNOSIS_SINGLE_ELEMENTS\x10\t\x12\x11\n\rDIAGNOSIS_NAN\x10\n\x12\x15\n\x11\x44IAGNOSIS_UNKNOWN\x10\x0b*R\n\tCheckMode\x12\x1a\n\x16\x43HECK_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HECK_MODE_PROBE\x10\x01\x12\x13\n\x0f\x43HECK_MODE_FULL\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gradoracle.v1.check_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERDICT']._serialized_start=866
-  _globals['_VERDICT']._serialized_end=1025
-  _globals['_DIAGNOSIS']._serialized_start=1028
-  _globals['_DIAGNOSIS']._serialized_end=1354
-  _globals['_CHECKMODE']._serialized_start=1356
-  _globals['_CHECKMODE']._serialized_end=1438
+  _globals['_VERDICT']._serialized_start=1095
+  _globals['_VERDICT']._serialized_end=1254
+  _globals['_DIAGNOSIS']._serialized_start=1257
+  _globals['_DIAGNOSIS']._serialized_end=1583
+  _globals['_CHECKMODE']._serialized_start=1585
+  _globals['_CHECKMODE']._serialized_end=1667
   _globals['_MISMATCH']._serialized_start=73
   _globals['_MISMATCH']._serialized_end=258
-  _globals['_KINK']._serialized_start=260
-  _globals['_KINK']._serialized_end=293
-  _globals['_INPUTREPORT']._serialized_start=296
-  _globals['_INPUTREPORT']._serialized_end=621
-  _globals['_RUNG']._serialized_start=623
-  _globals['_RUNG']._serialized_end=679
-  _globals['_CHECKREPORT']._serialized_start=682
-  _globals['_CHECKREPORT']._serialized_end=863
+  _globals['_OPINION']._serialized_start=260
+  _globals['_OPINION']._serialized_end=381
+  _globals['_KINK']._serialized_start=383
+  _globals['_KINK']._serialized_end=416
+  _globals['_INPUTREPORT']._serialized_start=419
+  _globals['_INPUTREPORT']._serialized_end=808
+  _globals['_RUNG']._serialized_start=810
+  _globals['_RUNG']._serialized_end=866
+  _globals['_CHECKREPORT']._serialized_start=869
+  _globals['_CHECKREPORT']._serialized_end=1092
 # @@protoc_insertion_point(module_scope)

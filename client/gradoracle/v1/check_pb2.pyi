@@ -75,6 +75,20 @@ class Mismatch(_message.Message):
     error_bound: float
     def __init__(self, index: _Optional[_Iterable[int]] = ..., claimed: _Optional[_Union[_tensor_pb2.Scalar, _Mapping]] = ..., reference: _Optional[_Union[_tensor_pb2.Scalar, _Mapping]] = ..., numerical: _Optional[_Union[_tensor_pb2.Scalar, _Mapping]] = ..., error: _Optional[float] = ..., error_bound: _Optional[float] = ...) -> None: ...
 
+class Opinion(_message.Message):
+    __slots__ = ("name", "verdict", "error", "error_bound", "explanation")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    ERROR_BOUND_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    verdict: Verdict
+    error: float
+    error_bound: float
+    explanation: str
+    def __init__(self, name: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., error: _Optional[float] = ..., error_bound: _Optional[float] = ..., explanation: _Optional[str] = ...) -> None: ...
+
 class Kink(_message.Message):
     __slots__ = ("low", "high")
     LOW_FIELD_NUMBER: _ClassVar[int]
@@ -84,7 +98,7 @@ class Kink(_message.Message):
     def __init__(self, low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
 
 class InputReport(_message.Message):
-    __slots__ = ("name", "verdict", "worst", "diagnosis", "factor", "max_error", "error_bound", "kink", "claim_inside", "explanation")
+    __slots__ = ("name", "verdict", "worst", "diagnosis", "factor", "max_error", "error_bound", "kink", "claim_inside", "explanation", "detection_power", "errors")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     WORST_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +109,8 @@ class InputReport(_message.Message):
     KINK_FIELD_NUMBER: _ClassVar[int]
     CLAIM_INSIDE_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    DETECTION_POWER_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
     name: str
     verdict: Verdict
     worst: _containers.RepeatedCompositeFieldContainer[Mismatch]
@@ -105,7 +121,9 @@ class InputReport(_message.Message):
     kink: Kink
     claim_inside: bool
     explanation: str
-    def __init__(self, name: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., worst: _Optional[_Iterable[_Union[Mismatch, _Mapping]]] = ..., diagnosis: _Optional[_Union[Diagnosis, str]] = ..., factor: _Optional[float] = ..., max_error: _Optional[float] = ..., error_bound: _Optional[float] = ..., kink: _Optional[_Union[Kink, _Mapping]] = ..., claim_inside: bool = ..., explanation: _Optional[str] = ...) -> None: ...
+    detection_power: float
+    errors: _tensor_pb2.Tensor
+    def __init__(self, name: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., worst: _Optional[_Iterable[_Union[Mismatch, _Mapping]]] = ..., diagnosis: _Optional[_Union[Diagnosis, str]] = ..., factor: _Optional[float] = ..., max_error: _Optional[float] = ..., error_bound: _Optional[float] = ..., kink: _Optional[_Union[Kink, _Mapping]] = ..., claim_inside: bool = ..., explanation: _Optional[str] = ..., detection_power: _Optional[float] = ..., errors: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class Rung(_message.Message):
     __slots__ = ("step", "error", "error_bound")
@@ -118,15 +136,17 @@ class Rung(_message.Message):
     def __init__(self, step: _Optional[float] = ..., error: _Optional[float] = ..., error_bound: _Optional[float] = ...) -> None: ...
 
 class CheckReport(_message.Message):
-    __slots__ = ("verdict", "inputs", "detection_power", "evaluations", "ladder")
+    __slots__ = ("verdict", "inputs", "detection_power", "evaluations", "ladder", "opinions")
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     DETECTION_POWER_FIELD_NUMBER: _ClassVar[int]
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     LADDER_FIELD_NUMBER: _ClassVar[int]
+    OPINIONS_FIELD_NUMBER: _ClassVar[int]
     verdict: Verdict
     inputs: _containers.RepeatedCompositeFieldContainer[InputReport]
     detection_power: float
     evaluations: int
     ladder: _containers.RepeatedCompositeFieldContainer[Rung]
-    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., inputs: _Optional[_Iterable[_Union[InputReport, _Mapping]]] = ..., detection_power: _Optional[float] = ..., evaluations: _Optional[int] = ..., ladder: _Optional[_Iterable[_Union[Rung, _Mapping]]] = ...) -> None: ...
+    opinions: _containers.RepeatedCompositeFieldContainer[Opinion]
+    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., inputs: _Optional[_Iterable[_Union[InputReport, _Mapping]]] = ..., detection_power: _Optional[float] = ..., evaluations: _Optional[int] = ..., ladder: _Optional[_Iterable[_Union[Rung, _Mapping]]] = ..., opinions: _Optional[_Iterable[_Union[Opinion, _Mapping]]] = ...) -> None: ...

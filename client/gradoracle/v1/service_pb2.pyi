@@ -180,7 +180,7 @@ class ComputeHessianResponse(_message.Message):
     def __init__(self, outputs: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., gradients: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., blocks: _Optional[_Iterable[_Union[HessianBlock, _Mapping]]] = ..., products: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class CheckGradientsRequest(_message.Message):
-    __slots__ = ("graph", "primals", "device", "seed", "cotangents", "claimed", "order", "mode")
+    __slots__ = ("graph", "primals", "device", "seed", "cotangents", "claimed", "order", "mode", "wrt", "forward_mode", "batched_gradients")
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     PRIMALS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -189,6 +189,9 @@ class CheckGradientsRequest(_message.Message):
     CLAIMED_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
+    WRT_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_MODE_FIELD_NUMBER: _ClassVar[int]
+    BATCHED_GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     graph: _graph_pb2.Graph
     primals: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     device: str
@@ -197,7 +200,10 @@ class CheckGradientsRequest(_message.Message):
     claimed: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     order: int
     mode: _check_pb2.CheckMode
-    def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ..., cotangents: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., claimed: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., order: _Optional[int] = ..., mode: _Optional[_Union[_check_pb2.CheckMode, str]] = ...) -> None: ...
+    wrt: _containers.RepeatedScalarFieldContainer[str]
+    forward_mode: bool
+    batched_gradients: bool
+    def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ..., cotangents: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., claimed: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., order: _Optional[int] = ..., mode: _Optional[_Union[_check_pb2.CheckMode, str]] = ..., wrt: _Optional[_Iterable[str]] = ..., forward_mode: bool = ..., batched_gradients: bool = ...) -> None: ...
 
 class CheckGradientsResponse(_message.Message):
     __slots__ = ("report", "timing")

@@ -17,8 +17,9 @@ from gradoracle_server.engine.errors import Fault, nearest, suggestion
 _REFUSALS: tuple[tuple[str, str], ...] = (
     (r"from_file|_print|_assert_.*|_functional_assert.*|_functional_sym.*|_make_dep_token|save|load.*",
      "reads files, writes to the console or ends the process"),
-    (r"set|set_.*|_index_put_impl|_copy_from.*|sparse_resize.*|_reshape_alias.*|as_strided_.*|resize.*|_resize.*"
-     r"|_unsafe_.*|unsafe_.*|.*_unsafe", "swaps a tensor's storage or reaches past its bounds"),
+    # _unsafe_masked_index and its counterpart clamp their indices; as_strided and its copies hold to the storage.
+    (r"set|set_.*|_index_put_impl|_copy_from.*|sparse_resize.*|_reshape_alias.*|as_strided_|resize.*|_resize.*"
+     r"|_unsafe_(?!masked_index).*|unsafe_.*|.*_unsafe", "swaps a tensor's storage or reaches past its bounds"),
     (r"_add_batch_dim|_remove_batch_dim|_make_dual.*|_unpack_dual|_fw_primal.*|_new_zeros_with_same_feature_meta"
      r"|_has_same_storage_numel|_backward|_version|_lazy_clone", "is autograd's or vmap's own bookkeeping"),
     (r"empty.*|new_empty.*|_empty_.*|empty_strided|empty_like", "returns uninitialised memory; use zeros"),
@@ -36,16 +37,19 @@ _REFUSALS: tuple[tuple[str, str], ...] = (
     (r"_nested_.*|nested_.*|to_padded_tensor.*|_jagged_.*|_padded_dense_to_jagged.*|_transformer_encoder_layer_fwd"
      r"|_transform_bias_rescale_qkv|_native_multi_head_attention|_triton_.*|_is_any_true_nested",
      "works on nested tensors, which have no wire form"),
-    (r"_sparse_.*tensor.*|sparse_.*_tensor|_sparse_broadcast_to.*|_coalesced.*|_indices.*|_values.*|_validate_.*"
+    (r"_sparse_.*tensor.*|_sparse_broadcast_to.*|_coalesced.*|_indices.*|_values.*|_validate_.*"
      r"|_spdiags|_nnz|_dimI|_dimV", "builds or opens sparse tensors without checking their indices"),
     (r"_.*dimname.*|rename.*|refine_names|align_.*", "works on named tensors, which have no wire form"),
-    (r"segment_reduce|_segment_reduce_backward", "crashes on offsets that it does not check"),
     (r"_propagate_xla_data|_has_compatible_shallow_copy_type|sym_.*|_local_scalar_dense|item",
      "returns what a later operator would need at build time, not a tensor"),
     (r"data|_dim_arange|requires_grad_|retain_grad|retains_grad|is_leaf|output_nr|to_here",
      "is part of torch's own API"),
 )  # fmt: skip
 """(pattern of the base name, why). The first that matches is given as the reason."""
+
+# The other constructors of sparse tensors (sparse_coo_tensor, sparse_compressed_tensor, …) check their indices only if
+# asked to, and everything that works on sparse tensors trusts them.
+torch.sparse.check_sparse_tensor_invariants.enable()  # type: ignore[no-untyped-call]
 
 _COMPILED = tuple((re.compile(pattern), why) for pattern, why in _REFUSALS)
 
@@ -202,8 +206,9 @@ def differentiable(operator: Operator) -> bool:
     if torch._C._dispatch_has_kernel_for_dispatch_key(qualified, "CompositeImplicitAutograd"):
         return True
     base = operator.schema.name.partition("::")[2]
-    # Torch derives these two families from the operators that they are variants of.
+    # Torch derives these three families from the operators that they are variants of.
     origin = base.removesuffix("_copy").removeprefix("_foreach_")
+    origin = origin.removesuffix("_") if not origin.endswith("__") else origin
     return (base in _with_formula() or origin in _with_formula()) and origin != "detach"
 
 
@@ -222,5 +227,5 @@ def _with_formula() -> frozenset[str]:
             if re.match(r"  +\w[\w, ]*:", line) and "result" not in line.split(":")[0]
         ]
         if any("non_differentiable" not in line and "output_differentiability" not in line for line in formulas):
-            found.add(re.split(r"[.(]", head)[0])
+            found.add(re.split(r"[.(]", head.strip())[0])
     return frozenset(found)

@@ -17,7 +17,7 @@ from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.phases import Phases
 from gradoracle_server.engine.plan import Plan
 from gradoracle_server.launch import WorkerOptions
-from gradoracle_server.worker import graphs
+from gradoracle_server.worker import checks, graphs
 from gradoracle_server.worker.tensors import NUMBERS, Incoming, Outgoing
 
 _PLANS = 512  # kept by a worker; a plan of a few nodes takes some tens of kB
@@ -222,7 +222,15 @@ def list_operators(request: pb.ListOperatorsRequest, context: Context) -> pb.Lis
 
 
 def check_gradients(request: pb.CheckGradientsRequest, context: Context) -> pb.CheckGradientsResponse:
-    raise Fault("NOT_SERVED", "CheckGradients is not served by this version", method="CheckGradients")
+    made = context.plan(request.graph)
+    primals = context.tensors(request.primals, "primals")
+    cotangents = context.tensors(request.cotangents, "cotangents")
+    claimed = context.tensors(request.claimed, "claimed")
+    context.seed(request)
+    report = checks.run(request, made, primals, claimed, cotangents, context.phases)
+    context.verdict = int(report.verdict)
+    with context.phases.measure("encode"):
+        return checks.write(report, context.outgoing)
 
 
 Handler = Callable[[Any, Context], Message]

@@ -165,6 +165,8 @@ class Outgoing:
 def row_major(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the same values, on the CPU, without gaps, with conjugations and negations carried out."""
     plain = tensor.detach()
+    if plain._is_zerotensor():  # autograd's shorthand, which has no memory of its own
+        plain = torch.zeros_like(plain)
     if plain.device.type != "cpu":
         plain = plain.cpu()
     if plain.is_conj() or plain.is_neg():

@@ -1,0 +1,129 @@
+"""A check's report as text. rich is imported when one is rendered, not before."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from gradoracle.checks import CheckReport, InputReport, Number, Verdict
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+STYLES = {
+    Verdict.PASS: "bold green",
+    Verdict.FAIL: "bold red",
+    Verdict.INCONCLUSIVE: "bold yellow",
+    Verdict.NON_DIFFERENTIABLE: "bold cyan",
+    Verdict.NON_DETERMINISTIC: "bold magenta",
+}
+
+
+def render(report: CheckReport, *, color: bool, width: int) -> str:
+    """The report as lines of text."""
+    from rich.console import Console
+
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        force_terminal=color,
+        no_color=not color,
+        color_system="standard" if color else None,
+        width=width,
+        highlight=False,
+    )
+    for part in parts(report):
+        console.print(part)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def parts(report: CheckReport) -> list[RenderableType]:
+    """What a console prints, one after another."""
+    from rich.text import Text
+
+    heading = Text.assemble((str(report.verdict), STYLES[report.verdict]), f"  {summary(report)}")
+    found: list[RenderableType] = [heading]
+    if report.inputs:
+        found.append(_inputs(report))
+    for one in report.inputs.values():
+        if one.verdict is Verdict.FAIL and one.worst:
+            found += [Text(f"Worst elements of {one.name}:"), _worst(one)]
+    for opinion in report.opinions:
+        if opinion.verdict is not Verdict.PASS:
+            text = f"{opinion.name}: {opinion.explanation} (error {figure(opinion.error)})"
+            found.append(Text.assemble((str(opinion.verdict), STYLES[opinion.verdict]), f"  {text}"))
+    return found
+
+
+def summary(report: CheckReport) -> str:
+    """The figures of the whole check in one line."""
+    spent = f"{report.evaluations} forward passes"
+    if report.passed and report.detection_power:
+        return f"{spent}; a relative fault of {figure(report.detection_power)} in one element would have been caught"
+    return spent
+
+
+def _inputs(report: CheckReport) -> Table:
+    table = _table("input", "verdict", "diagnosis", "error", "bound", "")
+    for one in report.inputs.values():
+        table.add_row(
+            one.name,
+            f"[{STYLES[one.verdict]}]{one.verdict}[/]",
+            diagnosis(one),
+            figure(one.max_error),
+            figure(one.error_bound),
+            _escaped(one.explanation),
+        )
+    return table
+
+
+def _worst(one: InputReport) -> Table:
+    table = _table("index", "claimed", "autograd", "numerical", "error", "bound")
+    for row in one.worst:
+        table.add_row(
+            _escaped(str(list(row.index)) if row.index else "scalar"),
+            number(row.claimed),
+            number(row.reference),
+            number(row.numerical),
+            figure(row.error),
+            figure(row.error_bound),
+        )
+    return table
+
+
+def _table(*heads: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    return table
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def diagnosis(one: InputReport) -> str:
+    """The diagnosis, with its factor; or whether a claim lies between the slopes of a kink."""
+    if one.diagnosis is not None:
+        return f"{one.diagnosis} by {one.factor:.9g}" if one.factor is not None else str(one.diagnosis)
+    if one.claim_inside is not None:
+        return "between the slopes" if one.claim_inside else "outside the slopes"
+    return ""
+
+
+def figure(value: float) -> str:
+    """An error or a bound: two figures are enough."""
+    return f"{value:.2g}"
+
+
+def number(value: Number) -> str:
+    """An element: enough figures to see a small error."""
+    if isinstance(value, complex):
+        return f"{value.real:.10g}{value.imag:+.10g}j"
+    return f"{value:.12g}"

@@ -1,0 +1,214 @@
+"""Gradient checks: the one place that sees both autograd's gradients and numerical ones, and compares them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from gradoracle_server.engine import opinions, shadow, tolerances, trial, verdicts
+from gradoracle_server.engine.autodiff import pull_back
+from gradoracle_server.engine.case import Case
+from gradoracle_server.engine.evaluate import bind, has_gradient
+from gradoracle_server.engine.passes import Passes
+from gradoracle_server.engine.phases import Phases
+from gradoracle_server.engine.plan import Plan
+from gradoracle_server.engine.probes import Space
+from gradoracle_server.engine.report import InputReport, Mode, Opinion, Report, Rung, Verdict, worst_verdict
+from gradoracle_server.engine.trial import Subject, Tape
+
+_PROBES = 4  # directions for the only input; several inputs share them
+_REORDERED = 64  # units in the last place of the largest element: more is not the order of additions
+_LOW_PRECISION_ASKED = 1e-2  # where not even a shadow could be had
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclasses.dataclass(slots=True)
+class Options:
+    """What a caller may choose of a check."""
+
+    mode: Mode = Mode.PROBE
+    order: int = 1
+    seed: int = 0
+    forward_mode: bool = False
+    batched_gradients: bool = False
+
+
+def check(
+    plan: Plan,
+    primals: Tensors,
+    phases: Phases,
+    *,
+    claimed: Tensors,
+    cotangents: Tensors,
+    wrt: Sequence[str] = (),
+    options: Options,
+) -> Report:
+    """Judges autograd's gradients, or those claimed, of the sum of <cotangent, output>. Raises Fault for bad input;
+    nothing about numerics is an error."""
+    inputs = bind(plan, primals)
+    claims = trial.claims(plan, inputs, claimed)
+    places, without = trial.wanted_places(plan, inputs, wrt or list(claims))
+    skipped = [verdicts.without_gradient(plan, place, inputs[place]) for place in without]
+    subject = Subject(plan, inputs, places, options.seed)
+    tape = subject.tape()
+    chosen = trial.cotangents(plan, tape.outputs, cotangents, draw=not claims, seed=options.seed)
+    if not places or all(one is None for one in chosen):
+        return _nothing(subject, skipped)
+    first = tape.pull(chosen)
+    again = subject.tape()
+    if not _repeatable([*tape.outputs, *first], [*again.outputs, *again.pull(chosen)]):
+        found = [verdicts.non_deterministic(name) for name in subject.names]
+        return Report(Verdict.NON_DETERMINISTIC, [*found, *skipped], 0.0, 2, [])
+    case = _case(subject, tape, chosen, first, claims, options)
+    passes = _passes(case, options)
+    heard: list[Opinion] = []
+    if case.own and options.order == 1:
+        heard = opinions.linearity(tape, chosen, first)
+    if options.batched_gradients:
+        heard.append(opinions.batched(tape, chosen, first))
+    reports, ladder = _judged(case, passes, heard, options)
+    if options.forward_mode:  # not a fault of the gradients' own: it decides the whole, and no input
+        heard.append(opinions.forward_mode(subject, tape, chosen, first, phases))
+    power = max([one.detection_power for one in reports], default=0.0)
+    failed = [Verdict.FAIL for one in heard if one.verdict is Verdict.FAIL]
+    verdict = worst_verdict([*(one.verdict for one in reports), *failed])
+    return Report(verdict, _in_order(subject, [*reports, *skipped]), power, passes.count + 2, ladder, heard)
+
+
+def _in_order(subject: Subject, reports: list[InputReport]) -> list[InputReport]:
+    """As the graph has its inputs."""
+    names = [one.name for one in subject.plan.spec.inputs]
+    return sorted(reports, key=lambda one: names.index(one.name))
+
+
+def _nothing(subject: Subject, skipped: list[InputReport]) -> Report:
+    """No output depends, for autograd, on any input."""
+    found = [verdicts.independent(name) for name in subject.names]
+    verdict = Verdict.PASS if found else Verdict.NON_DIFFERENTIABLE
+    return Report(verdict, [*found, *skipped], 0.0, 1, [])
+
+
+def _repeatable(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
+    """Whether two runs agree, up to the order of additions: some kernels choose it by where their memory lies."""
+    return all(_alike(a.detach(), b.detach()) for a, b in zip(left, right, strict=True))
+
+
+def _alike(left: torch.Tensor, right: torch.Tensor) -> bool:
+    if left.shape != right.shape:
+        return False
+    wide, other = shadow.raised(left), shadow.raised(right)
+    if torch.equal(wide, other):
+        return True
+    if not has_gradient(left):
+        return False
+    same = (wide == other) | (wide.isnan() & other.isnan())
+    known = wide.abs().isfinite()
+    size = torch.where(known, wide.abs(), 0.0).max()
+    return bool((same | ((wide - other).abs() <= _REORDERED * torch.finfo(left.dtype).eps * size)).all())
+
+
+def _case(
+    subject: Subject,
+    tape: Tape,
+    chosen: list[torch.Tensor | None],
+    first: list[torch.Tensor],
+    claims: Tensors,
+    options: Options,
+) -> Case:
+    coarse = shadow.epsilon(subject.plan, subject.inputs)
+    twin = shadow.of(subject)
+    twin_tape = tape if twin is subject else twin.tape()
+    faithful = twin is subject or shadow.faithful(tape.outputs, twin_tape.outputs, coarse)
+    if not faithful:
+        twin, twin_tape = subject, tape
+    raised = [None if one is None else shadow.raised(one) for one in chosen]
+    used = raised if twin is not subject else chosen
+    weights: list[torch.Tensor | None] | None = None
+    if options.order == 2:
+        generator = torch.Generator().manual_seed(options.seed ^ 0x2D)
+        weights = [trial.drawn_like(one, generator) for one in first]
+        torchs = trial.second_order(tape, chosen, weights)
+        reference = torchs if twin is subject else trial.second_order(twin_tape, used, weights)
+    else:
+        torchs = first
+        reference = first if twin is subject else twin_tape.pull(used)
+    mine = [claims[name] for name in subject.names] if claims else torchs
+    return Case(
+        subject=subject,
+        twin=twin,
+        faithful=faithful,
+        epsilon=coarse,
+        own=not claims,
+        cotangents=chosen,
+        twin_cotangents=used,
+        claimed=[shadow.raised(one.detach()) for one in mine],
+        torchs=[shadow.raised(one.detach()) for one in torchs],
+        reference=[shadow.raised(one.detach()) for one in reference],
+        weights=weights,
+    )
+
+
+def _passes(case: Case, options: Options) -> Passes:
+    twin = case.twin
+    base = [shadow.raised(one) for one in twin.inputs]
+    lowered = [one.dtype for one in twin.inputs]
+    program = twin.plan.program()
+
+    def function(point: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        with torch.no_grad():
+            return program([one.to(dtype) for one, dtype in zip(point, lowered, strict=True)])
+
+    def gradients(point: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        return twin.tape([one.to(dtype) for one, dtype in zip(point, lowered, strict=True)]).pull(case.twin_cotangents)
+
+    def many_gradients(
+        point: Sequence[torch.Tensor], carried: Sequence[bool], count: int
+    ) -> Sequence[torch.Tensor | None]:
+        return _gradients_of_many(twin, point, carried, count, case.twin_cotangents)
+
+    weights = case.twin_cotangents if case.weights is None else case.weights
+    return Passes(
+        function if case.weights is None else gradients,
+        base,
+        [None if one is None else shadow.raised(one) for one in weights],
+        device=twin.plan.device,
+        seed=options.seed,
+        batched=None if case.weights is None else many_gradients,
+        epsilon=torch.finfo(torch.float64).eps if case.faithful else case.epsilon,
+    )
+
+
+def _gradients_of_many(
+    subject: Subject,
+    point: Sequence[torch.Tensor],
+    carried: Sequence[bool],
+    count: int,
+    cotangents: Sequence[torch.Tensor | None],
+) -> list[torch.Tensor | None]:
+    """First gradients at many points: points do not mix, so one pull-back through a batched run gives each its own."""
+    inputs = [one if yes else one.expand(count, *one.shape) for one, yes in zip(point, carried, strict=True)]
+    tracked = [one.detach().requires_grad_(place in subject.places) for place, one in enumerate(inputs)]
+    program = subject.plan.program()
+    with torch.enable_grad():
+        outputs = torch.func.vmap(lambda *one: program(one), randomness="same")(*tracked)
+    roots = [None if u is None else u.expand(count, *u.shape) for u in cotangents]
+    targets = [tracked[place] for place in subject.places]
+    found = pull_back(outputs, roots, targets)
+    full = [torch.zeros_like(one) if g is None else g for g, one in zip(found, targets, strict=True)]
+    return list(Tape([], targets, subject.kinds).projected(full))
+
+
+def _judged(case: Case, passes: Passes, heard: list[Opinion], options: Options) -> tuple[list[InputReport], list[Rung]]:
+    generator = torch.Generator().manual_seed(options.seed ^ 0x9E3779B9)
+    probes = max(1, _PROBES // len(case.subject.places))
+    asked = tolerances.ASKED if case.faithful else _LOW_PRECISION_ASKED
+    judge = verdicts.Judge(case, passes, generator, probes, asked, every=options.mode is Mode.FULL)
+    reports = []
+    for place, name in enumerate(case.subject.names):
+        space = Space.of(case.subject.places[place], name, passes.base[case.subject.places[place]],
+                         case.subject.kinds[place])  # fmt: skip
+        reports.append(judge.input(place, space, heard))
+    return reports, judge.ladder()

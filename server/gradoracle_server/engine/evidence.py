@@ -1,0 +1,104 @@
+"""Gathers what the diagnosis of a wrong gradient needs to know of its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from gradoracle_server.engine.autodiff import pull_back
+from gradoracle_server.engine.case import Case
+from gradoracle_server.engine.diagnose import Evidence
+from gradoracle_server.engine.errors import Fault
+from gradoracle_server.engine.evaluate import check_outputs, leaves, seed_everything
+from gradoracle_server.engine.probes import Space
+
+_INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
+_LARGEST = 1 << 22  # elements of an expanded input
+
+
+def of(
+    case: Case, place: int, space: Space, claimed: torch.Tensor, trusted: torch.Tensor, allowance: torch.Tensor
+) -> Evidence:
+    """The evidence on one input; gradients in real coordinates, (C,)."""
+    size = trusted.abs().max()
+    relative = float((allowance / torch.maximum(trusted.abs(), 1e-3 * size)).max()) if bool(size > 0) else 0.0
+    values = (*case.subject.inputs, *case.subject.plan.constants.values())
+    return Evidence(
+        claimed=space.unflat(claimed),
+        true=space.unflat(trusted),
+        tolerance=min(0.1, max(1e-9, 2 * relative)),
+        for_ones=_for_ones(case, place),
+        unreduced=lambda: _unreduced(case, place),
+        indices=[one for one in values if one.dtype in _INDEX_DTYPES and one.numel() > 1],
+    )
+
+
+def _for_ones(case: Case, place: int) -> torch.Tensor | None:
+    """The gradient for cotangents of 1, to hold a claim against.
+
+    None where the cotangents on trial are constant, and it would look like a factor; and for autograd's own, which is
+    asked in other ways (`opinions`), and whose answer here would be as wrong.
+    """
+    given = [one for one in case.twin_cotangents if one is not None]
+    if (
+        case.own
+        or case.weights is not None
+        or all(bool((one == one.flatten()[0]).all()) for one in given if one.numel())
+    ):
+        return None
+    ones = [None if one is None else torch.ones_like(one) for one in case.twin_cotangents]
+    return case.twin.tape().pull(ones)[place].detach()
+
+
+def _unreduced(case: Case, place: int) -> Sequence[tuple[int, list[torch.Tensor]]]:
+    """The contributions of each broadcast axis to the gradient of an input: how many, and each of them.
+
+    The graph is run on the input expanded to the shapes of the other tensors. Where the outputs stay the same, the
+    expanded input's gradient is the gradient before it is summed along the axes that were broadcast.
+    """
+    if case.weights is not None:
+        return []
+    where = case.twin.places[place]
+    own = case.twin.inputs[where]
+    plain = case.twin.tape()
+    shapes = {tuple(one.shape) for one in (*case.twin.inputs, *plain.outputs, *case.twin.plan.constants.values())}
+    found = []
+    for shape in sorted(shapes, key=len):
+        if not _expands(tuple(own.shape), shape):
+            continue
+        inputs = list(case.twin.inputs)
+        inputs[where] = own.expand(shape)
+        tracked = leaves(case.twin.plan, inputs)
+        seed_everything(case.twin.seed, case.twin.plan.device)
+        try:
+            with torch.enable_grad():
+                outputs = case.twin.plan.program()(tracked)
+            check_outputs(case.twin.plan, outputs)
+            same = all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(outputs, plain.outputs, strict=True))
+            (gradient,) = pull_back(outputs, case.twin_cotangents, [tracked[where]]) if same else (None,)
+        except Fault:
+            continue
+        if gradient is not None:
+            found.append(_contributions(gradient, tuple(own.shape)))
+    return found
+
+
+def _expands(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
+    count = 1
+    for size in large:
+        count *= size
+    try:
+        return small != large and count <= _LARGEST and tuple(torch.broadcast_shapes(small, large)) == large  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return False
+
+
+def _contributions(gradient: torch.Tensor, shape: tuple[int, ...]) -> tuple[int, list[torch.Tensor]]:
+    """An unreduced gradient taken apart along the axes that `shape` lacks: (their size, the slices)."""
+    extra = gradient.dim() - len(shape)
+    padded = (1,) * extra + shape
+    axes = [axis for axis, size in enumerate(padded) if size == 1 and gradient.shape[axis] != 1]
+    kept = [axis for axis in range(gradient.dim()) if axis not in axes]
+    slices = gradient.permute(*axes, *kept).reshape(-1, *shape)
+    return slices.shape[0], list(slices.detach())

@@ -1,0 +1,170 @@
+"""Second opinions that need no step size: identities that every right gradient obeys.
+
+The gradient is linear in its cotangent, so cotangents of 0, -u and 2u, and u in another memory layout, have answers
+that follow from u's, nearly to the last bit; and <u, J v> = <J^T u, v> ties forward mode to reverse mode. They catch
+what differences cannot see, because it shows only for another cotangent: a backward that ignores it, or misreads its
+strides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from gradoracle_server.engine import autodiff, structure
+from gradoracle_server.engine.errors import Fault
+from gradoracle_server.engine.evaluate import seed_everything
+from gradoracle_server.engine.phases import Phases
+from gradoracle_server.engine.report import Opinion, Verdict
+from gradoracle_server.engine.shadow import raised
+from gradoracle_server.engine.tolerances import RELATIVE
+from gradoracle_server.engine.trial import Subject, Tape, drawn_like
+
+_ULPS_LOW = 16.0
+"""Units in the last place within which low-precision answers agree that differ only in the order of additions; in
+float64 it is `tolerances.RELATIVE`, because logcumsumexp's backward goes through the logarithm of its cotangent."""
+
+Cotangents = Sequence[torch.Tensor | None]
+
+
+def linearity(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor]) -> list[Opinion]:
+    """Answers to other cotangents, against those that follow from `gradients`, the answer to `cotangents`."""
+    cases: list[tuple[str, str, Callable[[torch.Tensor], torch.Tensor], float]] = [
+        ("zero", "the cotangent 0 must give 0", torch.zeros_like, 0.0),
+        ("negative", "the negated cotangent must give the negative", torch.neg, -1.0),
+        ("doubled", "twice the cotangent must give twice the gradient", lambda u: 2 * u, 2.0),
+        ("strided", "a non-contiguous cotangent must give the same", _strided, 1.0),
+    ]
+
+    def asked(name: str, sentence: str, change: Callable[[torch.Tensor], torch.Tensor], factor: float) -> Opinion:
+        changed = [None if u is None else change(u) for u in cotangents]
+        expected = [factor * g for g in gradients]
+        return _answered(f"linear_{name}", sentence, tape, changed, expected, gradients)
+
+    found = [asked(*cases[0])]
+    together = asked("", "", lambda u: _strided(-2 * u), -2.0)
+    if together.verdict is Verdict.PASS:  # then each alone is right, too
+        found += [dataclasses.replace(together, name=f"linear_{case[0]}", explanation=case[1]) for case in cases[1:]]
+    else:
+        found += [asked(*case) for case in cases[1:]]
+    expanded = [None if u is None else u.new_ones(()).expand(u.shape) for u in cotangents]
+    plain = [None if u is None else u.contiguous() for u in expanded]
+    sentence = "an expanded cotangent, of stride 0, must give the same as a contiguous one"
+    found.append(_answered("linear_expanded", sentence, tape, expanded, tape.pull(plain), gradients))
+    return found
+
+
+def _answered(
+    name: str,
+    sentence: str,
+    tape: Tape,
+    cotangents: Cotangents,
+    expected: Sequence[torch.Tensor],
+    typical: Sequence[torch.Tensor],
+) -> Opinion:
+    """The answers to cotangents against what is expected; a backward that raises for these alone is wrong."""
+    try:
+        answers = tape.pull(cotangents)
+    except Fault as fault:
+        return Opinion(name, [Verdict.FAIL] * len(expected), math.inf, 0.0, f"{sentence}; it raised: {fault.message}")
+    return _compared(name, sentence, answers, expected, typical)
+
+
+def ignores_cotangent(opinions: Sequence[Opinion], place: int) -> bool:
+    """Whether an input's gradient did not change with the cotangent: neither for 0 nor for twice as much."""
+    failed = {one.name for one in opinions if one.verdicts[place] is Verdict.FAIL}
+    return {"linear_zero", "linear_doubled"} <= failed
+
+
+def forward_mode(
+    subject: Subject, tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor], phases: Phases
+) -> Opinion:
+    """<u, J v> by forward mode, for a random v of each input in turn, against <J^T u, v> by reverse mode."""
+    generator = torch.Generator().manual_seed(subject.seed ^ 0xF0)
+    primals = {spec.name: one for spec, one in zip(subject.plan.spec.inputs, subject.inputs, strict=True)}
+    found = Opinion("forward_mode", [], 0.0, 0.0, "forward mode must agree with reverse mode")
+    for name, gradient, kind in zip(subject.names, gradients, subject.kinds, strict=True):
+        tangent = structure.project(drawn_like(gradient, generator), kind)
+        seed_everything(subject.seed, subject.plan.device)
+        moved = autodiff.jvp(subject.plan, primals, phases, tangents={name: tangent}).gradients
+        pairs = [
+            (u, moved[output])
+            for (output, _), u in zip(subject.plan.spec.outputs, cotangents, strict=True)
+            if u is not None
+        ]
+        forward = sum(_product(u, one).sum() for u, one in pairs if one is not None)
+        reverse = _product(gradient, tangent)
+        scale = sum(float(_product(u, one).abs().sum()) for u, one in pairs if one is not None)
+        error = abs(float(forward) - float(reverse.sum()))
+        bound = _slack(torch.finfo(gradient.dtype).eps) * (scale + float(reverse.abs().sum()))
+        _add(found, error, bound)
+    return found
+
+
+def batched(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor]) -> Opinion:
+    """Pull-backs of u and -2u in one batch against those of each alone."""
+    sentence = "several cotangents at once must give what each gives alone"
+    stacked = [None if u is None else torch.stack([u, -2 * u]) for u in cotangents]
+
+    def attempt() -> list[torch.Tensor | None]:
+        return autodiff.pull_back(tape.outputs, stacked, tape.targets, retain_graph=True, batched=True)
+
+    answers = autodiff.without_batching_rules(attempt)
+    if answers is None:
+        text = f"{sentence}; an operator has no batching rule"
+        return Opinion("batched", [Verdict.INCONCLUSIVE] * len(gradients), 0.0, 0.0, text)
+    full = [
+        torch.zeros_like(g).expand(2, *g.shape) if a is None else a for a, g in zip(answers, gradients, strict=True)
+    ]
+    pairs = [tape.projected([one[k] for one in full]) for k in range(2)]
+    both = [torch.stack(rows) for rows in zip(*pairs, strict=True)]
+    expected = [torch.stack([one, -2 * one]) for one in gradients]
+    return _compared("batched", sentence, both, expected, expected)
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Terms of the real inner product, in float64."""
+    product = raised(left.detach()).conj() * raised(right.detach())
+    return product.real if product.is_complex() else product
+
+
+def _strided(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values with other strides: every second element along each axis, and the axes laid out in reverse."""
+    if tensor.dim() == 0:
+        return tensor.new_zeros(2).copy_(tensor)[1]
+    roomy = tensor.new_zeros([2 * size for size in reversed(tensor.shape)])
+    turned = roomy.permute(*reversed(range(tensor.dim())))[tuple(slice(None, None, 2) for _ in tensor.shape)]
+    return turned.copy_(tensor)
+
+
+def _slack(epsilon: float) -> float:
+    return RELATIVE if epsilon <= torch.finfo(torch.float64).eps else _ULPS_LOW * epsilon
+
+
+def _compared(
+    name: str,
+    sentence: str,
+    answers: Sequence[torch.Tensor],
+    expected: Sequence[torch.Tensor],
+    typical: Sequence[torch.Tensor],
+) -> Opinion:
+    found = Opinion(name, [], 0.0, 0.0, sentence)
+    for answer, want, size in zip(answers, expected, typical, strict=True):
+        if not size.numel():
+            found.verdicts.append(Verdict.PASS)
+            continue
+        known = size.isfinite()
+        precision = torch.finfo(size.dtype)
+        bound = float(_slack(precision.eps) * torch.where(known, size.abs(), 0.0).max()) + precision.tiny
+        _add(found, float(torch.where(known, (answer - want).abs(), 0.0).max()), bound)
+    return found
+
+
+def _add(opinion: Opinion, error: float, bound: float) -> None:
+    """The finding on one more input; the opinion's figures are those of the worst."""
+    opinion.verdicts.append(Verdict.PASS if error <= bound else Verdict.FAIL)
+    if math.isnan(error) or error - bound > opinion.error - opinion.bound or len(opinion.verdicts) == 1:
+        opinion.error, opinion.bound = error, bound

@@ -1,0 +1,139 @@
+"""Forward passes: one program at many points, in one batch where its operators allow, and counted."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from gradoracle_server.engine.evaluate import seed_everything
+
+Map = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+"""A function of all inputs."""
+
+BatchedMap = Callable[[Sequence[torch.Tensor], Sequence[bool], int], Sequence[torch.Tensor | None]]
+"""The same for a number of points at once: the inputs, which of them carry a leading axis of points, how many."""
+
+_BATCH_BYTES = 64 * 1024 * 1024  # of inputs and outputs that are evaluated together
+_SETTLED = 1e-10
+_WORTH_BATCHING = 1 << 16  # elements of one point from which on a batch gains nothing over a loop
+
+
+class Passes:
+    """Evaluates a map at points that differ from a base point in some inputs.
+
+    Every pass draws the same random numbers, so that all of them see one function. Batches are not taken on trust:
+    who finds anything but agreement asks again with `batching` off.
+    """
+
+    def __init__(
+        self,
+        function: Map,
+        base: Sequence[torch.Tensor],
+        weights: Sequence[torch.Tensor | None],
+        *,
+        device: torch.device,
+        seed: int,
+        batched: BatchedMap | None = None,
+        epsilon: float = torch.finfo(torch.float64).eps,
+    ) -> None:
+        """`weights` are the cotangents: an output whose weight is None is not looked at. `epsilon` is the machine
+        epsilon of the precision in which the map computes."""
+        self._function = function
+        self._batched = batched or self._vmapped
+        self._device, self._seed = device, seed
+        self.base = list(base)
+        self.count = 0
+        self._looked_at = [one is not None for one in weights]
+        outputs = self._once(self.base)
+        self.centre = self._gathered([one[None] for one in outputs])[0]
+        """The outputs' real coordinates at the base point, of shape (M,)."""
+        self.weight = self._gathered([None if one is None else one[None] for one in weights])[0]
+        """The cotangents', likewise."""
+        self.epsilon = torch.cat(
+            [
+                _per_coordinate(max(epsilon, torch.finfo(output.dtype).eps), output)
+                for output, looked in zip(outputs, self._looked_at, strict=True)
+                if looked
+            ]
+        )
+        """The machine epsilon of each."""
+        self.magnitude = float((self.weight * self.centre).abs().nan_to_num(0.0, 0.0).sum())
+        """The sum of |weight * output|: the size of what is differentiated."""
+        self.rounding = float((self.weight * self.centre * self.epsilon).abs().nan_to_num(0.0, 0.0).sum())
+        """What rounding may add to that."""
+        self.settled = _SETTLED * self.centre.abs().nan_to_num(0.0, 0.0)
+        """(M,): bars that are narrow beside the output itself."""
+        self._size = sum(one.numel() for one in self.base) + self.centre.numel()
+        self.batching = self._size < _WORTH_BATCHING
+
+    def at(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor:
+        """The outputs' real coordinates, of shape (count, M): each input named by its place has a leading axis."""
+        if self.batching and count > 1:
+            found = self._in_batches(points, count)
+            if found is not None:
+                return found
+            self.batching = False
+        rows = torch.empty((count, self.centre.numel()), dtype=torch.float64, device=self._device)
+        for row in range(count):
+            # Copies, because as_strided and its like see the memory behind a tensor.
+            point = [points[k][row].clone() if k in points else one for k, one in enumerate(self.base)]
+            rows[row] = self._gathered([one[None] for one in self._once(point)])[0]
+        return rows
+
+    def _once(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        self.count += 1
+        seed_everything(self._seed, self._device)
+        return self._function(inputs)
+
+    def _gathered(self, outputs: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """(B, M) from the outputs that are looked at, each with a leading axis."""
+        kept = [
+            real_coordinates(output.detach())
+            for output, looked in zip(outputs, self._looked_at, strict=True)
+            if looked and output is not None
+        ]
+        return kept[0] if len(kept) == 1 else torch.cat(kept, 1)
+
+    def _in_batches(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor | None:
+        """None where vmap cannot batch the map."""
+        pieces = []
+        most = max(1, _BATCH_BYTES // (8 * max(1, self._size)))
+        carried = [place in points for place in range(len(self.base))]
+        for start in range(0, count, most):
+            stop = min(count, start + most)
+            inputs = [points[k][start:stop] if k in points else one for k, one in enumerate(self.base)]
+            seed_everything(self._seed, self._device)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # "performance drop because we have not yet implemented …"
+                    outputs = self._batched(inputs, carried, stop - start)
+            except Exception:
+                return None  # a fault of the data raises again, in its own words, in the loop
+            pieces.append(self._gathered(outputs))
+            self.count += stop - start
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+    def _vmapped(
+        self, inputs: Sequence[torch.Tensor], carried: Sequence[bool], count: int
+    ) -> Sequence[torch.Tensor | None]:
+        def one(*point: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            pairs = zip(self._function(point), self._looked_at, strict=True)
+            return tuple(output for output, looked in pairs if looked)
+
+        axes = tuple(0 if yes else None for yes in carried)
+        found = iter(torch.func.vmap(one, in_dims=axes, randomness="same")(*inputs))
+        return [next(found) if looked else None for looked in self._looked_at]
+
+
+def _per_coordinate(value: float, output: torch.Tensor) -> torch.Tensor:
+    count = output.numel() * (2 if output.dtype.is_complex else 1)
+    return torch.full((count,), value, dtype=torch.float64, device=output.device)
+
+
+def real_coordinates(stacked: torch.Tensor) -> torch.Tensor:
+    """(B, …) to (B, C) in float64: a complex number is two coordinates, its real and its imaginary part."""
+    if stacked.dtype.is_complex:
+        stacked = torch.view_as_real(stacked.resolve_conj())
+    return stacked.reshape(stacked.shape[0], stacked.numel() // max(1, stacked.shape[0])).to(torch.float64)

@@ -1,0 +1,106 @@
+"""Directions in which an input is moved.
+
+A direction is a vector of real coordinates, a complex number being two. Each coordinate moves by its own scale, a power
+of two near its magnitude, so that steps are relative; signs are random, so that faults of either sign cannot hide
+behind each other's sum; and magnitudes are jittered, so that two faults of the same size, as in a transposed matrix,
+cannot cancel either. All of it is short in binary, so that base + step * direction is exact, or nearly, in float64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from gradoracle_server.engine import structure
+from gradoracle_server.engine.passes import real_coordinates
+
+_JITTER = 1 << 12  # magnitudes lie in [1/2, 1), in this many steps
+_ODD = 1621 / 2048  # magnitude along single axes: halving it does not stay on any grid that inputs lie on
+_SMALLEST = 2.0**-10  # the scale of a coordinate, at least, relative to the median magnitude of its tensor
+
+
+@dataclasses.dataclass(slots=True)
+class Space:
+    """The real coordinates of one input, in float64."""
+
+    place: int  # among the graph's inputs
+    name: str
+    base: torch.Tensor  # the input, float64 or complex128
+    kind: str  # its structure
+    scale: torch.Tensor  # (C,)
+
+    @classmethod
+    def of(cls, place: int, name: str, base: torch.Tensor, kind: str) -> Space:
+        return cls(place, name, base, kind, _scale(base, _SMALLEST))
+
+    def relative(self) -> Space:
+        """The same with steps that are relative to each coordinate alone, however small it is."""
+        return dataclasses.replace(self, scale=_scale(self.base, 0.0))
+
+    @property
+    def size(self) -> int:
+        """The number of real coordinates."""
+        return self.scale.numel()
+
+    def natural(self, coordinates: torch.Tensor) -> torch.Tensor:
+        """(P, C) real coordinates as (P, *shape) tensors of the input's dtype."""
+        if self.base.dtype.is_complex:
+            pairs = coordinates.reshape(-1, *self.base.shape, 2)
+            return torch.view_as_complex(pairs)
+        return coordinates.reshape(-1, *self.base.shape)
+
+    def along(self, coordinates: torch.Tensor) -> torch.Tensor:
+        """Directions projected onto the set in which the input may move; (P, C) both."""
+        if not self.kind:
+            return coordinates
+        return real_coordinates(structure.project(self.natural(coordinates), self.kind))
+
+    def flat(self, gradient: torch.Tensor) -> torch.Tensor:
+        """A gradient of the input's shape as (C,)."""
+        return real_coordinates(gradient[None])[0]
+
+    def unflat(self, coordinates: torch.Tensor) -> torch.Tensor:
+        """(C,) as a tensor of the input's shape."""
+        return self.natural(coordinates[None])[0]
+
+    def drawn(self, count: int, generator: torch.Generator, among: torch.Tensor | None = None) -> torch.Tensor:
+        """Random directions, (count, C); where `among`, (C,) of bool, is given, only those coordinates move."""
+        shape = (count, self.size)
+        magnitude = torch.randint(_JITTER, 2 * _JITTER, shape, generator=generator)
+        sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+        directions = (magnitude * sign).to(self.scale.device, torch.float64) * (self.scale / (2 * _JITTER))
+        if among is not None:
+            directions = directions * among
+        return self.along(directions)
+
+    def units(self, coordinates: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """One direction a coordinate, (P, C), and the scale by which each is longer than the unit vector, (P,)."""
+        rows = torch.arange(len(coordinates), device=self.scale.device)
+        columns = torch.as_tensor(list(coordinates), dtype=torch.int64, device=self.scale.device)
+        directions = torch.zeros((len(coordinates), self.size), dtype=torch.float64, device=self.scale.device)
+        lengths = self.scale[columns] * _ODD
+        directions[rows, columns] = lengths
+        return self.along(directions), lengths
+
+    def moved(self, directions: torch.Tensor, lengths: Sequence[float]) -> torch.Tensor:
+        """The base moved along each direction by each length: (P * L, *shape), lengths innermost."""
+        factors = torch.tensor(lengths, dtype=torch.float64, device=directions.device)[None, :, None]
+        moves = (directions[:, None, :] * factors).reshape(-1, self.size)
+        return self.base + self.natural(moves)
+
+
+def _scale(base: torch.Tensor, smallest: float) -> torch.Tensor:
+    """(C,) powers of two: each coordinate's magnitude, but not less than `smallest` times the median magnitude.
+
+    Both parts of a complex number share its magnitude. Where that is 0 the median stands for it, and where that is 0
+    too, or not finite, 1.
+    """
+    magnitude = base.abs().to(torch.float64).reshape(-1)
+    known = magnitude[(magnitude > 0) & magnitude.isfinite()]
+    typical = known.median() if known.numel() else torch.ones((), dtype=torch.float64, device=base.device)
+    magnitude = torch.where((magnitude > 0) & magnitude.isfinite(), magnitude.clamp(min=smallest * typical), typical)
+    # Subnormal magnitudes would make steps that vanish.
+    scale = torch.exp2(magnitude.clamp(min=2.0**-960).log2().floor())
+    return scale.repeat_interleave(2) if base.dtype.is_complex else scale

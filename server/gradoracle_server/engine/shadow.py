@@ -1,0 +1,167 @@
+"""The float64 shadow: the same graph with every low-precision tensor and dtype raised, and what rounding may do.
+
+A wrong formula and a gradient that is ill-conditioned here look the same in low precision. In the shadow they do not:
+its gradient is judged against differences of the shadow's own values, and the low-precision gradient is then judged
+against the shadow's, with the tolerance that rounding of inputs and cotangents to low precision explains.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradoracle_server.engine import plan as plans
+from gradoracle_server.engine.evaluate import has_gradient
+from gradoracle_server.engine.graph import Argument, NodeSpec
+from gradoracle_server.engine.plan import Plan
+from gradoracle_server.engine.trial import Subject, Tape
+
+_RUNS = 4  # of Monte Carlo arithmetic
+_FAITHFUL = 64.0  # units in the last place, of the largest value, by which a shadow's outputs may differ
+
+_RAISED = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
+
+
+def raised(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float64 or complex128, exactly; others as they are."""
+    return tensor.to(_RAISED.get(tensor.dtype, tensor.dtype))
+
+
+def epsilon(plan: Plan, inputs: Sequence[torch.Tensor]) -> float:
+    """The coarsest machine epsilon among inputs, constants and dtypes that the graph names."""
+    dtypes = {one.dtype for one in (*inputs, *plan.constants.values())}
+    for node in plan.spec.nodes:
+        dtypes |= {one for one in (*node.args, *node.kwargs.values()) if isinstance(one, torch.dtype)}
+    return max([torch.finfo(torch.float64).eps, *(torch.finfo(one).eps for one in dtypes if one in _RAISED)])
+
+
+def of(subject: Subject) -> Subject:
+    """The shadow of a subject; the subject itself where all is in float64 already."""
+    if epsilon(subject.plan, subject.inputs) <= torch.finfo(torch.float64).eps:
+        return subject
+    spec = subject.plan.spec
+    nodes = tuple(_raised_node(node) for node in spec.nodes)
+    constants = tuple((name, raised(value)) for name, value in spec.constants)
+    twin = plans.build(dataclasses.replace(spec, nodes=nodes, constants=constants), subject.plan.device)
+    return dataclasses.replace(subject, plan=twin, inputs=[raised(one) for one in subject.inputs])
+
+
+def _raised_node(node: NodeSpec) -> NodeSpec:
+    def lifted(argument: Argument) -> Argument:
+        return _RAISED.get(argument, argument) if isinstance(argument, torch.dtype) else argument
+
+    args = tuple(lifted(one) for one in node.args)
+    return dataclasses.replace(node, args=args, kwargs={key: lifted(one) for key, one in node.kwargs.items()})
+
+
+def faithful(outputs: Sequence[torch.Tensor], shadowed: Sequence[torch.Tensor], coarse: float) -> bool:
+    """Whether a shadow computes the same function: not where it draws other random numbers, say."""
+    for mine, theirs in zip(outputs, shadowed, strict=True):
+        if mine.shape != theirs.shape:
+            return False
+        if not (mine.dtype.is_floating_point or mine.dtype.is_complex) or not mine.numel():
+            continue
+        low, high = raised(mine.detach()), theirs.detach()
+        known = low.isfinite() & high.isfinite()
+        distance = torch.where(known, (low - high).abs(), 0.0).square().mean().sqrt()
+        size = torch.where(known, high.abs(), 0.0).square().mean().sqrt()
+        if not distance <= _FAITHFUL * coarse * size + torch.finfo(torch.float32).tiny:
+            return False
+    return True
+
+
+def spread(
+    subject: Subject,
+    cotangents: Sequence[torch.Tensor | None],
+    reference: Sequence[torch.Tensor],
+    coarse: float,
+    pull: Callable[[Tape, Sequence[torch.Tensor | None]], list[torch.Tensor]],
+    *,
+    inside: bool,
+) -> list[torch.Tensor]:
+    """How far each gradient element moves when every number is rounded to a coarser precision.
+
+    The largest of a few float64 runs of Monte Carlo arithmetic (D. S. Parker, "Monte Carlo arithmetic", 1997), of each
+    input's shape: inputs and cotangents are moved by half a unit in the last place of the coarse precision, up or down
+    at random; with `inside`, whatever an operator reads is, forward and backward. `pull` gives the gradients of a run
+    for cotangents.
+    """
+    generator = torch.Generator().manual_seed(subject.seed ^ 0xC0A25E)
+    widest = [torch.zeros_like(one.abs()) for one in reference]
+    for _ in range(_RUNS):
+        rounding = _Rounding(coarse, generator)
+        if inside:
+            with rounding:
+                found = pull(subject.tape(), cotangents)
+        else:
+            tape = subject.tape([rounding.shaken(one) for one in subject.inputs])
+            found = pull(tape, [None if one is None else rounding.shaken(one) for one in cotangents])
+        for place, (one, true) in enumerate(zip(found, reference, strict=True)):
+            moved = (one.detach() - true).abs().nan_to_num(nan=0.0, posinf=0.0)
+            widest[place] = torch.maximum(widest[place], moved)
+    return widest
+
+
+def jitter(
+    subject: Subject,
+    cotangents: Sequence[torch.Tensor | None],
+    pull: Callable[[Tape, Sequence[torch.Tensor | None]], list[torch.Tensor]],
+) -> list[torch.Tensor]:
+    """How far the low-precision gradient itself moves, in float64, when its inputs move by one unit in the last place.
+
+    It shows the rounding inside of kernels, which the shadow cannot see, and hides no fault: what is wrong in the same
+    way at every point does not move.
+    """
+    generator = torch.Generator().manual_seed(subject.seed ^ 0x717)
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        if not has_gradient(tensor):
+            return tensor
+        signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor.device) * 2 - 1
+        return (raised(tensor) * (1 + signs * torch.finfo(tensor.dtype).eps)).to(tensor.dtype)
+
+    found = [
+        [raised(one.detach()) for one in pull(subject.tape([moved(one) for one in subject.inputs]), cotangents)]
+        for _ in range(2 * _RUNS)
+    ]
+    columns = [torch.stack(several) for several in zip(*found, strict=True)]
+    return [(one - one.mean(0)).abs().amax(0).nan_to_num(0.0, 0.0) for one in columns]
+
+
+class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Moves what every operator reads, and makes, by half a unit in the last place of a precision.
+
+    Views and operators that write are left alone: what they hand on is moved where it is read.
+    """
+
+    def __init__(self, coarse: float, generator: torch.Generator) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._half, self._generator = coarse / 2, generator
+
+    def __torch_dispatch__(
+        self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        schema = function._schema
+        if schema.is_mutable or any(one.alias_info is not None for one in schema.returns):
+            return function(*args, **(kwargs or {}))
+        args, named = pytree.tree_map_only(torch.Tensor, self.shaken, (tuple(args), dict(kwargs or {})))
+        return pytree.tree_map_only(torch.Tensor, self.shaken, function(*args, **named))
+
+    def shaken(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A float64 or complex128 tensor moved; others as they are."""
+        wide = tensor.dtype in (torch.float64, torch.complex128) and tensor.layout is torch.strided
+        if not wide or tensor._is_zerotensor():  # which has no memory
+            return tensor
+        signs = torch.randint(0, 2, tensor.shape, generator=self._generator).to(tensor.device) * 2 - 1
+        return tensor * (1 + signs * self._half)

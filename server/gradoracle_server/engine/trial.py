@@ -1,0 +1,129 @@
+"""The gradient on trial where it is autograd's own, and the same in float64 as the reference where it is a claim."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from gradoracle_server.engine import autodiff, selection, structure
+from gradoracle_server.engine.errors import Fault, listed, nearest, suggestion
+from gradoracle_server.engine.evaluate import check_outputs, has_gradient, leaves, seed_everything
+from gradoracle_server.engine.plan import Plan
+
+_EIGHTHS = 8  # random cotangents are odd numbers of eighths' neighbours: exact in every floating dtype
+
+
+@dataclasses.dataclass(slots=True)
+class Tape:
+    """One run of a graph under autograd, and what it is differentiated by."""
+
+    outputs: list[torch.Tensor]
+    targets: list[torch.Tensor]  # the wanted inputs
+    kinds: list[str]  # their structures
+
+    def pull(self, cotangents: Sequence[torch.Tensor | None], *, create_graph: bool = False) -> list[torch.Tensor]:
+        """Gradients by the targets; zeros where there is no dependence."""
+        found = autodiff.pull_back(self.outputs, cotangents, self.targets, create_graph=create_graph, retain_graph=True)
+        full = [torch.zeros_like(one) if g is None else g for g, one in zip(found, self.targets, strict=True)]
+        return self.projected(full)
+
+    def projected(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Each along the set in which its input may move."""
+        return [structure.project(one, kind) for one, kind in zip(gradients, self.kinds, strict=True)]
+
+
+def second_order(
+    tape: Tape, cotangents: Sequence[torch.Tensor | None], weights: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor]:
+    """Gradients of the sum of <weight, gradient>."""
+    slopes = tape.pull(cotangents, create_graph=True)
+    cast = [None if w is None else w.to(one.dtype) for w, one in zip(weights, slopes, strict=True)]
+    return dataclasses.replace(tape, outputs=slopes).pull(cast)
+
+
+@dataclasses.dataclass(slots=True)
+class Subject:
+    """A graph at a point: what every derivative of a check is taken of."""
+
+    plan: Plan
+    inputs: list[torch.Tensor]
+    places: list[int]  # of the inputs to differentiate by
+    seed: int
+
+    @property
+    def names(self) -> list[str]:
+        return [self.plan.spec.inputs[place].name for place in self.places]
+
+    @property
+    def kinds(self) -> list[str]:
+        return [self.plan.spec.inputs[place].structure for place in self.places]
+
+    def tape(self, inputs: Sequence[torch.Tensor] | None = None) -> Tape:
+        """Runs the graph, with the random numbers that every run of this subject draws."""
+        tracked = leaves(self.plan, inputs if inputs is not None else self.inputs)
+        seed_everything(self.seed, self.plan.device)
+        with torch.enable_grad():
+            returned = self.plan.program()(tracked)
+        check_outputs(self.plan, returned)
+        return Tape(list(returned), [tracked[place] for place in self.places], self.kinds)
+
+
+def wanted_places(plan: Plan, inputs: Sequence[torch.Tensor], wrt: Sequence[str]) -> tuple[list[int], list[int]]:
+    """The inputs to differentiate by, and those that were wanted too but whose dtype has no gradient."""
+    places = selection.wanted_inputs(plan, inputs, wrt)
+    return [p for p in places if has_gradient(inputs[p])], [p for p in places if not has_gradient(inputs[p])]
+
+
+def cotangents(
+    plan: Plan, outputs: Sequence[torch.Tensor], given: Mapping[str, torch.Tensor], *, draw: bool, seed: int
+) -> list[torch.Tensor | None]:
+    """The cotangents of a check: those given; else 1 where every output is a real scalar; else, where `draw`, random
+    signed ones, exact in every dtype. Raises Fault, torch's own, where there is none to be had."""
+    tracked = [one for one in outputs if one.requires_grad]
+    scalar = all(one.numel() == 1 and one.dtype.is_floating_point for one in tracked)
+    if given or scalar or not draw:
+        return selection.cotangents_for(plan, outputs, given)
+    generator = torch.Generator().manual_seed(seed ^ 0x5EED)
+    return [drawn_like(one, generator) if one.requires_grad else None for one in outputs]
+
+
+def drawn_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Random signed numbers of magnitude 1 to 2, in eighths, real and imaginary parts alike."""
+
+    def part() -> torch.Tensor:
+        eighths = torch.randint(_EIGHTHS, 2 * _EIGHTHS, tensor.shape, generator=generator)
+        sign = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
+        return (eighths * sign).to(torch.float64) / _EIGHTHS
+
+    values = torch.complex(part(), part()) if tensor.dtype.is_complex else part()
+    return values.to(tensor.device, tensor.dtype)
+
+
+def claims(plan: Plan, inputs: Sequence[torch.Tensor], claimed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The claimed gradients, checked: each for an input that has one, of its shape and dtype."""
+    names = [one.name for one in plan.spec.inputs]
+    for name, tensor in claimed.items():
+        if name not in names:
+            near = nearest(name, names)
+            hint = suggestion(near) or f"; inputs: {listed(names)}"
+            message = f'claimed: the graph has no input "{name}"{hint}'
+            raise Fault("INVALID_SELECTION", message, field="claimed", name=name, nearest=", ".join(near))
+        place = names.index(name)
+        like, kind = inputs[place], selection.dtype_name(inputs[place].dtype)
+        if not plan.spec.inputs[place].requires_grad:
+            message = f'claimed: input "{name}" was declared with requires_grad=False and has no gradient to claim'
+            raise Fault("INVALID_SELECTION", message, field="claimed", name=name)
+        if not has_gradient(like):
+            message = f'claimed: input "{name}" is {kind} and has no gradient to claim'
+            raise Fault("INVALID_SELECTION", message, field="claimed", name=name, got=kind)
+        if tensor.shape != like.shape:
+            expected, got = list(like.shape), list(tensor.shape)
+            message = f'claimed: the gradient of input "{name}" has shape {expected}, got a tensor of shape {got}'
+            raise Fault("INVALID_TENSOR", message, field="claimed", name=name, expected=expected, got=got)
+        if tensor.dtype != like.dtype:
+            got_kind = selection.dtype_name(tensor.dtype)
+            message = f'claimed: the gradient of input "{name}" is {kind}, got {got_kind}'
+            raise Fault("INVALID_TENSOR", message, field="claimed", name=name, expected=kind, got=got_kind)
+    return dict(claimed)

@@ -1,0 +1,102 @@
+"""What a check costs beside torch.autograd.gradcheck: `python tests/bench/check_speed.py [--json]`.
+
+Wanted: at least 50 times faster than gradcheck's slow mode on a dense 2,000-to-2,000 function, 20 times on an
+elementwise one, and never more than 3 times its fast mode on small functions. All in one run on one thread, the
+checkers taking turns. A benchmark, not a test. Results are kept in check_bars.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
+
+import check_cases
+
+F64 = torch.float64
+
+
+def functions() -> dict[str, tuple[Callable[..., Any], list[torch.Tensor], int, bool]]:
+    """By name: a function, its inputs, how often it is timed, and whether it is a small one."""
+    torch.manual_seed(0)
+    weight = torch.randn(2000, 2000, dtype=F64) / 2000**0.5
+    draw = torch.randn
+    return {
+        "tanh(W v), 2000 to 2000": (lambda v: torch.tanh(weight @ v), [draw(2000, dtype=F64)], 1, False),
+        "tanh(v), 2000 elements": (torch.tanh, [draw(2000, dtype=F64)], 3, False),
+        "tanh, 5x3": (torch.tanh, [draw(5, 3, dtype=F64)], 30, True),
+        "tanh(x @ w), 5x3 3x4": (
+            lambda x, w: torch.tanh(x @ w), [draw(5, 3, dtype=F64), draw(3, 4, dtype=F64)], 30, True,
+        ),
+        "log_softmax, 8x10": (lambda x: torch.log_softmax(x, -1), [draw(8, 10, dtype=F64)], 30, True),
+        "softmax(x @ w).log().sum(), 20x30 30x10": (
+            lambda x, w: torch.softmax(x @ w, -1).log().sum(), [draw(20, 30, dtype=F64), draw(30, 10, dtype=F64)], 10,
+            True,
+        ),
+    }  # fmt: skip
+
+
+def seconds(call: Callable[[], Any], times: int) -> float:
+    """The median of some calls, after one that does not count."""
+    call()
+    spent = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        spent.append(time.perf_counter() - start)
+    return statistics.median(spent)
+
+
+def measured() -> list[dict[str, Any]]:
+    """One row a function."""
+    rows = []
+    for name, (function, inputs, times, small) in functions().items():
+        tracked = [one.clone().requires_grad_() for one in inputs]
+        report = check_cases.check(function, *inputs)
+        ours = seconds(lambda: check_cases.check(function, *inputs), max(3, times))  # noqa: B023 - called at once
+        fast = seconds(lambda: torch.autograd.gradcheck(function, tracked, fast_mode=True), max(3, times))  # noqa: B023
+        slow_times = 1 if not small else 3
+        slow = seconds(lambda: torch.autograd.gradcheck(function, tracked), slow_times)  # noqa: B023
+        rows.append(
+            {
+                "function": name,
+                "verdict": report.verdict.name,
+                "passes": report.evaluations,
+                "ours": ours,
+                "fast": fast,
+                "slow": slow,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = measured()
+    if options.json:
+        print(json.dumps(rows))
+        return
+    print("| function | verdict | passes | ours, ms | gradcheck fast, ms | slow, ms | ours / fast | slow / ours |")
+    print("| --- " * 8 + "|")
+    for row in rows:
+        ours, fast, slow = (1e3 * row[key] for key in ("ours", "fast", "slow"))
+        print(
+            f"| {row['function']} | {row['verdict']} | {row['passes']} | {ours:.2f} | {fast:.2f} | {slow:.1f} "
+            f"| {ours / fast:.1f} | {slow / ours:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
