@@ -90,7 +90,7 @@ class Program:
         while trace is not None:
             if trace.tb_frame.f_code is code:
                 line = trace.tb_lineno - self.module._prologue_start
-                index = self.module._lineno_map.get(line)
+                index = (self.module._lineno_map or {}).get(line)
                 return None if index is None else self._names[index]
             trace = trace.tb_next
         return None
