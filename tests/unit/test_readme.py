@@ -71,3 +71,12 @@ def test_files_that_are_named_exist() -> None:
 
     assert len(named) >= 3
     assert [] == [path for path in named if not (ROOT / path).exists()]
+
+
+def test_conformance_table() -> None:
+    """The table of conformance is the one that the last whole run wrote."""
+    results = (ROOT / "tests" / "conformance" / "RESULTS.md").read_text()
+    rows = [line for line in README.splitlines() if line.startswith("|")]
+
+    assert len(rows) == 5
+    assert rows == [line for line in results.splitlines() if line.startswith("|")][:5]
