@@ -528,3 +528,17 @@ def test_structured_inputs_are_matrices():
         batching.vjp(made, {"a": torch.ones(3, 3)}, phases(), batched=["a"], cotangents={})
     found = batching.vjp(made, {"a": torch.ones(4, 3, 3)}, phases(), batched=["a"], cotangents={})
     assert found.gradients["a"].shape == (4, 3, 3)
+
+
+def test_examples_in_a_batch_with_an_in_place_operator():
+    """Memory cannot be looked at under vmap, so graphs that change values in place go one example after another."""
+    nodes = [
+        node("y", "mul.Tensor", "%x", 2),
+        node("z", "add_.Tensor", "%y", 1),
+        node("q", "mul.Tensor", "%y", "%y"),
+        node("s", "sum.default", "%q"),
+    ]
+    made = build("x", nodes, "s")
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=F64)
+    found = batching.vjp(made, {"x": x}, phases(), batched=["x"], cotangents={})
+    assert same_bits(found.gradients["x"], 4 * (2 * x + 1))

@@ -423,6 +423,13 @@ def test_bad_claims_are_refused(claimed, reason, message):
     assert (caught.value.reason, caught.value.message) == (reason, message)
 
 
+def test_full_mode_has_a_limit():
+    """Moving each of too many elements alone is refused, with the limit."""
+    assert check(torch.sin, draw(500), mode=Mode.FULL).verdict is Verdict.PASS
+    with pytest.raises(Fault, match='at most 4096 real numbers; input "x0" has 5000'):
+        check(torch.sin, draw(5000), mode=Mode.FULL)
+
+
 def test_claims_need_cotangents_where_outputs_are_no_scalars():
     """Without a cotangent a claim for a vector's gradient has no meaning; the message is torch's own."""
     with pytest.raises(Fault, match="grad can be implicitly created only for scalar outputs"):

@@ -54,6 +54,7 @@ def test_exported_names() -> None:
     assert sorted(go.__all__) == sorted(
         [
             *TREE,
+            *("CheckReport", "Diagnosis", "InputReport", "Mismatch", "Verdict"),
             *("AsyncClient", "Client", "EvaluateResult", "Graph", "HessianResult", "HvpResult", "Inspection"),
             *("JacobianResult", "JvpResult", "OperatorInfo", "Request", "ServerInfo", "TLS", "Timing", "Value"),
             *("ValueInfo", "ValueList", "VjpResult", "__version__"),

@@ -16,6 +16,7 @@ from gradoracle_server.engine.phases import Phases
 from gradoracle_server.engine.plan import Plan
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.report import InputReport, Mode, Opinion, Report, Rung, Verdict, worst_verdict
+from gradoracle_server.engine.selection import dtype_name
 from gradoracle_server.engine.trial import Subject, Tape
 
 _PROBES = 4  # directions for the only input; several inputs share them
@@ -51,7 +52,7 @@ def check(
     inputs = bind(plan, primals)
     claims = trial.claims(plan, inputs, claimed)
     places, without = trial.wanted_places(plan, inputs, wrt or list(claims))
-    skipped = [verdicts.without_gradient(plan, place, inputs[place]) for place in without]
+    skipped = [_without_gradient(plan, place, inputs[place]) for place in without]
     subject = Subject(plan, inputs, places, options.seed)
     tape = subject.tape()
     chosen = trial.cotangents(plan, tape.outputs, cotangents, draw=not claims, seed=options.seed)
@@ -60,7 +61,7 @@ def check(
     first = tape.pull(chosen)
     again = subject.tape()
     if not _repeatable([*tape.outputs, *first], [*again.outputs, *again.pull(chosen)]):
-        found = [verdicts.non_deterministic(name) for name in subject.names]
+        found = [_non_deterministic(name) for name in subject.names]
         return Report(Verdict.NON_DETERMINISTIC, [*found, *skipped], 0.0, 2, [])
     case = _case(subject, tape, chosen, first, claims, options)
     passes = _passes(case, options)
@@ -84,9 +85,27 @@ def _in_order(subject: Subject, reports: list[InputReport]) -> list[InputReport]
     return sorted(reports, key=lambda one: names.index(one.name))
 
 
+def _without_gradient(plan: Plan, place: int, tensor: torch.Tensor) -> InputReport:
+    """An integer or bool input: named, and no part of the overall verdict."""
+    name, kind = plan.spec.inputs[place].name, dtype_name(tensor.dtype)
+    text = f"{kind} tensors have no gradient; nothing was checked."
+    return InputReport(name, Verdict.NON_DIFFERENTIABLE, text, counts=False)
+
+
+def _independent(name: str) -> InputReport:
+    """An input on which no output depends, as far as autograd knows."""
+    return InputReport(name, Verdict.PASS, "No output requires grad: there is no gradient to check.")
+
+
+def _non_deterministic(name: str) -> InputReport:
+    """Two runs differed."""
+    text = "Two runs on the same tensors, with the same seed, gave different outputs or gradients."
+    return InputReport(name, Verdict.NON_DETERMINISTIC, text)
+
+
 def _nothing(subject: Subject, skipped: list[InputReport]) -> Report:
     """No output depends, for autograd, on any input."""
-    found = [verdicts.independent(name) for name in subject.names]
+    found = [_independent(name) for name in subject.names]
     verdict = Verdict.PASS if found else Verdict.NON_DIFFERENTIABLE
     return Report(verdict, [*found, *skipped], 0.0, 1, [])
 

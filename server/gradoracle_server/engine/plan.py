@@ -91,7 +91,7 @@ class Program:
             if trace.tb_frame.f_code is code:
                 line = trace.tb_lineno - self.module._prologue_start
                 index = (self.module._lineno_map or {}).get(line)
-                return None if index is None else self._names[index]
+                return None if index is None else self._names.get(index)
             trace = trace.tb_next
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
@@ -12,7 +13,7 @@ from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.report import Rung
 
-_DIRECTIONS_BYTES = 256 * 1024 * 1024  # of outputs held at once
+_VALUES = 1 << 22  # coordinates of points and outputs that are worked on together
 _KINK = 4.0
 """How far apart one-sided derivatives are, in units of their bars together, where they are taken to differ."""
 
@@ -40,6 +41,21 @@ class Slopes:
             self.high[rows],
             self.kinked[rows],
             Derivative(self.coordinates.value[rows], self.coordinates.bar[rows]),
+        )
+
+    @staticmethod
+    def joined(pieces: Sequence[Slopes]) -> Slopes:
+        """Those of several lists of directions, one after another."""
+        return Slopes(
+            torch.cat([one.value for one in pieces]),
+            torch.cat([one.bar for one in pieces]),
+            torch.cat([one.low for one in pieces]),
+            torch.cat([one.high for one in pieces]),
+            torch.cat([one.kinked for one in pieces]),
+            Derivative(
+                torch.cat([one.coordinates.value for one in pieces]),
+                torch.cat([one.coordinates.bar for one in pieces]),
+            ),
         )
 
     def replaced(self, rows: torch.Tensor, others: Slopes) -> Slopes:
@@ -110,6 +126,20 @@ def measure(
 
     The first direction's values are appended to `seen`, where it is given, for a curve of error against step.
     """
+    values = 2 * finite_difference.RUNGS * (passes.centre.numel() + space.size)
+    together = max(1, _VALUES // max(1, values))
+    if directions.shape[0] <= together:
+        return _measure(passes, space, directions, wanted, seen)
+    pieces = []
+    for start in range(0, directions.shape[0], together):
+        rows = slice(start, start + together)
+        pieces.append(_measure(passes, space, directions[rows], wanted[rows], seen if start == 0 else None))
+    return Slopes.joined(pieces)
+
+
+def _measure(
+    passes: Passes, space: Space, directions: torch.Tensor, wanted: torch.Tensor, seen: list[Values] | None
+) -> Slopes:
     slopes = _on_ladder(passes, space, directions, finite_difference.LADDERS[0], None, seen)
     for longest in finite_difference.LADDERS[1:]:
         wide = ~(slopes.bar <= wanted) | slopes.kinked  # what looks like a kink may be one that is only near

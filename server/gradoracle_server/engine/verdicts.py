@@ -10,36 +10,20 @@ import torch
 
 from gradoracle_server.engine import diagnose, evidence, tolerances
 from gradoracle_server.engine.case import Case
+from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.examine import Assessment, Examiner
 from gradoracle_server.engine.opinions import ignores_cotangent
 from gradoracle_server.engine.passes import Passes
-from gradoracle_server.engine.plan import Plan
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.report import Diagnosis, InputReport, Mismatch, Number, Opinion, Rung, Verdict
-from gradoracle_server.engine.selection import dtype_name
+
+MOST_UNITS = 4096
+"""Real numbers of an input in full mode."""
 
 _NAMED = 10  # elements in a report
 
 _CONTROL = 10.0
 """The negative control's fault, in units of the smallest that should be caught."""
-
-
-def without_gradient(plan: Plan, place: int, tensor: torch.Tensor) -> InputReport:
-    """An integer or bool input: named, and no part of the overall verdict."""
-    name, kind = plan.spec.inputs[place].name, dtype_name(tensor.dtype)
-    text = f"{kind} tensors have no gradient; nothing was checked."
-    return InputReport(name, Verdict.NON_DIFFERENTIABLE, text, counts=False)
-
-
-def independent(name: str) -> InputReport:
-    """An input on which no output depends, as far as autograd knows."""
-    return InputReport(name, Verdict.PASS, "No output requires grad: there is no gradient to check.")
-
-
-def non_deterministic(name: str) -> InputReport:
-    """Two runs differed."""
-    text = "Two runs on the same tensors, with the same seed, gave different outputs or gradients."
-    return InputReport(name, Verdict.NON_DETERMINISTIC, text)
 
 
 @dataclasses.dataclass(slots=True)
@@ -75,6 +59,14 @@ class Judge:
         """The report on the input at that place among the wanted ones."""
         if space.size == 0:
             return InputReport(space.name, Verdict.PASS, "It has no elements.")
+        if self._every and space.size > MOST_UNITS:
+            message = (
+                f"mode: full moves every element alone, which is for inputs of at most {MOST_UNITS} real numbers; "
+                f'input "{space.name}" has {space.size}; probe mode has no limit'
+            )
+            raise Fault(
+                "LIMIT_EXCEEDED", message, field="mode", limit="full mode", allowed=MOST_UNITS, asked=space.size
+            )
         gradients = self._gradients(place, space)
         examiner = Examiner(
             self._passes,
