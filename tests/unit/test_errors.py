@@ -58,7 +58,7 @@ def test_exported_names() -> None:
             *("AsyncClient", "Client", "EvaluateResult", "Graph", "HessianResult", "HvpResult", "Inspection"),
             *("JacobianResult", "JvpResult", "OperatorInfo", "Request", "ServerInfo", "TLS", "Timing", "Value"),
             *("ValueInfo", "ValueList", "VjpResult", "__version__"),
-            *("fill", "integers", "local_server", "normal", "ops", "request", "uniform"),
+            *("fill", "integers", "local_server", "normal", "ops", "request", "trace", "uniform"),
         ]
     )
     for name in go.__all__:
