@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import datetime
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from conformance.judge import Judgement, Outcome
 
+_ROOT = Path(__file__).resolve().parent.parent.parent
 COLUMNS = ("dtype", "operators", "all exact", "samples", "exact", "close", "refused", "wrong")
 
 
@@ -74,7 +76,7 @@ def page(sweeps: Sequence[Sweep], command: str) -> str:
     if varying:
         parts.append(
             f"Eager torch does not always repeat its own bits in {', '.join(varying)}:\n"
-            "*exact* there means equal to one of the results that it gives.\n"
+            "*exact* there means that each element is equal to one of those that it gives.\n"
         )
     for sweep in sweeps:
         rows = _not_exact(sweep)
@@ -90,9 +92,14 @@ def _not_exact(sweep: Sweep) -> list[str]:
         for outcome in (Outcome.WRONG, Outcome.REFUSED, Outcome.CLOSE):
             found = [one for one in group if one.outcome is outcome]
             if found:
-                reason = found[0].reason.replace("|", "\\|").replace("\n", " ")[:400]
+                reason = _short(found[0].reason).replace("|", "\\|")[:400]
                 rows.append(f"| {name} | {len(found)} of {len(group)} | {outcome.name.lower()} | {reason} |\n")
     return rows
+
+
+def _short(reason: str) -> str:
+    """On one line, with files of this project named from its root."""
+    return reason.replace("\n", " ").replace(f"{_ROOT}{os.sep}", "")
 
 
 def document(sweeps: Sequence[Sweep]) -> Mapping[str, Any]:
@@ -105,7 +112,12 @@ def document(sweeps: Sequence[Sweep]) -> Mapping[str, Any]:
             sweep.dtype: {
                 **dict(zip(COLUMNS[1:], (int(cell) for cell in sweep.row()[1:]), strict=True)),
                 "not exact": [
-                    {"operator": one.operator, "sample": one.index, "outcome": one.outcome.name, "reason": one.reason}
+                    {
+                        "operator": one.operator,
+                        "sample": one.index,
+                        "outcome": one.outcome.name,
+                        "reason": _short(one.reason),
+                    }
                     for one in sweep.judgements
                     if one.outcome is not Outcome.EXACT
                 ],

@@ -24,7 +24,7 @@ class StraightThrough(torch.autograd.Function):
 
 
 def test_a_training_step(client: go.Client) -> None:
-    """A module's loss: gradients by every parameter, as autograd gives them, with the request's seed for its dropout."""
+    """A loss of a module: gradients by every parameter are autograd's, with the request's seed for its dropout."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)).double()
     x, y = torch.randn(16, 4, dtype=F64), torch.randint(0, 3, (16,))

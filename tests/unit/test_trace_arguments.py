@@ -14,7 +14,7 @@ import torch
 from torch.utils import _pytree as pytree
 from trace_cases import agree, faithful, serve
 
-from gradoracle import TraceError
+from gradoracle import TraceError, dtypes
 from gradoracle.tracing import trace
 
 F64 = torch.float64
@@ -86,6 +86,14 @@ def test_which_inputs_require_grad():
     kinds = [torch.float32, torch.bfloat16, torch.complex64, torch.int64, torch.bool]
     graph = trace(lambda xs: [one.clone() for one in xs], [torch.ones(2, dtype=kind) for kind in kinds])
     assert [graph.requires_grad(name) for name in graph.inputs] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("dtype", [one for one in dtypes.NUMBERS if one != "float8_e8m0fnu"])
+def test_every_dtype(dtype):
+    """Whatever has a wire form can be traced; whole numbers are shuffled to get to another point."""
+    kind = getattr(torch, dtype)
+    graph = trace(lambda x: x.clone(), torch.tensor([1, 0, 1]).to(kind))
+    agree(graph, [torch.tensor([0, 1, 0]).to(kind)], lambda values: values[0].clone())
 
 
 def test_what_torch_has_no_derivative_by():

@@ -206,6 +206,10 @@ FUNCTIONS = {
         lambda x, y: F.ctc_loss(x.log_softmax(-1), y, whole(6, 6), whole(2, 3)),
         t(6, 2, 5), torch.tensor([[1, 2, 0], [3, 1, 2]])
     ),
+    "a short-time Fourier transform": (
+        lambda x: torch.stft(x, 8, window=torch.hann_window(8, dtype=F64), return_complex=True).abs().sum(), t(32)
+    ),
+    "a ragged repetition": (lambda x: x.repeat_interleave((x > 0).long() + 1).sum(), t(5)),
     "contrastive loss": (contrastive, t(4, 6), t(4, 6, seed=1)),
     "gaussian nll, which looks at its variance": (
         lambda x, v: F.gaussian_nll_loss(x, torch.zeros(4, dtype=F64), v.abs()), t(4), t(4)
@@ -227,6 +231,11 @@ FUNCTIONS = {
     "an out argument": (lambda x: x + torch.mul(x.detach(), 2, out=torch.empty(3, dtype=F64)), t(3)),
     "a gradient inside": (lambda x: torch.func.grad(lambda y: (y**3).sum())(x) * x, t(3)),
     "a jacobian inside": (lambda x: torch.func.jacrev(lambda y: y.sin() * y.sum())(x), t(3)),
+    "a hessian inside": (lambda x: torch.func.hessian(lambda y: (y**3).sum() * y[0])(x), t(3)),
+    "forward mode inside": (lambda x: torch.func.jvp(torch.sin, (x,), (x * 2,))[1], t(3)),
+    "autograd.functional inside": (
+        lambda x: torch.autograd.functional.jacobian(lambda y: y.sin() * y.sum(), x, create_graph=True), t(3)
+    ),
     "vmap inside": (lambda x, w: torch.func.vmap(lambda row: (w @ row).tanh())(x), t(4, 3), t(2, 3)),
     "a gradient penalty": (gradient_penalty, t(4, 3), t(3, 2)),
     "checkpointing": (lambda x: checkpoint(lambda y: y.sin().exp(), x, use_reentrant=False), t(3)),

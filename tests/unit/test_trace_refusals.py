@@ -139,6 +139,10 @@ def own_generator(x):
     return x * torch.rand(3, generator=torch.Generator().manual_seed(1))  # here
 
 
+def number_by_its_text(x):
+    return x * len(str(x))
+
+
 def caught_error(x):
     a = x.unsqueeze(1) * x
     try:
@@ -183,7 +187,8 @@ REFUSED = {
     python_random: r"draws numbers from Python's random module.*draw them with torch",
     numpy_random: r"draws numbers from numpy\.random",
     own_generator: r"of type Generator, which has no wire form; leave it out: the request's seed= decides",
-    caught_error: r"_linalg_check_errors raised LinAlgError, and the function went on: the graph would always go the way",
+    number_by_its_text: r"does not give what the function gives",
+    caught_error: r"_linalg_check_errors raised LinAlgError, and the function went on: the graph would always go",
     rejection_sampling: r"takes a value that depends on random numbers",
     counting_calls: r"differs",
 }
@@ -325,6 +330,16 @@ def test_control_flow_operators():
         return torch.ops.higher_order.cond(x.sum() > 0, lambda y: y.sin(), lambda y: y.cos(), (x,))
 
     with pytest.raises(TraceError, match="cond"):
+        trace(fn, X)
+
+
+def test_what_torch_cannot_record():
+    """Where recording fails and the function by itself does not, that is the reason; it names the line."""
+
+    def fn(x):
+        return torch.nested.nested_tensor([x, x[:2]]).to_padded_tensor(0.0)
+
+    with pytest.raises(TraceError, match=r"torch cannot record what the function does: RuntimeError: .*dense tensors"):
         trace(fn, X)
 
 

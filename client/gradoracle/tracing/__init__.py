@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import random
-import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from gradoracle.errors import TraceError
@@ -39,6 +40,8 @@ from gradoracle.v1 import graph_pb2
 
 __all__ = ["Progress", "TraceError", "trace"]
 
+_ONE_AT_A_TIME = threading.RLock()  # random states, and what recording replaces for its time, are the process's
+
 
 def trace(fn: Callable[..., Any], /, *args: Any, progress: Progress | None = None, **kwargs: Any) -> Graph:
     """The graph of what `fn(*args, **kwargs)` computes.
@@ -57,7 +60,7 @@ def trace(fn: Callable[..., Any], /, *args: Any, progress: Progress | None = Non
     raised. It says which construct cannot be expressed, at which line, and what to do.
     """
     reporter = Reporter(progress)
-    with _left_alone():
+    with _ONE_AT_A_TIME, _left_alone():
         try:
             call = Call(fn, args, kwargs)
             return Graph.from_message(settled(call, reporter, lambda: _traced(call, reporter)))
@@ -162,9 +165,7 @@ def _second_order_settled(graph: graph_pb2.Graph, checker: Checker) -> graph_pb2
 @contextlib.contextmanager
 def _left_alone() -> Iterator[None]:
     """Puts back random states and modes, whatever happens inside."""
-    numpy = sys.modules.get("numpy")
-    numpy_state = numpy.random.get_state() if numpy is not None and "numpy.random" in sys.modules else None
-    python_state = random.getstate()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = list(range(torch.cuda.device_count())) if on_cuda else []
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
@@ -172,5 +173,4 @@ def _left_alone() -> Iterator[None]:
             yield
         finally:
             random.setstate(python_state)
-            if numpy is not None and numpy_state is not None:
-                numpy.random.set_state(numpy_state)
+            np.random.set_state(numpy_state)

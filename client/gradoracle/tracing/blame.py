@@ -62,10 +62,21 @@ def place() -> Place:
         if file.startswith(_TORCH):
             if not library and not file.startswith(_PLUMBING):
                 library = file[len(_TORCH) :].replace(os.sep, "/")
-        elif not file.startswith((_OWN, "<")):
+        elif not file.startswith((_OWN, contextlib.__file__, "<")):
             return Place(file, frame.f_lineno, library)
         frame = frame.f_back  # type: ignore[assignment]
     return UNKNOWN._replace(library=library)
+
+
+def of_traceback(trace: types.TracebackType | None) -> Place | None:
+    """The innermost line of an error's way that is neither torch's nor this package's."""
+    found = None
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not file.startswith((_TORCH, _OWN, contextlib.__file__, "<")):
+            found = Place(file, trace.tb_lineno)
+        trace = trace.tb_next
+    return found
 
 
 def of_function(fn: object) -> Place:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import fx
 from torch._library import custom_ops
@@ -76,7 +76,15 @@ def capture(call: Call, reporter: Reporter, *, before_autograd: bool, apart: Apa
             kept.extend(call.run(inputs))
         return [tensor for _, tensor in kept]
 
-    module = record(run, tensors, watch, before_autograd=before_autograd)
+    try:
+        module = record(run, tensors, watch, before_autograd=before_autograd)
+    except (TraceError, Unfaithful):
+        raise
+    except Exception as error:
+        found = _own_or_tracers(call, reporter, error)
+        if found is error:
+            raise
+        raise found from error
     _check_dense(call, kept)
     outputs = [tensor for _, tensor in kept]
     findings = autograd.look(outputs)
@@ -125,6 +133,28 @@ def record(
     outside.check(watch)
     _check_constants(module, watch)
     return module
+
+
+def _own_or_tracers(call: Call, reporter: Reporter, error: Exception) -> Exception:
+    """The error itself where the function raises without being recorded too; else that it cannot be recorded."""
+    leaves = call.fresh()
+    tensors = call.started(leaves)
+    watch = Watch(call, tensors, reporter)
+    torch.manual_seed(SEED)
+    try:
+        with warnings.catch_warnings(), watch.observing(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            call.run(tensors)
+    except TraceError as refused:
+        return refused
+    except Exception:
+        return error
+    return Unfaithful(
+        f"torch cannot record what the function does: {type(error).__name__}: {str(error)[:200]}",
+        blame.of_traceback(error.__traceback__) or blame.of_function(call.fn),
+        "write it with torch's operators on dense tensors",
+        construct=type(error).__name__,
+    )
 
 
 def _custom_operators() -> dict[Any, Callable[..., Any]]:
@@ -187,11 +217,8 @@ class _OutsideRandom:
 
 def _numpy_state() -> Any:
     """A comparable form of the state of numpy's global generator."""
-    numpy = sys.modules.get("numpy")
-    if numpy is None or "numpy.random" not in sys.modules:
-        return None
-    kind, keys, *rest = numpy.random.get_state()
-    return kind, keys.tobytes(), rest
+    state: Any = np.random.get_state()
+    return state[0], state[1].tobytes(), state[2:]
 
 
 def _hooks_on_arguments(call: Call, module: fx.GraphModule) -> Iterator[Hook]:

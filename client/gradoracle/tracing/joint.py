@@ -50,7 +50,15 @@ def _function(
         )
     _check_foreign(forward.module, foreign)
     values = export(forward.module, placeholders_of(call), forward.changed, forward.outputs, call.device)
-    return pb.Function(forward=values, backward=_backward(call, reporter, forward, foreign))
+    backward = _backward(call, reporter, forward, foreign)
+    if not backward.outputs:
+        raise Unfaithful(
+            "no gradient flows from its results to its arguments",
+            blame.of_function(call.fn),
+            "use it under torch.no_grad()",
+            construct="no gradient",
+        )
+    return pb.Function(forward=values, backward=backward)
 
 
 def _check_foreign(module: fx.GraphModule, foreign: Callable[[torch.Tensor], bool]) -> None:

@@ -79,4 +79,6 @@ def _shuffled(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if tensor.dtype is torch.bool:
         return tensor ^ (torch.rand(tensor.shape, generator=generator) < 0.35).to(tensor.device)
     order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
-    return tensor.detach().reshape(-1)[order].reshape(tensor.shape)
+    signed = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize]  # all can be indexed
+    flat = tensor.detach().contiguous().reshape(-1).view(signed)
+    return flat[order].view(tensor.dtype).reshape(tensor.shape)

@@ -1,7 +1,7 @@
 """Watches a function run: what it reads out of tensors, what it changes, and what it asks of autograd.
 
-Two of torch's modes see different things. `_Guard` sees calls of torch's Python functions, so also reads that no
-operator tells of (`x.numpy()`, `x.shape`) and `register_hook`. `_Observer` sees every operator that runs, below
+Two of torch's modes see different things. `Guard` sees calls of torch's Python functions, so also reads that no
+operator tells of (`x.numpy()`, `x.shape`) and `register_hook`. `Observer` sees every operator that runs, below
 autograd, so also writes into memory.
 """
 
@@ -17,12 +17,11 @@ import torch
 from torch import fx
 from torch.fx.experimental import proxy_tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradoracle.errors import TraceError
 from gradoracle.tracing.arguments import Call
 from gradoracle.tracing.blame import UNKNOWN, Place, of_function, place
+from gradoracle.tracing.modes import Guard, Observer, tensors_in
 from gradoracle.tracing.progress import Reporter
 from gradoracle.tracing.refusals import refusal
 
@@ -34,8 +33,6 @@ _READING_OPERATORS = frozenset(
 )
 _TRUSTED = ("distributions/distribution.py", "nn/functional.py")
 """Parts of torch that look at values only to refuse bad ones: they may read a truth value."""
-_STATE = ("running_mean", "running_var")
-"""Parameters that normalisations change in training, which their schemas do not say."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -110,14 +107,14 @@ class Watch:
         create = self._tracer.create_node
         self._tracer.create_node = functools.partial(self._record, create)
         try:
-            with _Guard(self):
+            with Guard(self):
                 yield
         finally:
             self._tracer.create_node = create
 
     def observing(self) -> contextlib.AbstractContextManager[Any]:
         """Watches the operators that run; to be entered around make_fx."""
-        return _Observer(self)
+        return Observer(self)
 
     def check(self, *, completed: bool = False) -> None:
         """Raises the first refusal, which the function may have caught."""
@@ -135,8 +132,8 @@ class Watch:
             for other, leaf in enumerate(leaves):
                 if other != place_ and _share_memory(leaves[place_].tensor, leaf.tensor):
                     raise refusal(
-                        f'the function changes "{leaves[place_].name}" in place, which shares memory with "{leaf.name}"; '
-                        "in a graph, inputs are apart",
+                        f'the function changes "{leaves[place_].name}" in place, which shares memory with '
+                        f'"{leaf.name}"; in a graph, inputs are apart',
                         of_function(self.call.fn),
                         "pass one of them and make the other of it, or pass copies",
                         construct="arguments that share memory",
@@ -224,8 +221,8 @@ class Watch:
 
     @contextlib.contextmanager
     def reading(self, how: str, tensor: object) -> Iterator[None]:
-        """Raises TraceError where a value that may differ from run to run leaves a tensor; else the operators that read
-        it, inside, are let through."""
+        """Raises TraceError where a value that may differ from run to run leaves a tensor; else the operators inside,
+        which read it, are let through."""
         before = self._approved
         if isinstance(tensor, torch.Tensor):
             validation = tensor.dtype is torch.bool and place().library.startswith(_TRUSTED)
@@ -243,27 +240,37 @@ class Watch:
         if isinstance(tensor, torch.Tensor) and self.depends(tensor) & DYNAMIC and not place().library:
             raise self._refuse_size(f"{how} reads the size of")
 
+    def hooked(self, tensor: torch.Tensor, function: Callable[[torch.Tensor], Any], handle: Any) -> None:
+        """Notes a hook on a gradient."""
+        node = self.node_of(tensor)
+        if node is None:
+            self.lost_hooks.append(place())
+            return
+        with proxy_tensor.disable_proxy_modes_tracing():
+            value = tensor.detach().clone()
+        self.hooks.append(Hook(function, value, node, place(), handle))
+
     # ---- Memory, as the observer sees it
 
     def created(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor's memory is a leaf's or came into being during the run."""
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            return True
         key = _storage_key(tensor)
         return key is None or key in self._created_keys
 
     def takes(self, args: Any) -> None:
         """Notes memory that an operator gets and that nothing here made: the caller's."""
-        for one in _tensors(args):
-            if one.layout is torch.strided and one.untyped_storage()._cdata not in self._created_keys:
+        for one in tensors_in(args):
+            key = _storage_key(one)
+            if key is not None and key not in self._created_keys:
                 reference = _reference(one)
                 self._outside.add(reference)
                 self._outside_keys.add(reference.cdata)
 
     def ran(self, result: Any) -> None:
         """Notes the memory that an operator made, and who keeps what for the backward pass."""
-        for one in _tensors((result,)):
-            if one.layout is torch.strided and one.untyped_storage()._cdata not in self._outside_keys:
+        for one in tensors_in((result,)):
+            key = _storage_key(one)
+            if key is not None and key not in self._outside_keys:
                 reference = _reference(one)
                 self._created.add(reference)
                 self._created_keys.add(reference.cdata)
@@ -282,9 +289,9 @@ class Watch:
     def failed(self, func: torch._ops.OpOverload, error: Exception) -> None:
         """Notes an operator that raised. Where the function catches that, it may depend on values which way it goes."""
         if self._failed is None:
-            what = f"{func._schema.name.removeprefix('aten::')} raised {type(error).__name__}, and the function went on"
+            name, kind = func._schema.name.removeprefix("aten::"), type(error).__name__.lstrip("_")
             self._failed = refusal(
-                f"{what}: the graph would always go the way of this one run",
+                f"{name} raised {kind}, and the function went on: the graph would always go the way of this one run",
                 place(),
                 "let the error out, or compute a condition for torch.where",
                 construct="an operator's error that is caught",
@@ -305,97 +312,22 @@ class Watch:
             )
 
 
-class _Guard(TorchFunctionMode):
-    def __init__(self, watch: Watch) -> None:
-        super().__init__()
-        self._watch = watch
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        handler = _HANDLERS.get(func)
-        if handler is not None:
-            return handler(self._watch, func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
-
-
-class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_subclass__
-    supports_higher_order_operators = True
-
-    def __init__(self, watch: Watch) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._watch = watch
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if not isinstance(func, torch._ops.OpOverload):
-            return func(*args, **kwargs)
-        # In the backward pass the guard would take the looks at memory here for the caller's.
-        with torch._C.DisableTorchFunction():
-            self._watch.takes((*args, *kwargs.values()))
-            written = list(_written(func, args, kwargs))
-            for tensor in written:
-                self._watch.writes(func, tensor)
-        try:
-            result = func(*args, **kwargs)
-        except TraceError:
-            raise
-        except Exception as error:
-            self._watch.failed(func, error)
-            raise
-        with torch._C.DisableTorchFunction():
-            self._watch.ran(result)
-            for tensor in written:
-                self._watch.wrote(tensor)
-        return result
-
-
-def _tensors(values: Any) -> Iterator[torch.Tensor]:
-    """The tensors among arguments or results, those in lists too."""
-    for one in values:
-        if isinstance(one, torch.Tensor):
-            yield one
-        elif isinstance(one, list | tuple):
-            yield from (each for each in one if isinstance(each, torch.Tensor))
-
-
-def _written(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
-    """The tensors that a call may change."""
-    for position, name in _writable(func):
-        if name not in _STATE or _trains(func, args, kwargs):
-            yield from _tensors((args[position] if position < len(args) else kwargs.get(name),))
-
-
-@functools.cache
-def _writable(func: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
-    """Positions and names of the parameters that an operator may change."""
-    return tuple(
-        (position, one.name)
-        for position, one in enumerate(func._schema.arguments)
-        if (one.alias_info is not None and one.alias_info.is_write) or one.name in _STATE
-    )
-
-
-def _trains(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a normalisation changes its running statistics."""
-    for position, one in enumerate(func._schema.arguments):
-        if one.name in ("training", "train", "use_input_stats"):
-            return bool(args[position] if position < len(args) else kwargs.get(one.name))
-    return True
-
-
 def _reference(tensor: torch.Tensor) -> StorageWeakRef:
     """Keeps the address of a tensor's storage from being used again, and not its memory."""
     return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def _share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.layout is not torch.strided or other.layout is not torch.strided:
-        return False
-    return one.numel() > 0 and one.untyped_storage()._cdata == other.untyped_storage()._cdata
+    key = _storage_key(one)
+    return one.numel() > 0 and key is not None and key == _storage_key(other)
 
 
 def _storage_key(tensor: torch.Tensor) -> int | None:
-    """Tells memory apart; None for tensors that have no one storage."""
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
+    """Tells memory apart; None for tensors that have no one storage: sparse ones, and torch.func's wrappers."""
+    if tensor.layout is not torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return None
+    key: int = tensor.untyped_storage()._cdata
+    return key
 
 
 def _size_depends_on_values(node: fx.Node, target: torch._ops.OpOverload) -> bool:
@@ -405,73 +337,3 @@ def _size_depends_on_values(node: fx.Node, target: torch._ops.OpOverload) -> boo
         return True
     metas = [one.meta.get("tensor_meta") for one in node.all_input_nodes[1:]]
     return any(meta is not None and meta.dtype in (torch.bool, torch.uint8) for meta in metas)
-
-
-# ---- What the guard does about a call
-
-
-def _value(how: str) -> Callable[..., Any]:
-    def handle(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
-        with watch.reading(how, args[0]):
-            return func(*args, **kwargs)
-
-    return handle
-
-
-def _size(how: str) -> Callable[..., Any]:
-    def handle(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
-        watch.read_size(how, args[0])
-        return func(*args, **kwargs)
-
-    return handle
-
-
-def _data(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
-    """x.data, of which the tracer would lose sight: the same memory without autograd, as detach gives it."""
-    return args[0].detach()
-
-
-def _set_data(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
-    raise watch.refuse(
-        "assigning to .data exchanges a tensor's memory, which no operator expresses",
-        "use copy_() under torch.no_grad()",
-        construct="assignment to .data",
-    )
-
-
-def _printed(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
-    """Text of a tensor's values is for people; the operators that read them are not part of the function."""
-    with proxy_tensor.disable_proxy_modes_tracing():
-        return func(*args, **kwargs)
-
-
-def _hook(watch: Watch, func: Any, args: Any, kwargs: Any) -> Any:
-    tensor, function = args[0], args[1] if len(args) > 1 else kwargs["hook"]
-    handle = func(*args, **kwargs)
-    node = watch.node_of(tensor)
-    if node is None:
-        watch.lost_hooks.append(place())
-    else:
-        with proxy_tensor.disable_proxy_modes_tracing():
-            value = tensor.detach().clone()
-        watch.hooks.append(Hook(function, value, node, place(), handle))
-    return handle
-
-
-_READS = (
-    "item tolist numpy __bool__ __int__ __float__ __complex__ __index__ __array__ __dlpack__ __deepcopy__ "
-    "__reduce_ex__ data_ptr untyped_storage storage _typed_storage"
-)
-_SIZES = "size numel nelement __len__ __iter__"
-
-_HANDLERS: dict[Any, Callable[..., Any]] = {
-    **{getattr(torch.Tensor, name): _value(f"Tensor.{name}") for name in _READS.split()},
-    **{getattr(torch.Tensor, name): _size(f"Tensor.{name}") for name in _SIZES.split()},
-    torch.numel: _size("torch.numel"),
-    torch.Tensor.shape.__get__: _size("Tensor.shape"),  # type: ignore[attr-defined]
-    torch.Tensor.data.__get__: _data,  # type: ignore[attr-defined]
-    torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
-    torch.Tensor.__repr__: _printed,
-    torch.Tensor.__format__: _printed,
-    torch.Tensor.register_hook: _hook,
-}
