@@ -49,6 +49,20 @@ def test_the_tree() -> None:
         assert name in (errors.__doc__ or "")
 
 
+def test_tracing_without_torch() -> None:
+    """Where torch is not installed, go.trace says that it needs it and which extra brings it; the rest works."""
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import gradoracle as go\n"
+        "assert go.Graph.parse('x + 1').outputs == ('out',)\n"
+        "go.trace"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1] == (
+        "ModuleNotFoundError: gradoracle.trace needs torch, which is not installed; install gradoracle[torch]"
+    )
+
+
 def test_exported_names() -> None:
     """The package exports exactly these names."""
     assert sorted(go.__all__) == sorted(
