@@ -292,7 +292,7 @@ class _Parser(argparse.ArgumentParser):
 def parser(version: str) -> argparse.ArgumentParser:
     """The command line, its values still text."""
     made = _Parser(
-        prog="gradoracle_server",
+        prog="gradoracle serve",
         description="Serves gradients of op graphs over gRPC.",
         epilog="Each flag is also an environment variable: --max-queue is GRADORACLE_MAX_QUEUE. A flag wins.",
         allow_abbrev=False,
