@@ -213,7 +213,7 @@ def _marker(index: int) -> Callable[..., Any]:
     """What an fx node calls that stands for an occurrence."""
 
     def occurrence(*tensors: Any) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError  # never run: it only stands in a recording until the node's Function takes its place
 
     occurrence.occurrence = index  # type: ignore[attr-defined]
     return occurrence
