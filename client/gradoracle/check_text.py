@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from gradoracle.checks import CheckReport, InputReport, Number, Verdict
+from gradoracle.checks import CheckReport, InputReport, Mismatch, Number, Verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -82,7 +82,7 @@ def _worst(one: InputReport) -> Table:
     table = _table("index", "claimed", "autograd", "numerical", "error", "bound")
     for row in one.worst:
         table.add_row(
-            _escaped(str(list(row.index)) if row.index else "scalar"),
+            _escaped(_place(row)),
             number(row.claimed),
             number(row.reference),
             number(row.numerical),
@@ -90,6 +90,14 @@ def _worst(one: InputReport) -> Table:
             figure(row.error_bound),
         )
     return table
+
+
+def _place(row: Mismatch) -> str:
+    """Where an element is; of a Jacobian's, which output's derivative it is, too."""
+    index = str(list(row.index)) if row.index else "scalar"
+    if not row.output:
+        return index
+    return f"d {row.output}{list(row.output_index) if row.output_index else ''} / d {index}"
 
 
 def _table(*heads: str) -> Table:

@@ -71,6 +71,10 @@ class Mismatch:
     """|claimed - numerical|."""
     error_bound: float
     """What the error was held against."""
+    output: str = ""
+    """In full mode, where an element of autograd's Jacobian is wrong: the output whose derivative it is."""
+    output_index: tuple[int, ...] = ()
+    """Position in that output, outermost first."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -219,6 +223,8 @@ def _input(message: check_pb2.InputReport, attached: Attachments) -> InputReport
                 _number(one.numerical),
                 one.error,
                 one.error_bound,
+                one.output,
+                tuple(one.output_index),
             )
             for one in message.worst
         ],

@@ -97,7 +97,7 @@ def measured(function: Callable[..., Any], inputs: list[torch.Tensor]) -> Iterat
         directions = space.drawn(2, generator)
         terms = directions * flat
         wanted = 1e-10 * terms.norm(dim=1)
-        slope = slopes.measure(passes, space, directions, wanted)
+        slope = slopes.measure(passes, slopes.Question(space, directions, wanted))
         claimed = terms.sum(1)
         # The truth itself is known to rounding only.
         bars = slope.bar + 4 * EPSILON * terms.abs().sum(1)

@@ -13,6 +13,7 @@ from gradoracle_server.engine import finite_difference as fd
 from gradoracle_server.engine import slopes
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
+from gradoracle_server.engine.slopes import Question
 
 F64 = torch.float64
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ def along(function, x, direction=None, wanted=1e-10):
     lengths = torch.ones(1, dtype=F64)
     if direction is None:
         direction, lengths = space.units(range(space.size))
-    found = slopes.measure(passes, space, direction, torch.full((len(direction),), wanted, dtype=F64))
+    found = slopes.measure(passes, Question(space, direction, torch.full((len(direction),), wanted, dtype=F64)))
     return found, lengths, passes
 
 
@@ -144,7 +145,7 @@ def test_a_loop_and_a_batch_agree():
         passes = Passes(lambda inputs: (torch.tanh(inputs[0] @ weight),), [x], [torch.ones(4, 2, dtype=F64)],
                         device=CPU, seed=0)  # fmt: skip
         passes.batching = batching
-        found = slopes.measure(passes, space, directions, torch.full((3,), 1e-10, dtype=F64))
+        found = slopes.measure(passes, Question(space, directions, torch.full((3,), 1e-10, dtype=F64)))
         results.append((found, passes.count))
     (batched, first), (looped, second) = results
     assert first == second == 3 * 2 * fd.RUNGS + 1

@@ -60,20 +60,24 @@ CHECK_MODE_PROBE: CheckMode
 CHECK_MODE_FULL: CheckMode
 
 class Mismatch(_message.Message):
-    __slots__ = ("index", "claimed", "reference", "numerical", "error", "error_bound")
+    __slots__ = ("index", "claimed", "reference", "numerical", "error", "error_bound", "output", "output_index")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     CLAIMED_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     NUMERICAL_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     ERROR_BOUND_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_INDEX_FIELD_NUMBER: _ClassVar[int]
     index: _containers.RepeatedScalarFieldContainer[int]
     claimed: _tensor_pb2.Scalar
     reference: _tensor_pb2.Scalar
     numerical: _tensor_pb2.Scalar
     error: float
     error_bound: float
-    def __init__(self, index: _Optional[_Iterable[int]] = ..., claimed: _Optional[_Union[_tensor_pb2.Scalar, _Mapping]] = ..., reference: _Optional[_Union[_tensor_pb2.Scalar, _Mapping]] = ..., numerical: _Optional[_Union[_tensor_pb2.Scalar, _Mapping]] = ..., error: _Optional[float] = ..., error_bound: _Optional[float] = ...) -> None: ...
+    output: str
+    output_index: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, index: _Optional[_Iterable[int]] = ..., claimed: _Optional[_Union[_tensor_pb2.Scalar, _Mapping]] = ..., reference: _Optional[_Union[_tensor_pb2.Scalar, _Mapping]] = ..., numerical: _Optional[_Union[_tensor_pb2.Scalar, _Mapping]] = ..., error: _Optional[float] = ..., error_bound: _Optional[float] = ..., output: _Optional[str] = ..., output_index: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Opinion(_message.Message):
     __slots__ = ("name", "verdict", "error", "error_bound", "explanation")

@@ -66,8 +66,10 @@ def check(
     case = _case(subject, tape, chosen, first, claims, options)
     passes = _passes(case, options)
     heard: list[Opinion] = []
-    if case.own and options.order == 1:
+    if case.own and case.weights is None:
         heard = opinions.linearity(tape, chosen, first)
+    elif case.own:
+        heard = opinions.second_linearity(tape, chosen, case.weights, case.torchs)
     if options.batched_gradients:
         heard.append(opinions.batched(tape, chosen, first))
     reports, ladder = _judged(case, passes, heard, options)
@@ -225,9 +227,8 @@ def _judged(case: Case, passes: Passes, heard: list[Opinion], options: Options) 
     probes = max(1, _PROBES // len(case.subject.places))
     asked = tolerances.ASKED if case.faithful else _LOW_PRECISION_ASKED
     judge = verdicts.Judge(case, passes, generator, probes, asked, every=options.mode is Mode.FULL)
-    reports = []
-    for place, name in enumerate(case.subject.names):
-        space = Space.of(case.subject.places[place], name, passes.base[case.subject.places[place]],
-                         case.subject.kinds[place])  # fmt: skip
-        reports.append(judge.input(place, space, heard))
-    return reports, judge.ladder()
+    spaces = [
+        Space.of(where, name, passes.base[where], kind)
+        for where, name, kind in zip(case.subject.places, case.subject.names, case.subject.kinds, strict=True)
+    ]
+    return judge.inputs(spaces, heard)

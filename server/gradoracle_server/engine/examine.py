@@ -1,4 +1,4 @@
-"""Holds the gradient of one input against slopes, and finds the elements that are wrong or have a kink."""
+"""Holds the gradient of one input against slopes along directions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from collections.abc import Callable
 
 import torch
 
-from gradoracle_server.engine import slopes as slopes_module
-from gradoracle_server.engine import tolerances
+from gradoracle_server.engine import slopes, tolerances
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
-from gradoracle_server.engine.report import Rung, Verdict
-from gradoracle_server.engine.slopes import Slopes
-from gradoracle_server.engine.tolerances import Judgement
+from gradoracle_server.engine.report import Verdict
+from gradoracle_server.engine.slopes import Question, Slopes
 
 ALL_UNITS = 256
 """Real coordinates up to which a failure or a kink is located by moving each on its own."""
@@ -23,35 +21,56 @@ FEW_UNITS = 64
 """Real coordinates up to which each is moved on its own in any case: no element can hide behind larger ones."""
 
 _DOUBTED = 4  # directions that are measured once more in another way before they are believed
-_FOUND = 10  # wrong elements named, and blocks followed, at most
+_BLOCKS = 16  # of elements, at most, that are moved apart from the others
+_LAST_BITS = 16 * torch.finfo(torch.float64).eps
+_FLOORS = 4.0
+_SMALL = 1e-3  # of the largest element: what is less is small
 
 
 @dataclasses.dataclass(slots=True)
 class Assessment:
     """What slopes along P directions say of a gradient."""
 
-    verdict: Verdict
-    judgements: list[Judgement]  # one a direction
+    verdict: Verdict  # on all directions together
+    judgements: tolerances.Judgements  # one a direction
     kinked: bool
+    noise: torch.Tensor | None
+    """(P,): how far a gradient that is right to the last bit would be off; None where every element is moved alone."""
 
     @property
-    def worst(self) -> Judgement:
-        """The one that is furthest beyond its bound, or nearest to it."""
-        return max(self.judgements, key=lambda one: _excess(one))
-
-    @property
-    def tightest(self) -> Judgement:
-        return min(self.judgements, key=lambda one: one.bound)
+    def suspicious(self) -> torch.Tensor:
+        """(P,) of bool: within the tolerance, and yet further off than the noise."""
+        if self.noise is None:
+            return torch.zeros_like(self.judgements.within)
+        return (self.judgements.error > self.noise) & self.judgements.within & self.judgements.narrow
 
 
-def _excess(judgement: Judgement) -> float:
-    if math.isnan(judgement.error):
-        return math.inf
-    return judgement.error / judgement.bound if judgement.bound > 0 else judgement.error
+@dataclasses.dataclass(slots=True)
+class _Products:
+    """A gradient, (C,), times directions, (P, C): what the terms of each product come to, all of shape (P,)."""
+
+    sum: torch.Tensor
+    total: torch.Tensor  # of their magnitudes
+    size: torch.Tensor  # their norm
+    length: torch.Tensor  # the direction's own longest component; 0 where that does not matter
+
+    @classmethod
+    def of(cls, gradient: torch.Tensor, directions: torch.Tensor) -> _Products:
+        """The products with any directions."""
+        terms = directions * gradient
+        size = torch.linalg.vector_norm(terms, dim=1)
+        return cls(terms.sum(1), terms.abs().sum(1), size, directions.abs().amax(1))
+
+    @classmethod
+    def alone(cls, gradient: torch.Tensor, lengths: torch.Tensor) -> _Products:
+        """The products with directions along every axis, of those lengths, (C,)."""
+        terms = gradient * lengths
+        size = terms.abs()
+        return cls(terms, size, size, lengths)
 
 
 class Examiner:
-    """One input: its directions, what was measured along them, and the search for single elements."""
+    """One input: its directions, what was measured along them, and what that says of a gradient."""
 
     def __init__(
         self,
@@ -66,100 +85,173 @@ class Examiner:
         asked: float = tolerances.ASKED,
     ) -> None:
         """`expected`, (C,), is about what the gradient is: only its size matters. `every`: units instead of probes.
-        `spread` gives what rounding of the inputs does to each gradient element, (C,), when it comes to that."""
-        self.passes, self.space, self._generator = passes, space, generator
+        `spread` gives what rounding of the inputs does to each gradient element, (C,), when it comes to that.
+        Nothing is measured yet: `slopes` are to be those of `question`."""
+        self.passes, self.space, self.generator = passes, space, generator
         self._expected = expected.nan_to_num(0.0, 0.0, 0.0)
-        self._spread, self._asked = spread, asked
-        self._rows: list[slopes_module.Values] = []
+        self._spread, self._asked, self._quickly = spread, asked, every and space.size > FEW_UNITS
         self.units = every or space.size <= FEW_UNITS
-        if self.units:
-            self.directions, _ = space.units(range(space.size))
-        else:
-            self.directions = space.drawn(probes, generator)
-        self.slopes = self._measured(self.directions, self._rows)
+        self._directions = None if self.units else space.drawn(probes, generator)
+        self._alone = space.lengths() if self.units and not space.kind else None
+        self.slopes: Slopes
+        self._refined = False
+        self._blind: torch.Tensor | None = None
 
     @property
-    def all_units(self) -> int:
-        """Real coordinates up to which each is measured on its own where it matters."""
-        return ALL_UNITS
+    def directions(self) -> torch.Tensor:
+        """(P, C); along every axis where every element is moved alone."""
+        if self._directions is None:
+            self._directions = self.space.units(range(self.space.size))[0]
+        return self._directions
 
-    def _measured(
-        self, directions: torch.Tensor, seen: list[slopes_module.Values] | None = None, enough: float = 0.0
-    ) -> Slopes:
-        wanted = self._wanted(directions).clamp(min=enough)
-        return slopes_module.measure(self.passes, self.space, directions, wanted, seen)
+    def _products(self, gradient: torch.Tensor) -> _Products:
+        """The gradient, (C,), along the directions."""
+        return (
+            _Products.of(gradient, self.directions) if self._alone is None else _Products.alone(gradient, self._alone)
+        )
 
-    def curve(self) -> list[Rung]:
-        """Error against step along the first direction, on every ladder that was used."""
-        return [rung for values in self._rows for rung in slopes_module.rungs(self.passes, values, self.slopes)]
+    @property
+    def question(self) -> Question:
+        """What is to be measured first."""
+        wanted = self._wanted(self._products(self._expected))
+        return Question(self.space, self.directions, wanted, quickly=self._quickly)
 
-    def _wanted(self, directions: torch.Tensor) -> torch.Tensor:
+    def measured(self, directions: torch.Tensor, enough: float = 0.0) -> Slopes:
+        """Slopes along directions, (P, C), with bars of about `enough`."""
+        wanted = self._wanted(_Products.of(self._expected, directions)).clamp(min=enough)
+        return slopes.measure(self.passes, Question(self.space, directions, wanted))
+
+    def _wanted(self, expected: _Products) -> torch.Tensor:
         """Bars, (P,), that are narrow enough to look no further."""
         fine = tolerances.RELATIVE / 10 * max(1.0, math.sqrt(self.space.size) / 10)
-        return fine * self._size(directions, self._expected)
+        if self._quickly:
+            fine = max(fine, tolerances.FAULT / 4)
+        return fine * self._typical(expected, self._expected)
 
     def assess(
         self, gradient: torch.Tensor, *, generous: bool = False, allowance: torch.Tensor | None = None
     ) -> Assessment:
         """The gradient, (C,), along the directions; `generous` allows for what rounding of the inputs does to it, and
         `allowance`, (C,), for what each element may be off by beside."""
-        return self._assessed(gradient, self.directions, self.slopes, generous, allowance)
+        spread = self._spread() if generous else None
+        return self._assessed(gradient, self._products(gradient), self.slopes, self._moves(spread, allowance))
+
+    def _moves(self, *more: torch.Tensor | None) -> torch.Tensor | None:
+        """What uncertainties of each element, (C,), come to along the directions, (P,)."""
+        found = [one for one in more if one is not None]
+        if not found:
+            return None
+        return sum((self._products(one).total for one in found), torch.zeros((), dtype=torch.float64))
+
+    def assessed(self, gradient: torch.Tensor, directions: torch.Tensor, found: Slopes) -> Assessment:
+        """The same along other directions, generously."""
+        wider = (directions.abs() * self._spread()).sum(1)
+        return self._assessed(gradient, _Products.of(gradient, directions), found, wider)
 
     def _assessed(
-        self,
-        gradient: torch.Tensor,
-        directions: torch.Tensor,
-        found: Slopes,
-        generous: bool,
-        more: torch.Tensor | None = None,
+        self, gradient: torch.Tensor, products: _Products, found: Slopes, wider: torch.Tensor | None
     ) -> Assessment:
-        claimed = (directions * gradient).sum(1)
-        error = _distance(claimed, found)
-        allowance = tolerances.rounding(gradient, directions)
-        if generous:
-            allowance = allowance + 4 * (directions.abs() * self._spread()).sum(1)
-        if more is not None:
-            allowance = allowance + (directions.abs() * more).sum(1)
-        scale = torch.maximum(self._size(directions, gradient), found.value.abs())
-        faint = self.passes.magnitude * 1e-3
-        rows = zip(
-            error.tolist(), found.bar.tolist(), allowance.nan_to_num(0.0, 0.0).tolist(), scale.tolist(), strict=True
-        )
-        judged = [
-            tolerances.judge(
-                e, b, a, s if s > b + a else max(s, faint), self._asked
-            )  # a gradient that is as good as zero
-            for e, b, a, s in rows
-        ]
-        kinked = bool(found.kinked.any())
-        verdict = next(
-            (v for v in (Verdict.FAIL, Verdict.INCONCLUSIVE) if any(one.verdict == v for one in judged)), Verdict.PASS
-        )
-        return Assessment(verdict, judged, kinked)
+        error = _distance(products.sum, found)
+        allowance = tolerances.rounding(products.total, products.size)
+        noise = None if self.units else self._noise(found, products)
+        if wider is not None:
+            allowance = allowance + wider
+            noise = None if noise is None else noise + wider
+        if wider is not None or not found.smooth:
+            allowance = allowance.nan_to_num(0.0, 0.0)
+        scale = torch.maximum(self._typical(products, gradient), found.value.abs())
+        # A gradient that is as good as zero is held against the function's own size.
+        faint = scale <= found.bar + allowance
+        if bool(faint.any()):
+            scale = torch.where(faint, scale.clamp(min=self.passes.magnitude * 1e-3), scale)
+        judged = tolerances.judge(error, found.bar, allowance, scale, self._asked)
+        return Assessment(judged.verdict, judged, not found.smooth and bool(found.kinked.any()), noise)
 
-    def _size(self, directions: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    def _typical(self, products: _Products, gradient: torch.Tensor) -> torch.Tensor:
         """(P,): the size of a gradient along directions; along single axes not less than a typical element's."""
-        along: torch.Tensor = (directions * gradient).norm(dim=1)
-        known = gradient[gradient.isfinite()]
-        if self.units and known.numel():
-            return torch.maximum(along, directions.abs().amax(1) * known.square().mean().sqrt())
-        return along
+        if not self.units or not gradient.numel():
+            return products.size
+        typical = gradient.square().mean().sqrt()
+        if not math.isfinite(float(typical)):
+            known = gradient[gradient.isfinite()]
+            typical = known.square().mean().sqrt() if known.numel() else products.size.new_zeros(())
+        return torch.maximum(products.size, products.length * typical)
+
+    def _noise(self, found: Slopes, products: _Products) -> torch.Tensor:
+        """(P,): what slopes and a right gradient differ by where nothing is wrong."""
+        return slopes.noise(self.passes, found) + _LAST_BITS * products.size
+
+    def doubts(self, part: torch.Tensor, gradient: torch.Tensor, found: Slopes, *, loudly: bool) -> tuple[float, float]:
+        """Claimed minus numerical slope along one direction, (1, C), and what it is held against: the tolerance, or,
+        unless `loudly`, the noise."""
+        products = _Products.of(gradient, part)
+        known = _Products.of(gradient.nan_to_num(0.0, 0.0, 0.0), part)
+        bound = found.bar + tolerances.rounding(known.total, known.size) if loudly else self._noise(found, known)
+        return float(products.sum - found.value[0]), float(bound[0])
+
+    def notices(self, gradient: torch.Tensor, coordinate: int, relative: float) -> bool:
+        """Whether a relative fault in one element would be seen: the negative control of a gradient that passed."""
+        products = self._products(gradient)
+        fault = torch.zeros_like(gradient)
+        fault[coordinate] = relative * gradient[coordinate]
+        error = _distance(products.sum + self._products(fault).sum, self.slopes)
+        if bool((error > self.slopes.bar + tolerances.rounding(products.total, products.size)).any()):
+            return True
+        return not self.units and bool((error > self._noise(self.slopes, products)).any())
+
+    def blind(self, gradient: torch.Tensor) -> torch.Tensor:
+        """(C,): the smallest relative fault in each element that would show along one of the directions."""
+        if self._blind is None:
+            products = self._products(gradient)
+            if self._alone is not None:
+                bound = self.slopes.bar + tolerances.rounding(products.total, products.size)
+                relative = bound / products.total
+            else:
+                bound = self._noise(self.slopes, products)
+                relative = (bound[:, None] / (self.directions * gradient).abs()).nan_to_num(nan=math.inf).amin(0)
+            self._blind = (2 * relative).nan_to_num(nan=math.inf).clamp(min=tolerances.RELATIVE)
+        return self._blind
+
+    def refine(self, gradient: torch.Tensor) -> bool:
+        """Adds directions that move fewer elements, of one magnitude, for those in which a fault would not show; once.
+        Whether there were any.
+
+        Elements that are small beside the others are left out: their faults are.
+        """
+        if self.units or self._refined or not self.passes.batching:
+            return False
+        if float(self.slopes.bar.min()) <= _FLOORS * self.passes.floor:  # moving fewer would not make it narrower
+            return False
+        self._refined = True
+        magnitude = gradient.abs()
+        wanted = (self.blind(gradient) > tolerances.FAULT) & (magnitude >= _SMALL * magnitude.max())
+        count = int(wanted.sum())
+        if not count:
+            return False
+        largest_first = torch.where(wanted, magnitude * self.space.scale, -1.0).argsort(descending=True)[:count]
+        masks = torch.zeros((min(_BLOCKS, count), self.space.size), dtype=torch.bool, device=gradient.device)
+        rows = torch.arange(count, device=gradient.device) * masks.shape[0] // count
+        masks[rows, largest_first] = True
+        directions = self.space.drawn(masks.shape[0], self.generator, masks)
+        self._blind = None
+        self._directions = torch.cat([self.directions, directions])
+        self.slopes = Slopes.joined([self.slopes, self.measured(directions, math.inf)])
+        return True
 
     def confirm(self, assessment: Assessment) -> None:
         """Measures the directions that fail worst on every ladder: a slope that shorter steps contradict is no
         evidence."""
-        rows = self._worst_rows(assessment)
+        rows = assessment.judgements.failed if self._quickly else self._worst_rows(assessment)
         nothing = torch.zeros(int(rows.sum()), dtype=torch.float64, device=self.directions.device)
-        finer = slopes_module.measure(self.passes, self.space, self.directions[rows], nothing)
+        finer = slopes.measure(self.passes, Question(self.space, self.directions[rows], nothing))
         self.slopes = self.slopes.replaced(rows, finer)
 
     def _worst_rows(self, assessment: Assessment) -> torch.Tensor:
         """(P,) of bool: the few directions that are furthest from a pass."""
-        judged = assessment.judgements
+        excess = assessment.judgements.excess
         count = 1 if self.space.size > ALL_UNITS else _DOUBTED
-        worst = sorted(range(len(judged)), key=lambda k: -_excess(judged[k]))[:count]
-        rows = torch.zeros(len(judged), dtype=torch.bool, device=self.directions.device)
-        rows[worst] = True
+        rows = torch.zeros(len(excess), dtype=torch.bool, device=self.directions.device)
+        rows[excess.topk(min(count, len(excess))).indices] = True
         return rows
 
     def doubt(self, assessment: Assessment) -> None:
@@ -168,17 +260,17 @@ class Examiner:
         if not self.passes.batching:
             return
         rows = self._worst_rows(assessment)
+        batched = self.measured(self.directions[rows]) if self._quickly else self.slopes.of(rows)
         self.passes.batching = False
-        alone = self._measured(self.directions[rows])
-        batched = self.slopes.of(rows)
+        alone = self.measured(self.directions[rows])
         same = (alone.value - batched.value).abs() <= alone.bar + batched.bar
         # torch 2.13's rule for index_fill gives all points the last one's value: no slope, and a wide bar.
-        same &= batched.bar <= 4 * alone.bar + self._wanted(self.directions[rows])
+        same &= batched.bar <= 4 * alone.bar + self._wanted(self._products(self._expected))[rows]
         same |= (alone.value == batched.value) | (alone.bar.isinf() & batched.bar.isinf())
         if bool((same & (alone.kinked == batched.kinked)).all()):
             self.passes.batching = True
         else:
-            self.slopes = self._measured(self.directions)
+            self.slopes = slopes.measure(self.passes, self.question)
 
     def narrow(self) -> None:
         """Measures again with steps relative to each element alone: for inputs that span many magnitudes."""
@@ -186,86 +278,22 @@ class Examiner:
         if self.units or bool((space.scale == self.space.scale).all()):
             return
         self.space = space
-        self.directions = space.drawn(self.directions.shape[0], self._generator)
-        self.slopes = self._measured(self.directions)
+        self._directions = space.drawn(self.directions.shape[0], self.generator)
+        self.slopes = self.measured(self.directions)
 
     def element_slopes(self, coordinates: list[int]) -> tuple[Slopes, torch.Tensor]:
         """Slopes along single coordinates, and the lengths of those directions."""
         directions, lengths = self.space.units(coordinates)
-        return self._measured(directions), lengths
+        return self.measured(directions), lengths
 
-    def suspects(self, gradient: torch.Tensor) -> list[int] | None:
-        """Coordinates whose gradient is wrong, the worst first; None where too many are to name them all.
-
-        A single direction's residual is split between halves of the index set, level by level (D. Dorfman's group
-        testing, 1943, in its adaptive form): a level costs one ladder for each block that is still wrong.
-        """
-        if self.space.size <= ALL_UNITS:
-            return self._by_units(gradient)
-        mover = self.space.drawn(1, self._generator)
-        blocks = [(0, self.space.size, *self._residual(gradient, mover, 0, self.space.size, 0.0))]
-        while any(stop - start > 1 for start, stop, _, _ in blocks):
-            halves = []
-            for start, stop, residual, bound in blocks:
-                if stop - start == 1:
-                    halves.append((start, stop, residual, bound))
-                    continue
-                middle = (start + stop) // 2
-                enough = abs(residual) / 256 if math.isfinite(residual) else 0.0
-                left, left_bound = self._residual(gradient, mover, start, middle, enough)
-                right, right_bound = residual - left, bound + left_bound
-                if (
-                    not math.isfinite(right) or right_bound / 8 < abs(right) <= 8 * right_bound
-                ):  # too near to tell by subtraction
-                    right, right_bound = self._residual(gradient, mover, middle, stop, enough)
-                halves += [(start, middle, left, left_bound), (middle, stop, right, right_bound)]
-            blocks = [one for one in halves if not abs(one[2]) <= one[3]]
-            if len(blocks) > _FOUND:
-                return None
-        blocks.sort(key=lambda one: -abs(one[2]))
-        return [start for start, _, _, _ in blocks]
-
-    def _residual(
-        self, gradient: torch.Tensor, mover: torch.Tensor, start: int, stop: int, enough: float
-    ) -> tuple[float, float]:
-        """Claimed minus numerical slope along one block of a direction, and its bound."""
-        part = torch.zeros_like(mover)
-        part[:, start:stop] = mover[:, start:stop]
-        part = self.space.along(part)
-        found = self._measured(part, enough=enough)
-        claimed = (part * gradient).sum()
-        bound = found.bar + tolerances.rounding(gradient.nan_to_num(0.0, 0.0, 0.0), part)
-        return float(claimed - found.value[0]), float(bound[0])
-
-    def _by_units(self, gradient: torch.Tensor) -> list[int]:
-        directions, _ = self.space.units(range(self.space.size))
-        found = self.slopes if self.units else self._measured(directions)
-        assessment = self._assessed(gradient, directions, found, generous=True)
-        wrong = [k for k, one in enumerate(assessment.judgements) if one.verdict is Verdict.FAIL]
-        return sorted(wrong, key=lambda k: -_excess(assessment.judgements[k]))
-
-    def kinks(self) -> list[int] | None:
-        """Coordinates along which an output has a kink; None where they were not found."""
-        if self.space.size <= ALL_UNITS:
-            directions, _ = self.space.units(range(self.space.size))
-            found = self.slopes if self.units else self._measured(directions)
-            return torch.nonzero(found.kinked).flatten().tolist() or None
-        mover = self.space.drawn(1, self._generator)
-        blocks = [(0, self.space.size)]
-        while any(stop - start > 1 for start, stop in blocks):
-            halves = []
-            for start, stop in blocks:
-                middle = (start + stop) // 2
-                halves += [(start, middle), (middle, stop)] if stop - start > 1 else [(start, stop)]
-            blocks = [one for one in halves if self._has_kink(mover, *one)]
-            if len(blocks) > _FOUND or not blocks:
-                return None
-        return [start for start, _ in blocks]
-
-    def _has_kink(self, mover: torch.Tensor, start: int, stop: int) -> bool:
-        part = torch.zeros_like(mover)
-        part[:, start:stop] = mover[:, start:stop]
-        return bool(self._measured(self.space.along(part)).kinked.any())
+    def together(self, gradient: torch.Tensor, kinks: list[int]) -> bool:
+        """Whether the gradient is between the slopes along the direction that moves all kinked coordinates by the same
+        length, as ties move together: each can be inside of its own kink, and their sum outside."""
+        mover = torch.zeros((1, self.space.size), dtype=torch.float64, device=gradient.device)
+        mover[0, kinks] = float(self.space.scale[kinks].min())
+        part = self.space.along(mover)
+        kept = torch.where(part[0] != 0, gradient, 0.0)
+        return self.assessed(kept, part, self.measured(part)).verdict is not Verdict.FAIL
 
     def beside(self, gradient: torch.Tensor, kinks: list[int]) -> Assessment | None:
         """The gradient along directions that leave the kinked coordinates alone; None where nothing else is."""
@@ -273,13 +301,15 @@ class Examiner:
         among[kinks] = False
         if not among.any():
             return None
-        directions = self.space.drawn(max(2, self.directions.shape[0] // 2), self._generator, among)
+        directions = self.space.drawn(max(2, self.directions.shape[0] // 2), self.generator, among)
         kept = torch.where(among, gradient, 0.0)  # an infinite slope times a step of 0 is no number
-        return self._assessed(kept, directions, self._measured(directions), generous=True)
+        return self.assessed(kept, directions, self.measured(directions))
 
 
 def _distance(claimed: torch.Tensor, found: Slopes) -> torch.Tensor:
     """How far each claim is outside its interval of slopes; NaN where it is NaN."""
+    if found.smooth:
+        return (claimed - found.value).abs()
     outside = torch.maximum(found.low - claimed, claimed - found.high)
     outside = torch.where((claimed == found.low) | (claimed == found.high), 0.0, outside)  # infinities that agree
     unknown = torch.isinf(found.bar) & ~claimed.isnan()

@@ -35,6 +35,7 @@ EPSILON = torch.finfo(torch.float64).eps
 
 Epsilon: TypeAlias = float | torch.Tensor
 _JUMP = 1e-9  # relative to the largest output, from which on a difference is not rounding
+_LARGE = 1e290  # from which on differences over steps may overflow
 _SLICE = 1 << 16  # output coordinates times directions worked on together: what a core's cache holds
 
 
@@ -57,36 +58,26 @@ class Derivative:
         return Derivative(value, torch.where(contradicted, torch.maximum(bar, distance), bar))
 
 
-def steps(longest: float) -> list[float]:
+def steps(longest: float, rungs: int = RUNGS) -> list[float]:
     """The ladder from the longest step down; powers of two, so that moving by them is exact."""
-    return [longest * 0.5**rung for rung in range(RUNGS)]
+    return [longest * 0.5**rung for rung in range(rungs)]
 
 
-def central(
-    plus: torch.Tensor, minus: torch.Tensor, centre: torch.Tensor, ladder: list[float], epsilon: Epsilon = EPSILON
-) -> Derivative:
-    """The derivative at 0 from values at +h and -h, each of shape (P, K, M), and at 0, of shape (M,), in float64.
+def central(values: torch.Tensor, centre: torch.Tensor, ladder: list[float], epsilon: Epsilon = EPSILON) -> Derivative:
+    """The derivative at 0 from values at +h and at -h, of shape (P, 2, K, M), and at 0, of shape (M,), in float64.
 
     `epsilon` is the machine epsilon of the precision in which the values were computed; (M,) where outputs differ.
     """
-    pieces = []
-    width = max(1, _SLICE // max(1, plus.shape[0]))
-    for start in range(0, max(1, plus.shape[2]), width):
-        cut = slice(start, start + width)
-        pieces.append(_central(plus[..., cut], minus[..., cut], centre[cut], ladder, _cut(epsilon, cut)))
-    return _joined(pieces)
+    triangle = _central_triangle(tuple(ladder), values.device)
+    return _in_slices(values.flatten(1, 2), centre, epsilon, triangle)
 
 
 def one_sided(
     values: torch.Tensor, centre: torch.Tensor, ladder: list[float], side: float, epsilon: Epsilon = EPSILON
 ) -> Derivative:
-    """The one-sided derivative at 0 from values at side * h alone, side being +1 or -1; shapes as in `central`."""
-    pieces = []
-    width = max(1, _SLICE // max(1, values.shape[0]))
-    for start in range(0, max(1, values.shape[2]), width):
-        cut = slice(start, start + width)
-        pieces.append(_one_sided(values[..., cut], centre[cut], ladder, side, _cut(epsilon, cut)))
-    return _joined(pieces)
+    """The one-sided derivative at 0 from values at side * h alone, of shape (P, K, M), side being +1 or -1."""
+    triangle = _one_sided_triangle(tuple(ladder), side, values.device)
+    return _in_slices(values, centre, epsilon, triangle)
 
 
 def diverges(values: torch.Tensor, centre: torch.Tensor, ladder: list[float], side: float) -> torch.Tensor:
@@ -103,36 +94,76 @@ def diverges(values: torch.Tensor, centre: torch.Tensor, ladder: list[float], si
     return torch.where(growing, torch.copysign(torch.full_like(quotients[:, -1], torch.inf), quotients[:, -1]), 0.0)
 
 
-def _cut(epsilon: Epsilon, cut: slice) -> Epsilon:
-    return epsilon[cut] if isinstance(epsilon, torch.Tensor) else epsilon
-
-
-def _joined(pieces: list[Derivative]) -> Derivative:
-    if len(pieces) == 1:
-        return pieces[0]
-    return Derivative(torch.cat([one.value for one in pieces], 1), torch.cat([one.bar for one in pieces], 1))
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Triangle:
-    """Romberg's triangle as linear maps from the K values of a ladder to its E entries of three rungs or more.
+    """Romberg's triangle as one linear map from the differences f(x + h) - f(x) of a ladder to all that is wanted.
 
-    `entries` gives the entries, `spreads` their distances from the two entries that each is made of, (2 E, K) stacked;
-    `uses` tells which rungs an entry is made of, `last` which entries reach the finest rung, `rung` each one's finest,
-    and `amplified` how much more rounding an entry has than its finest rung.
+    Of its E entries, those of three rungs or more, `rows`, of shape (E + S E, columns), gives the values first, then S
+    error estimates each: their distances from the two entries that each is made of, and what the even half knows.
     """
 
-    entries: torch.Tensor
-    spreads: torch.Tensor
-    uses: torch.Tensor
-    last: torch.Tensor
-    rung: torch.Tensor
-    amplified: torch.Tensor
+    rows: torch.Tensor
+    count: int  # E
+    finest: int  # the first of the entries that reach the finest rung, which stand last
+    uses: torch.Tensor  # (E, columns) of bool: the values that an entry is made of
+    rounding: torch.Tensor  # (E, 1): what an entry makes of the values' rounding, if that is 1
+    still: torch.Tensor  # (E, 1): the same where no step moves the value
+    steps: torch.Tensor  # (K, 1)
+    rung: list[int]  # the finest rung of each entry
+    sides: int  # 2 where the columns are those of +h and then those of -h
 
 
 @functools.lru_cache(maxsize=16)
-def _triangle(count: int, base: float, device: torch.device) -> _Triangle:
-    """For expansions in powers of the step (base 2) or of its square (base 4), each step half the one before."""
+def _central_triangle(ladder: tuple[float, ...], device: torch.device) -> _Triangle:
+    """For the odd half, whose error is a series in the square of the step; the even half's limit, 0, is known."""
+    lengths = torch.tensor(ladder, dtype=torch.float64)
+    odd = torch.cat([torch.diag(0.5 / lengths), torch.diag(-0.5 / lengths)], 1)
+    weights, nearer, farther, rung, amplified = _romberg(len(ladder), 4.0)
+    even = torch.cat([weights, weights], 1) / (2 * lengths[rung])[:, None]
+    rows = torch.cat([weights @ odd, nearer @ odd, farther @ odd, even])
+    uses = torch.cat([weights, weights], 1) != 0
+    return _finished(rows, lengths, uses, rung, amplified, 2, device)
+
+
+@functools.lru_cache(maxsize=16)
+def _one_sided_triangle(ladder: tuple[float, ...], side: float, device: torch.device) -> _Triangle:
+    """For quotients of one side, whose error is a series in the step itself."""
+    lengths = torch.tensor(ladder, dtype=torch.float64)
+    quotients = torch.diag(side / lengths)
+    weights, nearer, farther, rung, amplified = _romberg(len(ladder), 2.0)
+    rows = torch.cat([weights @ quotients, nearer @ quotients, farther @ quotients])
+    return _finished(rows, lengths, weights != 0, rung, amplified, 1, device)
+
+
+def _finished(
+    rows: torch.Tensor,
+    lengths: torch.Tensor,
+    uses: torch.Tensor,
+    rung: list[int],
+    amplified: list[float],
+    sides: int,
+    device: torch.device,
+) -> _Triangle:
+    rounding = torch.tensor(amplified, dtype=torch.float64)[:, None] / lengths[rung][:, None]
+    return _Triangle(
+        rows.to(device),
+        len(rung),
+        rung.index(len(lengths) - 1),
+        uses.to(device),
+        rounding.to(device),
+        (rounding * lengths[rung][:, None] / lengths[0]).to(device),
+        lengths[:, None].to(device),
+        rung,
+        sides,
+    )
+
+
+def _romberg(count: int, base: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int], list[float]]:
+    """For expansions in powers of the step (base 2) or of its square (base 4), each step half the one before.
+
+    Of each entry: its weights of the rungs, its distances from the finer and the coarser of the entries that it is made
+    of, its finest rung, and how much more rounding than that it has; by their finest rungs.
+    """
     rows = torch.eye(count, dtype=torch.float64)
     kept: list[torch.Tensor] = []
     nearer: list[torch.Tensor] = []
@@ -151,93 +182,87 @@ def _triangle(count: int, base: float, device: torch.device) -> _Triangle:
             farther.append(rows - coarser)
             rung += range(level, count)
             amplified += [growth if base == 2 else 1.0] * (count - level)
-    entries = torch.cat(kept)
-    places = torch.tensor(rung)
-    return _Triangle(
-        entries.to(device),
-        torch.cat([*nearer, *farther]).to(device),
-        (entries != 0).to(torch.float64).to(device),
-        (places == count - 1).nonzero().flatten().to(device),
-        places.to(device),
-        torch.tensor(amplified, dtype=torch.float64)[:, None].to(device),
+    order = sorted(range(len(rung)), key=lambda entry: rung[entry])
+    return (
+        torch.cat(kept)[order],
+        torch.cat(nearer)[order],
+        torch.cat(farther)[order],
+        [rung[entry] for entry in order],
+        [amplified[entry] for entry in order],
     )
 
 
-def _central(
-    plus: torch.Tensor, minus: torch.Tensor, centre: torch.Tensor, ladder: list[float], epsilon: Epsilon
-) -> Derivative:
-    triangle = _triangle(len(ladder), 4.0, plus.device)
-    lengths = torch.tensor(ladder, dtype=torch.float64, device=plus.device)[:, None]
-    odd = (plus - minus) / (2 * lengths)
-    even = (plus + minus) / 2 - centre
-    floor = torch.maximum(torch.maximum(plus.abs(), minus.abs()), centre.abs()) * (epsilon / lengths)
-    still = (plus == centre) & (minus == centre)
-    if bool(still.any()):
-        floor = _floor_of_steps(floor, still, torch.maximum((plus - centre).abs(), (minus - centre).abs()), lengths)
-    return _extrapolated(
-        triangle, odd, floor, (triangle.entries @ even.nan_to_num(0.0, 0.0, 0.0)) / lengths[triangle.rung]
-    )
+def _in_slices(values: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon, triangle: _Triangle) -> Derivative:
+    """Output coordinates are worked on in slices that a core's cache holds."""
+    width = max(1, _SLICE // max(1, values.shape[0]))
+    if centre.shape[0] <= width:
+        return _extrapolated(triangle, values, centre, epsilon)
+    pieces = []
+    for start in range(0, centre.shape[0], width):
+        cut = slice(start, start + width)
+        part = epsilon[cut] if isinstance(epsilon, torch.Tensor) else epsilon
+        pieces.append(_extrapolated(triangle, values[..., cut], centre[cut], part))
+    return Derivative(torch.cat([one.value for one in pieces], 1), torch.cat([one.bar for one in pieces], 1))
 
 
-def _one_sided(
-    values: torch.Tensor, centre: torch.Tensor, ladder: list[float], side: float, epsilon: Epsilon
-) -> Derivative:
-    triangle = _triangle(len(ladder), 2.0, values.device)
-    lengths = torch.tensor(ladder, dtype=torch.float64, device=values.device)[:, None]
-    quotients = side * (values - centre) / lengths
-    floor = torch.maximum(values.abs(), centre.abs()) * (epsilon / lengths)
-    floor = torch.where((values == centre).all(1, keepdim=True), floor * (lengths / lengths[0]), floor)
-    return _extrapolated(triangle, quotients, floor, None)
-
-
-def _extrapolated(
-    triangle: _Triangle, quotients: torch.Tensor, floor: torch.Tensor, known: torch.Tensor | None
-) -> Derivative:
-    """The best entry of each coordinate, from difference quotients, their rounding, both of shape (P, K, M), and the
-    errors that are known, (P, E, M).
+def _extrapolated(triangle: _Triangle, values: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon) -> Derivative:
+    """The best entry of each coordinate, from values of shape (P, columns, M).
 
     The best entry at the finest rung must not contradict it: where it does, as where longer steps jump over whole
     periods, neither is believed beyond the distance between them.
     """
-    finite = quotients.isfinite()
-    whole = bool(finite.all())
+    moves = values - centre
+    size = torch.maximum(values.abs().amax(1, keepdim=True), centre.abs())
+    whole = bool((size < _LARGE).all())
     if not whole:
-        unusable = triangle.uses @ (~finite).to(torch.float64) > 0
-        quotients = torch.where(finite, quotients, 0.0)
-    entries = triangle.entries @ quotients
-    nearer, farther = (triangle.spreads @ quotients).abs().chunk(2, dim=1)
-    errors = torch.maximum(torch.maximum(nearer, farther), triangle.amplified * floor[:, triangle.rung])
-    if known is not None:
-        errors = torch.maximum(errors, known.abs())
-    errors = (
-        errors.nan_to_num(nan=torch.inf, posinf=torch.inf)
-        if whole
-        else torch.where(unusable, torch.inf, errors.nan_to_num(nan=torch.inf, posinf=torch.inf))
-    )
+        finite = moves.isfinite()
+        moves = torch.where(finite, moves, 0.0)
+        size = torch.maximum(torch.where(finite, values.abs(), 0.0).amax(1, keepdim=True), centre.abs())
+    found = triangle.rows @ moves
+    entries, spreads = found[:, : triangle.count], found[:, triangle.count :]
+    estimates = _split(spreads.abs(), triangle.count).amax(1)
+    errors = torch.maximum(estimates, _floor(triangle, moves, size, epsilon))
+    if not whole:
+        unusable = triangle.uses.to(torch.float64) @ (~finite).to(torch.float64) > 0
+        errors = torch.where(unusable, torch.inf, errors.nan_to_num(nan=torch.inf, posinf=torch.inf))
     value, error = _smallest(entries, errors)
-    last, last_error = _smallest(entries[:, triangle.last], errors[:, triangle.last])
-    distance = (value - last).abs()
-    error = torch.where(distance > SAFETY * (error + last_error), distance, error)
-    return Derivative(torch.where(error.isinf(), torch.nan, value), SAFETY * error)
+    if triangle.finest:
+        last, last_error = _smallest(entries[:, triangle.finest :], errors[:, triangle.finest :])
+        distance = (value - last).abs()
+        error = torch.where(distance > SAFETY * (error + last_error), distance, error)
+    if not whole:
+        value = torch.where(error.isinf(), torch.nan, value)
+    return Derivative(value, SAFETY * error)
+
+
+def _split(stacked: torch.Tensor, length: int) -> torch.Tensor:
+    """(P, S * length, M) as (P, S, length, M)."""
+    return stacked.reshape(stacked.shape[0], -1, length, stacked.shape[2])
 
 
 def _smallest(values: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of each coordinate, the entry with the smallest error estimate, and that."""
-    smallest, place = errors.min(1)
-    return values.gather(1, place[:, None])[:, 0], smallest
+    smallest, place = errors.min(1, keepdim=True)
+    return values.gather(1, place)[:, 0], smallest[:, 0]
 
 
-def _floor_of_steps(
-    floor: torch.Tensor, still: torch.Tensor, change: torch.Tensor, lengths: torch.Tensor
-) -> torch.Tensor:
-    """The floor where some steps, `still`, do not change the value at all.
+def _floor(triangle: _Triangle, moves: torch.Tensor, size: torch.Tensor, epsilon: Epsilon) -> torch.Tensor:
+    """What rounding of the values, `size` large at most, does to each entry: (P, E, M).
 
-    Where not even the longest does, the derivative is below what would have. Where only the longer ones do, the
-    function moves in quanta, as rounding to decimals does, and the smallest change seen is one: a few quanta can lie on
-    a straight line by accident.
+    Where no step moves a value, its derivative is below what the longest would have shown. Where only the longer ones
+    do, the function moves in quanta, as rounding to decimals does, and the smallest change seen is one: a few quanta
+    can lie on a straight line by accident.
     """
+    floor = triangle.rounding * (size * epsilon)
+    stands = moves == 0
+    if not stands.any():
+        return floor
+    still = _split(stands, len(triangle.steps)).all(1)
     never = still.all(1, keepdim=True)
+    floor = torch.where(never, triangle.still * (size * epsilon), floor)
+    stepwise = still.any(1, keepdim=True) ^ never
+    if triangle.sides == 1 or not stepwise.any():
+        return floor
+    change = _split(moves.abs(), len(triangle.steps)).amax(1)
     quantum = torch.where(still, torch.inf, change).amin(1, keepdim=True)
-    stepwise = still.any(1, keepdim=True) & ~never
-    floor = torch.where(never, floor * (lengths / lengths[0]), floor)
-    return torch.where(stepwise, torch.maximum(floor, quantum / lengths), floor)
+    return torch.where(stepwise, torch.maximum(floor, quantum / triangle.steps[triangle.rung]), floor)

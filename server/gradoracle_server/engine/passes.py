@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch._C import _functorch
+from torch._functorch.vmap import lazy_load_decompositions  # type: ignore[attr-defined]
 
+from gradoracle_server.engine import finite_difference
 from gradoracle_server.engine.evaluate import seed_everything
 
 Map = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
@@ -59,14 +63,29 @@ class Passes:
             ]
         )
         """The machine epsilon of each."""
-        self.magnitude = float((self.weight * self.centre).abs().nan_to_num(0.0, 0.0).sum())
-        """The sum of |weight * output|: the size of what is differentiated."""
-        self.rounding = float((self.weight * self.centre * self.epsilon).abs().nan_to_num(0.0, 0.0).sum())
-        """What rounding may add to that."""
-        self.settled = _SETTLED * self.centre.abs().nan_to_num(0.0, 0.0)
-        """(M,): bars that are narrow beside the output itself."""
         self._size = sum(one.numel() for one in self.base) + self.centre.numel()
         self.batching = self._size < _WORTH_BATCHING
+
+    @functools.cached_property
+    def magnitude(self) -> float:
+        """The sum of |weight * output|: the size of what is differentiated."""
+        return float((self.weight * self.centre).abs().nan_to_num(0.0, 0.0).sum())
+
+    @functools.cached_property
+    def rounding(self) -> float:
+        """What rounding may add to that."""
+        return float((self.weight * self.centre * self.epsilon).abs().nan_to_num(0.0, 0.0).sum())
+
+    @functools.cached_property
+    def floor(self) -> float:
+        """About the narrowest bar that rounding of the outputs allows."""
+        step = 0.5**finite_difference.RUNGS * finite_difference.LADDERS[0]
+        return finite_difference.SAFETY * self.rounding / step
+
+    @functools.cached_property
+    def settled(self) -> torch.Tensor:
+        """(M,): bars that are narrow beside the output itself."""
+        return _SETTLED * self.centre.abs().nan_to_num(0.0, 0.0)
 
     def at(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor:
         """The outputs' real coordinates, of shape (count, M): each input named by its place has a leading axis."""
@@ -118,13 +137,20 @@ class Passes:
     def _vmapped(
         self, inputs: Sequence[torch.Tensor], carried: Sequence[bool], count: int
     ) -> Sequence[torch.Tensor | None]:
-        def one(*point: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            pairs = zip(self._function(point), self._looked_at, strict=True)
-            return tuple(output for output, looked in pairs if looked)
-
-        axes = tuple(0 if yes else None for yes in carried)
-        found = iter(torch.func.vmap(one, in_dims=axes, randomness="same")(*inputs))
-        return [next(found) if looked else None for looked in self._looked_at]
+        # What torch.func.vmap does, without its handling of nested arguments, which takes longer than a small function.
+        lazy_load_decompositions()
+        level = _functorch._vmap_increment_nesting(count, "same")
+        try:
+            point = [
+                _functorch._add_batch_dim(one, 0, level) if yes else one
+                for one, yes in zip(inputs, carried, strict=True)
+            ]
+            return [
+                _functorch._remove_batch_dim(output, level, count, 0) if looked else None
+                for output, looked in zip(self._function(point), self._looked_at, strict=True)
+            ]
+        finally:
+            _functorch._vmap_decrement_nesting()
 
 
 def _per_coordinate(value: float, output: torch.Tensor) -> torch.Tensor:

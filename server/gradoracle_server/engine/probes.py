@@ -9,6 +9,7 @@ cannot cancel either. All of it is short in binary, so that base + step * direct
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,7 @@ from gradoracle_server.engine.passes import real_coordinates
 
 _JITTER = 1 << 12  # magnitudes lie in [1/2, 1), in this many steps
 _ODD = 1621 / 2048  # magnitude along single axes: halving it does not stay on any grid that inputs lie on
-_SMALLEST = 2.0**-10  # the scale of a coordinate, at least, relative to the median magnitude of its tensor
+_SMALLEST = 2.0**-4  # the scale of a coordinate, at least, relative to the median magnitude of its tensor
 
 
 @dataclasses.dataclass(slots=True)
@@ -84,6 +85,10 @@ class Space:
         directions[rows, columns] = lengths
         return self.along(directions), lengths
 
+    def lengths(self) -> torch.Tensor:
+        """(C,): those of `units` of all coordinates."""
+        return self.scale * _ODD
+
     def moved(self, directions: torch.Tensor, lengths: Sequence[float]) -> torch.Tensor:
         """The base moved along each direction by each length: (P * L, *shape), lengths innermost."""
         factors = torch.tensor(lengths, dtype=torch.float64, device=directions.device)[None, :, None]
@@ -98,9 +103,10 @@ def _scale(base: torch.Tensor, smallest: float) -> torch.Tensor:
     too, or not finite, 1.
     """
     magnitude = base.abs().to(torch.float64).reshape(-1)
-    known = magnitude[(magnitude > 0) & magnitude.isfinite()]
-    typical = known.median() if known.numel() else torch.ones((), dtype=torch.float64, device=base.device)
-    magnitude = torch.where((magnitude > 0) & magnitude.isfinite(), magnitude.clamp(min=smallest * typical), typical)
+    known = torch.where((magnitude > 0) & (magnitude < math.inf), magnitude, math.nan)
+    typical = float(known.nanmedian()) if known.numel() else math.nan
+    if math.isnan(typical):
+        typical = 1.0
     # Subnormal magnitudes would make steps that vanish.
-    scale = torch.exp2(magnitude.clamp(min=2.0**-960).log2().floor())
+    scale = known.clamp(min=max(smallest * typical, 2.0**-960)).nan_to_num(typical).log2().floor().exp2()
     return scale.repeat_interleave(2) if base.dtype.is_complex else scale

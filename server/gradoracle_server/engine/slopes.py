@@ -13,6 +13,7 @@ from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.report import Rung
 
+_SHORT = 2.0**-4  # the longest step of the three that do for most smooth functions
 _VALUES = 1 << 22  # coordinates of points and outputs that are worked on together
 _KINK = 4.0
 """How far apart one-sided derivatives are, in units of their bars together, where they are taken to differ."""
@@ -31,9 +32,10 @@ class Slopes:
     high: torch.Tensor
     kinked: torch.Tensor  # bool: an output has a kink, or an infinite slope
     coordinates: Derivative  # of the outputs, (P, M)
+    smooth: bool = False  # no direction has a kink or an infinite bar, so that `low` and `high` are `value`
 
-    def of(self, rows: torch.Tensor) -> Slopes:
-        """Those of some directions, (P,) of bool."""
+    def of(self, rows: torch.Tensor | slice) -> Slopes:
+        """Those of some directions, (P,) of bool or a slice."""
         return Slopes(
             self.value[rows],
             self.bar[rows],
@@ -41,6 +43,7 @@ class Slopes:
             self.high[rows],
             self.kinked[rows],
             Derivative(self.coordinates.value[rows], self.coordinates.bar[rows]),
+            self.smooth,
         )
 
     @staticmethod
@@ -56,6 +59,7 @@ class Slopes:
                 torch.cat([one.coordinates.value for one in pieces]),
                 torch.cat([one.coordinates.bar for one in pieces]),
             ),
+            all(one.smooth for one in pieces),
         )
 
     def replaced(self, rows: torch.Tensor, others: Slopes) -> Slopes:
@@ -76,6 +80,7 @@ class Slopes:
                 mixed(self.coordinates.value, others.coordinates.value),
                 mixed(self.coordinates.bar, others.coordinates.bar),
             ),
+            self.smooth and others.smooth,
         )
 
 
@@ -84,8 +89,39 @@ class Values:
     """Values along P directions: what one ladder saw."""
 
     ladder: list[float]
-    plus: torch.Tensor  # (P, K, M), or (P, K) once weighted
-    minus: torch.Tensor
+    found: torch.Tensor  # at the positive steps and the negative ones: (P, 2, K, M), or (P, 2, K) once weighted
+
+    @property
+    def plus(self) -> torch.Tensor:
+        """(P, K, M), at the positive steps."""
+        return self.found[:, 0]
+
+    @property
+    def minus(self) -> torch.Tensor:
+        """The same at the negative ones."""
+        return self.found[:, 1]
+
+
+@dataclasses.dataclass(slots=True)
+class Question:
+    """Directions of one input, (P, C), and the bars, (P,), that are narrow enough to look no further."""
+
+    space: Space
+    directions: torch.Tensor
+    wanted: torch.Tensor
+    quickly: bool = False  # with a short ladder first: where there are so many that passes count
+
+    @property
+    def ladder(self) -> list[float]:
+        """The first ladder."""
+        if self.quickly:
+            return finite_difference.steps(_SHORT, 3)
+        return finite_difference.steps(finite_difference.LADDERS[0])
+
+    @property
+    def further(self) -> tuple[float, ...]:
+        """The longest steps of the ladders after that."""
+        return finite_difference.LADDERS if self.quickly else finite_difference.LADDERS[1:]
 
 
 def rungs(passes: Passes, seen: Values, accepted: Slopes) -> list[Rung]:
@@ -95,84 +131,139 @@ def rungs(passes: Passes, seen: Values, accepted: Slopes) -> list[Rung]:
     """
     found: list[Rung] = []
     true = float(accepted.value[0])
-    differences = [float((seen.plus[0, k] - seen.minus[0, k]) / (2 * step)) for k, step in enumerate(seen.ladder)]
+    plus, minus = seen.found[0].tolist()
+    differences = [(right - left) / (2 * step) for right, left, step in zip(plus, minus, seen.ladder, strict=True)]
     for k, step in enumerate(seen.ladder):
         truncation = abs(differences[k] - differences[max(k - 1, 0)]) / 3 if k else abs(differences[0] - true)
-        error = abs(differences[k] - true)
-        found.append(Rung(step, error, truncation + passes.rounding / step))
+        found.append(Rung(step, abs(differences[k] - true), truncation + passes.rounding / step))
     return found
 
 
-def sample(passes: Passes, space: Space, directions: torch.Tensor, longest: float) -> Values:
+def measure(passes: Passes, question: Question, seen: list[Values] | None = None) -> Slopes:
+    """Slopes along directions, with further ladders for those whose bar is wider than wanted.
+
+    The first direction's values are appended to `seen`, where it is given, for a curve of error against step.
+    """
+    together = max(1, _VALUES // max(1, _values(passes, question.space)))
+    count = question.directions.shape[0]
+    if count <= together:
+        return _measured(passes, question, seen)
+    pieces = []
+    for start in range(0, count, together):
+        rows = slice(start, start + together)
+        part = dataclasses.replace(question, directions=question.directions[rows], wanted=question.wanted[rows])
+        pieces.append(_measured(passes, part, seen if start == 0 else None))
+    return Slopes.joined(pieces)
+
+
+def measure_all(passes: Passes, questions: Sequence[Question], seen: list[Values] | None = None) -> list[Slopes]:
+    """The same for several inputs, whose first ladders are climbed down in one batch where that is small.
+
+    The values appended to `seen` are the first input's.
+    """
+    sizes = [one.directions.shape[0] * _values(passes, one.space) for one in questions]
+    alone = len(questions) < 2 or not passes.batching or sum(sizes) * len(questions) > _VALUES
+    if alone or any(one.quickly for one in questions):
+        return [measure(passes, one, seen if place == 0 else None) for place, one in enumerate(questions)]
+    values = _sampled_together(passes, questions, questions[0].ladder)
+    _remember(passes, values, seen)
+    both = _on_ladder(passes, values, None)
+    found, start = [], 0
+    for place, one in enumerate(questions):
+        rows = slice(start, start + one.directions.shape[0])
+        found.append(_climbed(passes, one, both.of(rows), seen if place == 0 else None))
+        start = rows.stop
+    return found
+
+
+def _values(passes: Passes, space: Space) -> int:
+    """The numbers that one direction makes on a ladder."""
+    return 2 * finite_difference.RUNGS * (passes.centre.numel() + space.size)
+
+
+def sample(passes: Passes, space: Space, directions: torch.Tensor, ladder: list[float]) -> Values:
     """Evaluates one ladder along directions of shape (P, C): 2 K passes a direction."""
-    ladder = finite_difference.steps(longest)
-    lengths = [*ladder, *(-step for step in ladder)]
+    lengths = _both_ways(ladder)
     count = directions.shape[0]
     found = []
     # Directions one after another where the points of all would be large.
     together = count if passes.batching else 1
     for start in range(0, count, together):
-        rows = directions[start : start + together]
-        points = space.moved(rows, lengths)
+        points = space.moved(directions[start : start + together], lengths)
         found.append(passes.at({space.place: points}, points.shape[0]))
-    values = (torch.cat(found) if len(found) > 1 else found[0]).reshape(count, 2, len(ladder), passes.centre.numel())
-    return Values(ladder, values[:, 0], values[:, 1])
+    values = torch.cat(found) if len(found) > 1 else found[0]
+    return Values(ladder, values.reshape(count, 2, len(ladder), passes.centre.numel()))
 
 
-def measure(
-    passes: Passes, space: Space, directions: torch.Tensor, wanted: torch.Tensor, seen: list[Values] | None = None
-) -> Slopes:
-    """Slopes along directions, with further ladders for those whose bar is wider than `wanted`, of shape (P,).
-
-    The first direction's values are appended to `seen`, where it is given, for a curve of error against step.
-    """
-    values = 2 * finite_difference.RUNGS * (passes.centre.numel() + space.size)
-    together = max(1, _VALUES // max(1, values))
-    if directions.shape[0] <= together:
-        return _measure(passes, space, directions, wanted, seen)
-    pieces = []
-    for start in range(0, directions.shape[0], together):
-        rows = slice(start, start + together)
-        pieces.append(_measure(passes, space, directions[rows], wanted[rows], seen if start == 0 else None))
-    return Slopes.joined(pieces)
+def _sampled_together(passes: Passes, questions: Sequence[Question], ladder: list[float]) -> Values:
+    """The same for the directions of several inputs, one input's after another's."""
+    lengths = _both_ways(ladder)
+    count = sum(one.directions.shape[0] for one in questions)
+    total, start = count * len(lengths), 0
+    points: dict[int, torch.Tensor] = {}
+    for one in questions:
+        moved = one.space.moved(one.directions, lengths)
+        base = one.space.base.expand(total, *one.space.base.shape)
+        stop = start + moved.shape[0]
+        points[one.space.place] = torch.cat([base[:start], moved, base[stop:]])
+        start = stop
+    values = passes.at(points, total)
+    return Values(ladder, values.reshape(count, 2, len(ladder), passes.centre.numel()))
 
 
-def _measure(
-    passes: Passes, space: Space, directions: torch.Tensor, wanted: torch.Tensor, seen: list[Values] | None
-) -> Slopes:
-    slopes = _on_ladder(passes, space, directions, finite_difference.LADDERS[0], None, seen)
-    for longest in finite_difference.LADDERS[1:]:
-        wide = ~(slopes.bar <= wanted) | slopes.kinked  # what looks like a kink may be one that is only near
+def _both_ways(ladder: list[float]) -> list[float]:
+    return [*ladder, *(-step for step in ladder)]
+
+
+def _measured(passes: Passes, question: Question, seen: list[Values] | None) -> Slopes:
+    values = sample(passes, question.space, question.directions, question.ladder)
+    _remember(passes, values, seen)
+    return _climbed(passes, question, _on_ladder(passes, values, None), seen)
+
+
+def _climbed(passes: Passes, question: Question, slopes: Slopes, seen: list[Values] | None) -> Slopes:
+    """From the first ladder's slopes down to shorter steps, for those directions that want them."""
+    for longest in question.further:
+        bar = noise(passes, slopes) if question.quickly else slopes.bar
+        wide = ~(bar <= question.wanted) | slopes.kinked  # what looks like a kink may be one that is only near
         if not wide.any():
             break
         known = Derivative(slopes.coordinates.value[wide], slopes.coordinates.bar[wide])
-        finer = _on_ladder(passes, space, directions[wide], longest, known, seen if bool(wide[0]) else None)
-        slopes = slopes.replaced(wide, finer)
+        values = sample(passes, question.space, question.directions[wide], finite_difference.steps(longest))
+        if wide[0]:
+            _remember(passes, values, seen)
+        slopes = slopes.replaced(wide, _on_ladder(passes, values, known))
     return slopes
 
 
-def _on_ladder(
-    passes: Passes,
-    space: Space,
-    directions: torch.Tensor,
-    longest: float,
-    known: Derivative | None,
-    seen: list[Values] | None,
-) -> Slopes:
-    values = sample(passes, space, directions, longest)
+def noise(passes: Passes, found: Slopes) -> torch.Tensor:
+    """(P,): how far the slopes are off, as far as the outputs' errors are independent of each other.
+
+    Bars are added up as if all errors pointed the same way; these are not: it is no bound, but a reason to look.
+    """
+    bars = found.coordinates.bar * passes.weight
+    if not found.smooth:
+        bars = torch.where(passes.weight == 0, 0.0, bars)
+    quiet: torch.Tensor = torch.linalg.vector_norm(bars, dim=1)
+    return quiet
+
+
+def _remember(passes: Passes, values: Values, seen: list[Values] | None) -> None:
     if seen is not None:
-        seen.append(Values(values.ladder, values.plus[:1] @ passes.weight, values.minus[:1] @ passes.weight))
-    found = finite_difference.central(values.plus, values.minus, passes.centre, values.ladder, passes.epsilon)
+        seen.append(Values(values.ladder, values.found[:1] @ passes.weight))
+
+
+def _on_ladder(passes: Passes, values: Values, known: Derivative | None) -> Slopes:
+    found = finite_difference.central(values.found, passes.centre, values.ladder, passes.epsilon)
     if known is not None:
         found = found.with_longer(known)
     weight = passes.weight
     total = (found.value * weight).nan_to_num().sum(1)
     bar = _weighted(found.bar, weight)
-    plain = Slopes(total, bar, total, total, torch.zeros_like(bar, dtype=torch.bool), found)
     doubtful = _doubtful(found, passes)
-    if not doubtful.any():
-        return plain
-    return _with_kinks(passes, values, plain, doubtful)
+    smooth = not doubtful.any()
+    plain = Slopes(total, bar, total, total, torch.zeros_like(bar, dtype=torch.bool), found, smooth)
+    return plain if smooth else _with_kinks(passes, values, plain, doubtful)
 
 
 def _weighted(bar: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

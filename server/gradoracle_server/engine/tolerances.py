@@ -14,6 +14,9 @@ RELATIVE = 1e-9
 narrow the bars: special functions are not computed to the last bit. torch's trigamma, the gradient of digamma, has nine
 and a half digits."""
 
+FAULT = 1e-8
+"""The relative fault in a single element that a check in float64 takes pains to see."""
+
 ASKED = 1e-6
 """The resolution, relative to the gradient along the direction, below which a check that finds no fault is no proof."""
 
@@ -21,20 +24,48 @@ ASKED_LOW = 0.5
 """The same where a gradient in low precision is held against one in float64: more spread than this tells nothing."""
 
 
+_FINITE = torch.finfo(torch.float64).max
 _UNITS = 8.0  # in the last place
 _SPREADS = 5.0  # of what a few runs of Monte Carlo arithmetic showed
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Judgement:
-    """What the rule said, and the figures it had."""
+class Judgements:
+    """What the rule said of P comparisons, and the figures it had; all of shape (P,)."""
 
-    verdict: Verdict
-    error: float
-    bound: float
+    error: torch.Tensor
+    bound: torch.Tensor
+    within: torch.Tensor  # bool
+    narrow: torch.Tensor  # bool: the bound is, so that being within it is a proof
+
+    @property
+    def failed(self) -> torch.Tensor:
+        """(P,) of bool: FAIL."""
+        return ~self.within & ~self.bound.isinf()
+
+    @property
+    def verdict(self) -> Verdict:
+        """On all of them together."""
+        if bool((self.within & self.narrow).all()):
+            return Verdict.PASS
+        return Verdict.FAIL if bool(self.failed.any()) else Verdict.INCONCLUSIVE
+
+    @property
+    def excess(self) -> torch.Tensor:
+        """How far beyond its bound each error is, or near to it: error / bound, infinite for NaN."""
+        relative = torch.where(self.bound > 0, self.error / self.bound, self.error)
+        return relative.nan_to_num(nan=math.inf, posinf=math.inf)
+
+    @property
+    def worst(self) -> tuple[float, float]:
+        """The error that is furthest beyond its bound, or nearest to it, and that bound."""
+        row = int(self.excess.argmax())
+        return float(self.error[row]), float(self.bound[row])
 
 
-def judge(error: float, bar: float, allowance: float, scale: float, asked: float = ASKED) -> Judgement:
+def judge(
+    error: torch.Tensor, bar: torch.Tensor, allowance: torch.Tensor, scale: torch.Tensor, asked: float = ASKED
+) -> Judgements:
     """The rule. With bound = bar + allowance:
 
         INCONCLUSIVE  where the bar is infinite: nothing is known of the true derivative
@@ -43,24 +74,16 @@ def judge(error: float, bar: float, allowance: float, scale: float, asked: float
         INCONCLUSIVE  where error <= bound, but the bound is wider than that
 
     error: |claimed - numerical|. bar: the numerical derivative's error bar, which holds the truth. allowance: what
-    rounding may do to the claim. scale: the size of the gradient along the direction.
+    rounding may do to the claim. scale: the size of the gradient along the direction. All of shape (P,).
     """
     bound = bar + allowance
-    if math.isinf(bar):
-        return Judgement(Verdict.INCONCLUSIVE, error, bound)
-    if not error <= bound:
-        return Judgement(Verdict.FAIL, error, bound)
-    if bound <= asked * scale:
-        return Judgement(Verdict.PASS, error, bound)
-    return Judgement(Verdict.INCONCLUSIVE, error, bound)
+    return Judgements(error, bound, error <= bound, bound <= (asked * scale).clamp(max=_FINITE))
 
 
-def rounding(gradient: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-    """The allowance for a float64 gradient, (C,), along directions, (P, C): shape (P,)."""
-    terms = directions * gradient
-    epsilon = torch.finfo(torch.float64).eps
-    allowed: torch.Tensor = RELATIVE * terms.norm(dim=1) + 16 * epsilon * terms.abs().sum(1)
-    return allowed
+def rounding(total: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """The allowance, (P,), for a float64 gradient along directions, given the sums of magnitudes and the norms of the
+    terms of their products, (P,) both."""
+    return total * (16 * torch.finfo(torch.float64).eps) + RELATIVE * size
 
 
 def elementwise(reference: torch.Tensor, epsilon: float, spread: torch.Tensor | None) -> torch.Tensor:

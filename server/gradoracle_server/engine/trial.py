@@ -34,13 +34,17 @@ class Tape:
         return [structure.project(one, kind) for one, kind in zip(gradients, self.kinds, strict=True)]
 
 
+def gradient_tape(tape: Tape, cotangents: Sequence[torch.Tensor | None]) -> Tape:
+    """The tape whose outputs are the first gradients, which may be differentiated again."""
+    return dataclasses.replace(tape, outputs=tape.pull(cotangents, create_graph=True))
+
+
 def second_order(
     tape: Tape, cotangents: Sequence[torch.Tensor | None], weights: Sequence[torch.Tensor | None]
 ) -> list[torch.Tensor]:
     """Gradients of the sum of <weight, gradient>."""
-    slopes = tape.pull(cotangents, create_graph=True)
-    cast = [None if w is None else w.to(one.dtype) for w, one in zip(weights, slopes, strict=True)]
-    return dataclasses.replace(tape, outputs=slopes).pull(cast)
+    slopes = gradient_tape(tape, cotangents)
+    return slopes.pull([None if w is None else w.to(one.dtype) for w, one in zip(weights, slopes.outputs, strict=True)])
 
 
 @dataclasses.dataclass(slots=True)

@@ -8,17 +8,15 @@ from collections.abc import Sequence
 
 import torch
 
-from gradoracle_server.engine import diagnose, evidence, tolerances
+from gradoracle_server.engine import diagnose, evidence, jacobians, search, slopes, tolerances
 from gradoracle_server.engine.case import Case
-from gradoracle_server.engine.errors import Fault
-from gradoracle_server.engine.examine import Assessment, Examiner
+from gradoracle_server.engine.examine import ALL_UNITS, Assessment, Examiner
+from gradoracle_server.engine.jacobians import Jacobian
 from gradoracle_server.engine.opinions import ignores_cotangent
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.report import Diagnosis, InputReport, Mismatch, Number, Opinion, Rung, Verdict
-
-MOST_UNITS = 4096
-"""Real numbers of an input in full mode."""
+from gradoracle_server.engine.slopes import Values
 
 _NAMED = 10  # elements in a report
 
@@ -42,33 +40,44 @@ class _Gradients:
 
 
 class Judge:
-    """Judges one input after another."""
+    """Judges the inputs: all are measured first, together where that is possible, and then one after another judged."""
 
     def __init__(
         self, case: Case, passes: Passes, generator: torch.Generator, probes: int, asked: float, *, every: bool
     ) -> None:
         self._case, self._passes, self._generator = case, passes, generator
         self._probes, self._asked, self._every = probes, asked, every
-        self._rungs: list[Rung] = []
+        self._jacobians: list[Jacobian] = []  # in full mode, autograd's
 
-    def ladder(self) -> list[Rung]:
-        """Error against step, of the first direction of the first input."""
-        return self._rungs
+    def inputs(self, spaces: Sequence[Space], heard: Sequence[Opinion]) -> tuple[list[InputReport], list[Rung]]:
+        """The reports on the wanted inputs, and the error against the step along the first direction."""
+        found = [self._gradients(place, space) for place, space in enumerate(spaces)]
+        examiners = [self._examiner(place, space, found[place]) for place, space in enumerate(spaces)]
+        curve = self._measure(examiners)
+        reports = [
+            self._input(place, examiner, gradients, heard)
+            for place, (examiner, gradients) in enumerate(zip(examiners, found, strict=True))
+        ]
+        return reports, curve
 
-    def input(self, place: int, space: Space, heard: Sequence[Opinion]) -> InputReport:
-        """The report on the input at that place among the wanted ones."""
-        if space.size == 0:
-            return InputReport(space.name, Verdict.PASS, "It has no elements.")
-        if self._every and space.size > MOST_UNITS:
-            message = (
-                f"mode: full moves every element alone, which is for inputs of at most {MOST_UNITS} real numbers; "
-                f'input "{space.name}" has {space.size}; probe mode has no limit'
-            )
-            raise Fault(
-                "LIMIT_EXCEEDED", message, field="mode", limit="full mode", allowed=MOST_UNITS, asked=space.size
-            )
-        gradients = self._gradients(place, space)
-        examiner = Examiner(
+    def _measure(self, examiners: Sequence[Examiner]) -> list[Rung]:
+        """Measures along every examiner's directions."""
+        moving = [one for one in examiners if one.space.size]
+        seen: list[Values] = []
+        if self._every:
+            jacobians.check_size(self._passes, [one.space for one in examiners])
+            self._jacobians = jacobians.of(self._case, self._passes, [one.space for one in examiners])
+            for one, matrix in zip(examiners, self._jacobians, strict=True):
+                if one.space.size:
+                    one.slopes = jacobians.measure(self._passes, one, matrix, seen if one is moving[0] else None)
+        else:
+            measured = slopes.measure_all(self._passes, [one.question for one in moving], seen)
+            for one, slope in zip(moving, measured, strict=True):
+                one.slopes = slope
+        return [rung for values in seen for rung in slopes.rungs(self._passes, values, moving[0].slopes)]
+
+    def _examiner(self, place: int, space: Space, gradients: _Gradients) -> Examiner:
+        return Examiner(
             self._passes,
             space,
             self._generator,
@@ -78,8 +87,14 @@ class Judge:
             spread=lambda: self._spread(place, space),
             asked=self._asked,
         )
-        self._rungs = self._rungs or examiner.curve()
+
+    def _input(self, place: int, examiner: Examiner, gradients: _Gradients, heard: Sequence[Opinion]) -> InputReport:
+        """The report on the input at that place among the wanted ones."""
+        if not examiner.space.size:
+            return InputReport(examiner.space.name, Verdict.PASS, "It has no elements.")
         report = self._verdict(place, examiner, gradients)
+        if self._every and self._case.own:
+            self._add_jacobian(place, examiner, report)
         failed = [one for one in heard if one.verdicts[place] is Verdict.FAIL]
         if not failed:
             return report
@@ -89,6 +104,36 @@ class Judge:
             report.diagnosis, report.factor = Diagnosis.IGNORES_COTANGENT, None
             report.explanation = diagnose.IGNORES_COTANGENT
         return report
+
+    def _add_jacobian(self, place: int, examiner: Examiner, report: InputReport) -> None:
+        """Wrong elements of the Jacobian, which say more than those of a gradient."""
+        if not examiner.space.size:
+            return
+        count, elements = jacobians.wrong(examiner, self._jacobians[place], _NAMED)
+        if not count:
+            return
+        names = jacobians.outputs(self._case)
+        parts = 2 if examiner.space.base.dtype.is_complex else 1
+        report.worst = [
+            Mismatch(
+                index=_index(examiner.space, one.column // parts),
+                claimed=one.claimed,
+                reference=one.claimed,
+                numerical=one.numerical,
+                error=abs(one.claimed - one.numerical),
+                error_bound=one.bar + tolerances.RELATIVE * abs(one.claimed),
+                output=names[one.output][0],
+                output_index=names[one.output][1],
+            )
+            for one in elements
+        ]
+        said = f"{count} element{'s' if count != 1 else ''} of its Jacobian {'are' if count != 1 else 'is'} wrong."
+        if report.verdict is not Verdict.FAIL:
+            report.verdict, report.explanation = Verdict.FAIL, said
+            report.diagnosis = Diagnosis.SINGLE_ELEMENTS if count <= _NAMED else Diagnosis.UNKNOWN
+            report.max_error, report.error_bound = report.worst[0].error, report.worst[0].error_bound
+        else:
+            report.explanation = f"{report.explanation} {said}"
 
     def _gradients(self, place: int, space: Space) -> _Gradients:
         case = self._case
@@ -128,6 +173,10 @@ class Judge:
         apart = gradients.apart
         if found.kinked:
             return self._at_kink(place, examiner, gradients)
+        if found.verdict is Verdict.PASS and bool(found.suspicious.any()):
+            wrong = self._single(examiner, gradients, found)
+            if wrong:
+                return self._failing(place, examiner, gradients, wrong, trusted=None)
         if found.verdict is Verdict.PASS and not apart.any():
             return self._passed(examiner, gradients, found)
         if found.verdict is Verdict.PASS:
@@ -154,11 +203,22 @@ class Judge:
         if found.verdict is Verdict.INCONCLUSIVE and not found.kinked:
             examiner.narrow()
             found = examiner.assess(gradient, generous=True)
+        if found.verdict is Verdict.PASS and not found.kinked and examiner.refine(gradient):
+            return self._numerically(examiner, gradient)
         return found
 
+    def _single(self, examiner: Examiner, gradients: _Gradients, found: Assessment) -> list[Mismatch]:
+        """The elements, if any, that are wrong by themselves where the whole is within the tolerance."""
+        if examiner.units:
+            return []
+        row = int(torch.where(found.suspicious, found.judgements.excess, -1.0).argmax())
+        suspects = search.suspects(examiner, gradients.claimed, row)
+        rows = self._mismatches(examiner, gradients, self._elements(examiner, suspects or []))
+        return [one for one in rows if not one.error <= one.error_bound]
+
     def _passed(self, examiner: Examiner, gradients: _Gradients, found: Assessment) -> InputReport:
-        worst = found.worst
-        report = InputReport(examiner.space.name, Verdict.PASS, max_error=worst.error, error_bound=worst.bound)
+        error, bound = found.judgements.worst
+        report = InputReport(examiner.space.name, Verdict.PASS, max_error=error, error_bound=bound)
         size = gradients.reference.norm()
         if bool(size > 0) and gradients.allowance.norm() > tolerances.ASKED_LOW * size:
             report.verdict = Verdict.INCONCLUSIVE
@@ -166,7 +226,7 @@ class Judge:
                 "Rounding to this precision alone changes the gradient by as much as its own size here."
             )
             return report
-        report.detection_power, caught = self._control(examiner, gradients.reference, found)
+        report.detection_power, caught = self._control(examiner, gradients.reference)
         if self._case.epsilon > torch.finfo(torch.float64).eps:
             self._describe_rounding(report, gradients)
         report.explanation = "It agrees with the numerical derivative."
@@ -184,36 +244,28 @@ class Judge:
             relative = gradients.allowance[moved] / gradients.reference[moved].abs()
             report.detection_power = max(report.detection_power, float(relative.median()))
 
-    def _control(self, examiner: Examiner, gradient: torch.Tensor, found: Assessment) -> tuple[float, bool]:
-        """The relative fault in one element of typical size that the best direction would show; and whether a fault
-        ten times as large, planted, is caught."""
-        terms = (examiner.directions * gradient).abs()
-        typical = torch.where(terms > 0, terms, torch.nan).nanmedian(1).values.tolist()
-        best, caught = math.inf, True
-        for size, one in zip(typical, found.judgements, strict=True):
-            if math.isnan(size) or not math.isfinite(one.bound):
-                continue
-            power = max(one.bound / size, torch.finfo(torch.float64).eps)
-            if power < best:
-                best = power
-                planted = abs(
-                    _CONTROL * power * size - one.error
-                )  # the fault may point against the error that is there
-                control = tolerances.judge(planted, one.bound, 0.0, max(one.bound / tolerances.ASKED, size))
-                caught = control.verdict is Verdict.FAIL
-        return (best, caught) if math.isfinite(best) else (0.0, True)
+    def _control(self, examiner: Examiner, gradient: torch.Tensor) -> tuple[float, bool]:
+        """The relative fault in one element of typical size that the directions would show; and whether a fault ten
+        times as large, planted in such an element, is noticed."""
+        blind = torch.where(gradient == 0, math.nan, examiner.blind(gradient))
+        power = float(blind.nanmedian())
+        if not math.isfinite(power):
+            return 0.0, True
+        typical = int((blind - power).abs().nan_to_num(math.inf).argmin())
+        return power, examiner.notices(gradient, typical, _CONTROL * power)
 
     def _inconclusive(self, examiner: Examiner, gradients: _Gradients, found: Assessment) -> InputReport:
-        worst = max(found.judgements, key=lambda one: tolerances.finite(one.bound))
-        report = InputReport(examiner.space.name, Verdict.INCONCLUSIVE, max_error=worst.error, error_bound=worst.bound)
+        bounds = found.judgements.bound.nan_to_num(nan=math.inf, posinf=math.inf)
+        row = int(bounds.argmax())
+        widest = float(bounds[row])
+        report = InputReport(examiner.space.name, Verdict.INCONCLUSIVE, error_bound=widest)
+        report.max_error = float(found.judgements.error[row])
         if not bool(self._passes.centre.isfinite().all()):
             report.explanation = "An output is not finite at this point."
-        elif math.isinf(worst.bound):
+        elif math.isinf(widest):
             report.explanation = "The function has no finite values around this point."
         else:
-            report.explanation = (
-                f"The numerical derivative is known to {worst.bound:.2g} only, which is too wide to tell."
-            )
+            report.explanation = f"The numerical derivative is known to {widest:.2g} only, which is too wide to tell."
         return report
 
     def _apart(self, place: int, examiner: Examiner, gradients: _Gradients, apart: torch.Tensor) -> InputReport:
@@ -237,7 +289,7 @@ class Judge:
 
     def _failed(self, place: int, examiner: Examiner, gradients: _Gradients) -> InputReport:
         """Neither the claim nor autograd agrees with the slopes; wrong elements are searched for."""
-        suspects = examiner.suspects(gradients.claimed)
+        suspects = search.suspects(examiner, gradients.claimed)
         trusted = None
         if suspects:
             chosen = suspects
@@ -249,13 +301,13 @@ class Judge:
                 .indices.tolist()
             )
         rows = self._mismatches(examiner, gradients, self._elements(examiner, chosen))
-        if examiner.space.size <= examiner.all_units:
-            slopes, lengths = examiner.element_slopes(list(range(examiner.space.size)))
-            trusted = slopes.value / lengths
+        if examiner.space.size <= ALL_UNITS:
+            along, lengths = examiner.element_slopes(list(range(examiner.space.size)))
+            trusted = along.value / lengths
         elif suspects:
             trusted = gradients.claimed.clone()
-            slopes, lengths = examiner.element_slopes(suspects)
-            trusted[suspects] = slopes.value / lengths
+            along, lengths = examiner.element_slopes(suspects)
+            trusted[suspects] = along.value / lengths
         return self._failing(place, examiner, gradients, rows, trusted=trusted)
 
     def _failing(
@@ -295,9 +347,9 @@ class Judge:
 
     def _at_kink(self, place: int, examiner: Examiner, gradients: _Gradients) -> InputReport:
         report = InputReport(examiner.space.name, Verdict.NON_DIFFERENTIABLE)
-        if bool(gradients.claimed.isnan().any()):
+        if bool(gradients.claimed.isnan().any()) and self._case.weights is None:
             return self._failed(place, examiner, gradients)
-        kinks = examiner.kinks()
+        kinks = search.kinks(examiner)
         if kinks is None:
             found = examiner.assess(gradients.claimed)
             row = int(examiner.slopes.kinked.nonzero()[0])
@@ -313,7 +365,7 @@ class Judge:
 
     def _failed_beside(self, place: int, examiner: Examiner, gradients: _Gradients, kinks: list[int]) -> InputReport:
         """Wrong in elements that have no kink."""
-        suspects = [one for one in (examiner.suspects(gradients.claimed) or []) if one not in kinks]
+        suspects = [one for one in (search.suspects(examiner, gradients.claimed) or []) if one not in kinks]
         rows = self._mismatches(examiner, gradients, self._elements(examiner, suspects))
         report = self._failing(place, examiner, gradients, rows, trusted=None)
         if rows:
@@ -322,16 +374,16 @@ class Judge:
         return report
 
     def _describe_kinks(self, report: InputReport, examiner: Examiner, gradients: _Gradients, kinks: list[int]) -> None:
-        kinks = kinks[: examiner.all_units]
-        slopes, lengths = examiner.element_slopes(kinks)
-        low, high, bar = slopes.low / lengths, slopes.high / lengths, slopes.bar / lengths
+        kinks = kinks[:ALL_UNITS]
+        along, lengths = examiner.element_slopes(kinks)
+        low, high, bar = along.low / lengths, along.high / lengths, along.bar / lengths
         claimed = gradients.claimed[kinks]
         slack = bar + gradients.allowance[kinks] + tolerances.RELATIVE * claimed.abs().nan_to_num(0.0, 0.0)
         inside = ((claimed >= low - slack) & (claimed <= high + slack)) | (claimed == low) | (claimed == high)
         outside = torch.maximum(low - claimed, claimed - high).nan_to_num(0.0)
         shown = int(outside.argmax())
         report.kink = (float(low[shown]), float(high[shown]))
-        report.claim_inside = bool(inside.all())
+        report.claim_inside = bool(inside.all()) and examiner.together(gradients.claimed, kinks)
         element = self._elements(examiner, [kinks[shown]])[0]
         index = list(_index(examiner.space, element))
         where = f" at {index}" if index else ""
@@ -355,12 +407,12 @@ class Judge:
             return []
         parts = 2 if examiner.space.base.dtype.is_complex else 1
         coordinates = [element * parts + part for element in elements for part in range(parts)]
-        slopes, lengths = examiner.element_slopes(coordinates)
-        numerical = (slopes.value / lengths).reshape(-1, parts)
+        along, lengths = examiner.element_slopes(coordinates)
+        numerical = (along.value / lengths).reshape(-1, parts)
         allowance = torch.maximum(
             gradients.allowance[coordinates], tolerances.RELATIVE * gradients.claimed[coordinates].abs()
         ).nan_to_num(0.0, 0.0)
-        bars = (slopes.bar / lengths + allowance).reshape(-1, parts)
+        bars = (along.bar / lengths + allowance).reshape(-1, parts)
         claimed = gradients.claimed[coordinates].reshape(-1, parts)
         reference = gradients.reference[coordinates].reshape(-1, parts)
         errors = (claimed - numerical).norm(dim=1)

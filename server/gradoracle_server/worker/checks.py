@@ -89,8 +89,9 @@ def _write_input(report: InputReport, message: check_pb2.InputReport, outgoing: 
     if report.errors is not None:
         outgoing.fill(message.errors, report.errors.to(torch.float32))
     for one in report.worst:
-        mismatch = message.worst.add(error=one.error, error_bound=one.error_bound)
+        mismatch = message.worst.add(error=one.error, error_bound=one.error_bound, output=one.output)
         mismatch.index.extend(one.index)
+        mismatch.output_index.extend(one.output_index)
         _write_number(one.claimed, mismatch.claimed)
         _write_number(one.reference, mismatch.reference)
         _write_number(one.numerical, mismatch.numerical)

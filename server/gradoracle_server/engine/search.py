@@ -1,0 +1,91 @@
+"""Finds the single elements of an input whose gradient is wrong, or along which the function has a kink."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from gradoracle_server.engine.examine import ALL_UNITS, Examiner
+
+_FOUND = 10  # wrong elements named, and blocks followed, at most
+
+
+def suspects(examiner: Examiner, gradient: torch.Tensor, row: int | None = None) -> list[int] | None:
+    """Coordinates whose gradient, (C,), is wrong, the worst first; None where too many are to name them all.
+
+    With `row`, those that make the error along that direction of the examiner's, were it as small as rounding: whether
+    they are wrong is for the caller to measure.
+    """
+    if examiner.space.size <= ALL_UNITS:
+        return _by_units(examiner, gradient)
+    if row is None:
+        return _by_halves(examiner, gradient, examiner.space.drawn(1, examiner.generator), loudly=True)
+    return _by_halves(examiner, gradient, examiner.directions[row : row + 1], loudly=False)
+
+
+def _by_halves(examiner: Examiner, gradient: torch.Tensor, mover: torch.Tensor, *, loudly: bool) -> list[int] | None:
+    """A single direction's residual is split between halves of the index set, level by level (D. Dorfman's group
+    testing, 1943, in its adaptive form): a level costs one ladder for each block that is still wrong. `loudly`: wrong
+    is what is beyond the tolerance, and not what is above the noise."""
+
+    def residual(start: int, stop: int, enough: float) -> tuple[float, float]:
+        """Claimed minus numerical slope along one block of the direction, and its bound."""
+        part = _part(examiner, mover, start, stop)
+        return examiner.doubts(part, gradient, examiner.measured(part, enough), loudly=loudly)
+
+    size = examiner.space.size
+    blocks = [(0, size, *residual(0, size, 0.0))]
+    while any(stop - start > 1 for start, stop, _, _ in blocks):
+        halves = []
+        for start, stop, whole, bound in blocks:
+            if stop - start == 1:
+                halves.append((start, stop, whole, bound))
+                continue
+            middle = (start + stop) // 2
+            enough = abs(whole) / 256 if math.isfinite(whole) else 0.0
+            left, left_bound = residual(start, middle, enough)
+            right, right_bound = whole - left, bound + left_bound
+            # Too near to tell by subtraction.
+            if not math.isfinite(right) or right_bound / 8 < abs(right) <= 8 * right_bound:
+                right, right_bound = residual(middle, stop, enough)
+            halves += [(start, middle, left, left_bound), (middle, stop, right, right_bound)]
+        blocks = [one for one in halves if not abs(one[2]) <= one[3]]
+        if len(blocks) > _FOUND:
+            return None
+    blocks.sort(key=lambda one: -abs(one[2]))
+    return [start for start, _, _, _ in blocks]
+
+
+def _part(examiner: Examiner, mover: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    part = torch.zeros_like(mover)
+    part[:, start:stop] = mover[:, start:stop]
+    return examiner.space.along(part)
+
+
+def _by_units(examiner: Examiner, gradient: torch.Tensor) -> list[int]:
+    directions, _ = examiner.space.units(range(examiner.space.size))
+    found = examiner.slopes if examiner.units else examiner.measured(directions)
+    judged = examiner.assessed(gradient, directions, found).judgements
+    wrong = judged.failed.nonzero().flatten()
+    return wrong[judged.excess[wrong].argsort(descending=True)].tolist()
+
+
+def kinks(examiner: Examiner) -> list[int] | None:
+    """Coordinates along which an output has a kink; None where they were not found."""
+    size = examiner.space.size
+    if size <= ALL_UNITS or examiner.units:
+        directions, _ = examiner.space.units(range(size))
+        found = examiner.slopes if examiner.units else examiner.measured(directions)
+        return found.kinked.nonzero().flatten().tolist() or None
+    mover = examiner.space.drawn(1, examiner.generator)
+    blocks = [(0, size)]
+    while any(stop - start > 1 for start, stop in blocks):
+        halves = []
+        for start, stop in blocks:
+            middle = (start + stop) // 2
+            halves += [(start, middle), (middle, stop)] if stop - start > 1 else [(start, stop)]
+        blocks = [one for one in halves if bool(examiner.measured(_part(examiner, mover, *one)).kinked.any())]
+        if len(blocks) > _FOUND or not blocks:
+            return None
+    return [start for start, _ in blocks]
