@@ -72,7 +72,8 @@ def check(
         heard = opinions.second_linearity(tape, chosen, case.weights, case.torchs)
     if options.batched_gradients:
         heard.append(opinions.batched(tape, chosen, first))
-    reports, ladder = _judged(case, passes, heard, options)
+    reports, ladder, remainder = _judged(case, passes, heard, options)
+    heard.append(remainder)
     if options.forward_mode:  # not a fault of the gradients' own: it decides the whole, and no input
         heard.append(opinions.forward_mode(subject, tape, chosen, first, phases))
     power = max([one.detection_power for one in reports], default=0.0)
@@ -222,7 +223,9 @@ def _gradients_of_many(
     return list(Tape([], targets, subject.kinds).projected(full))
 
 
-def _judged(case: Case, passes: Passes, heard: list[Opinion], options: Options) -> tuple[list[InputReport], list[Rung]]:
+def _judged(
+    case: Case, passes: Passes, heard: list[Opinion], options: Options
+) -> tuple[list[InputReport], list[Rung], Opinion]:
     generator = torch.Generator().manual_seed(options.seed ^ 0x9E3779B9)
     probes = max(1, _PROBES // len(case.subject.places))
     asked = tolerances.ASKED if case.faithful else _LOW_PRECISION_ASKED

@@ -116,6 +116,10 @@ class Examiner:
         wanted = self._wanted(self._products(self._expected))
         return Question(self.space, self.directions, wanted, quickly=self._quickly)
 
+    def first(self, gradient: torch.Tensor) -> float:
+        """The gradient along the first direction."""
+        return float(gradient[0] * self._alone[0] if self._alone is not None else gradient @ self.directions[0])
+
     def measured(self, directions: torch.Tensor, enough: float = 0.0) -> Slopes:
         """Slopes along directions, (P, C), with bars of about `enough`."""
         wanted = self._wanted(_Products.of(self._expected, directions)).clamp(min=enough)
@@ -241,6 +245,8 @@ class Examiner:
     def confirm(self, assessment: Assessment) -> None:
         """Measures the directions that fail worst on every ladder: a slope that shorter steps contradict is no
         evidence."""
+        if self.slopes.coordinates.value.shape[1] != self.passes.centre.numel():  # measured in groups
+            self.slopes = slopes.measure(self.passes, self.question)
         rows = assessment.judgements.failed if self._quickly else self._worst_rows(assessment)
         nothing = torch.zeros(int(rows.sum()), dtype=torch.float64, device=self.directions.device)
         finer = slopes.measure(self.passes, Question(self.space, self.directions[rows], nothing))

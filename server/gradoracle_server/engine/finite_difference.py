@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
@@ -45,17 +46,45 @@ class Derivative:
 
     value: torch.Tensor
     bar: torch.Tensor  # infinite where nothing is known
+    still: torch.Tensor | None = None  # bool: no step moved the value; None where every value moved
 
-    def with_longer(self, longer: Derivative) -> Derivative:
+    def with_longer(self, longer: Derivative, least: torch.Tensor, longest: float) -> Derivative:
         """Of each coordinate, this or what longer steps gave, whichever has the narrower bar.
 
-        Where the two contradict each other this stands, and their distance is the bar.
+        Where the two contradict each other this stands, and their distance is the bar. `least`, (P, M), is the smallest
+        change that the longer steps saw. A value that these steps, up to `longest`, do not move though rounding would
+        let it has such stairs: its slope is nothing between 0 and what the longer steps made of them.
         """
         distance = (self.value - longer.value).abs()
         contradicted = distance > self.bar + longer.bar
         closer = (longer.bar < self.bar) & ~contradicted
         value, bar = torch.where(closer, longer.value, self.value), torch.where(closer, longer.bar, self.bar)
-        return Derivative(value, torch.where(contradicted, torch.maximum(bar, distance), bar))
+        bar = torch.where(contradicted, torch.maximum(bar, distance), bar)
+        if self.still is not None:
+            stairs = self.still & (least / longest > 2 * self.bar)
+            value = torch.where(stairs, self.value, value)
+            bar = torch.where(stairs, distance + longer.bar, bar)
+        return Derivative(value, bar)
+
+    def of(self, rows: torch.Tensor | slice) -> Derivative:
+        """Those of some directions, (P,) of bool or a slice."""
+        return Derivative(*(None if one is None else one[rows] for one in self._parts()))  # type: ignore[arg-type]
+
+    def replaced(self, rows: torch.Tensor, others: Derivative) -> Derivative:
+        """These with some directions', (P,) of bool, taken from others, which has one for each such direction."""
+
+        def mixed(mine: torch.Tensor | None, theirs: torch.Tensor | None) -> torch.Tensor | None:
+            if mine is None and theirs is None:
+                return None
+            result = torch.zeros_like(self.value, dtype=torch.bool) if mine is None else mine.clone()
+            result[rows] = False if theirs is None else theirs
+            return result
+
+        pairs = zip(self._parts(), others._parts(), strict=True)
+        return Derivative(*(mixed(mine, theirs) for mine, theirs in pairs))  # type: ignore[arg-type]
+
+    def _parts(self) -> tuple[torch.Tensor | None, ...]:
+        return self.value, self.bar, self.still
 
 
 def steps(longest: float, rungs: int = RUNGS) -> list[float]:
@@ -78,6 +107,12 @@ def one_sided(
     """The one-sided derivative at 0 from values at side * h alone, of shape (P, K, M), side being +1 or -1."""
     triangle = _one_sided_triangle(tuple(ladder), side, values.device)
     return _in_slices(values, centre, epsilon, triangle)
+
+
+def least_change(values: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    """(P, M): the smallest change that the values of a ladder, (P, 2, K, M), show; infinite where they show none."""
+    change = (values - centre).abs().flatten(1, 2)
+    return torch.where(change > 0, change, torch.inf).amin(1)
 
 
 def diverges(values: torch.Tensor, centre: torch.Tensor, ladder: list[float], side: float) -> torch.Tensor:
@@ -202,7 +237,17 @@ def _in_slices(values: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon, tri
         cut = slice(start, start + width)
         part = epsilon[cut] if isinstance(epsilon, torch.Tensor) else epsilon
         pieces.append(_extrapolated(triangle, values[..., cut], centre[cut], part))
-    return Derivative(torch.cat([one.value for one in pieces], 1), torch.cat([one.bar for one in pieces], 1))
+    return joined(pieces, 1)
+
+
+def joined(pieces: Sequence[Derivative], dim: int) -> Derivative:
+    """Those of several lists of directions, `dim` 0, or of outputs, `dim` 1."""
+    still = None
+    if any(one.still is not None for one in pieces):
+        found = [torch.zeros_like(one.value, dtype=torch.bool) if one.still is None else one.still for one in pieces]
+        still = torch.cat(found, dim)
+    value, bar = torch.cat([one.value for one in pieces], dim), torch.cat([one.bar for one in pieces], dim)
+    return Derivative(value, bar, still)
 
 
 def _extrapolated(triangle: _Triangle, values: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon) -> Derivative:
@@ -221,7 +266,8 @@ def _extrapolated(triangle: _Triangle, values: torch.Tensor, centre: torch.Tenso
     found = triangle.rows @ moves
     entries, spreads = found[:, : triangle.count], found[:, triangle.count :]
     estimates = _split(spreads.abs(), triangle.count).amax(1)
-    errors = torch.maximum(estimates, _floor(triangle, moves, size, epsilon))
+    floor, never = _floor(triangle, moves, size, epsilon)
+    errors = torch.maximum(estimates, floor)
     if not whole:
         unusable = triangle.uses.to(torch.float64) @ (~finite).to(torch.float64) > 0
         errors = torch.where(unusable, torch.inf, errors.nan_to_num(nan=torch.inf, posinf=torch.inf))
@@ -232,12 +278,12 @@ def _extrapolated(triangle: _Triangle, values: torch.Tensor, centre: torch.Tenso
         error = torch.where(distance > SAFETY * (error + last_error), distance, error)
     if not whole:
         value = torch.where(error.isinf(), torch.nan, value)
-    return Derivative(value, SAFETY * error)
+    return Derivative(value, SAFETY * error, None if never is None else never[:, 0])
 
 
 def _split(stacked: torch.Tensor, length: int) -> torch.Tensor:
     """(P, S * length, M) as (P, S, length, M)."""
-    return stacked.reshape(stacked.shape[0], -1, length, stacked.shape[2])
+    return stacked.reshape(stacked.shape[0], stacked.shape[1] // length, length, stacked.shape[2])
 
 
 def _smallest(values: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -246,8 +292,11 @@ def _smallest(values: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor,
     return values.gather(1, place)[:, 0], smallest[:, 0]
 
 
-def _floor(triangle: _Triangle, moves: torch.Tensor, size: torch.Tensor, epsilon: Epsilon) -> torch.Tensor:
-    """What rounding of the values, `size` large at most, does to each entry: (P, E, M).
+def _floor(
+    triangle: _Triangle, moves: torch.Tensor, size: torch.Tensor, epsilon: Epsilon
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What rounding of the values, `size` large at most, does to each entry, (P, E, M), and where no step moves the
+    value, (P, 1, M), if anywhere.
 
     Where no step moves a value, its derivative is below what the longest would have shown. Where only the longer ones
     do, the function moves in quanta, as rounding to decimals does, and the smallest change seen is one: a few quanta
@@ -256,13 +305,13 @@ def _floor(triangle: _Triangle, moves: torch.Tensor, size: torch.Tensor, epsilon
     floor = triangle.rounding * (size * epsilon)
     stands = moves == 0
     if not stands.any():
-        return floor
+        return floor, None
     still = _split(stands, len(triangle.steps)).all(1)
     never = still.all(1, keepdim=True)
     floor = torch.where(never, triangle.still * (size * epsilon), floor)
     stepwise = still.any(1, keepdim=True) ^ never
     if triangle.sides == 1 or not stepwise.any():
-        return floor
+        return floor, never
     change = _split(moves.abs(), len(triangle.steps)).amax(1)
     quantum = torch.where(still, torch.inf, change).amin(1, keepdim=True)
-    return torch.where(stepwise, torch.maximum(floor, quantum / triangle.steps[triangle.rung]), floor)
+    return torch.where(stepwise, torch.maximum(floor, quantum / triangle.steps[triangle.rung]), floor), never

@@ -8,15 +8,24 @@ from collections.abc import Sequence
 
 import torch
 
-from gradoracle_server.engine import autodiff, finite_difference, slopes, sparse_jacobian, tolerances
+from gradoracle_server.engine import (
+    autodiff,
+    finite_difference,
+    shadow,
+    slopes,
+    sparse_jacobian,
+    tolerances,
+    trial,
+)
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.examine import FEW_UNITS, Examiner
 from gradoracle_server.engine.finite_difference import Derivative
 from gradoracle_server.engine.passes import Passes, real_coordinates
 from gradoracle_server.engine.probes import Space
-from gradoracle_server.engine.slopes import Slopes, Values
+from gradoracle_server.engine.slopes import Slopes
 from gradoracle_server.engine.sparse_jacobian import SparseJacobian
+from gradoracle_server.engine.trial import Tape
 
 MOST = 1 << 26
 """Elements of one input's Jacobian in full mode, 512 MiB of float64, and of the directions along all axes."""
@@ -141,13 +150,14 @@ def _rows(gradients: torch.Tensor, space: Space) -> torch.Tensor:
     return space.along(flat) if space.kind else flat
 
 
-def measure(passes: Passes, examiner: Examiner, jacobian: Jacobian, seen: list[Values] | None) -> Slopes:
-    """The slopes along every axis of an input; `seen` as for `slopes.measure`."""
+def measure(passes: Passes, examiner: Examiner, jacobian: Jacobian) -> Slopes:
+    """The slopes along every axis of an input."""
     if isinstance(jacobian, SparseJacobian):
         found = sparse_jacobian.measure(passes, examiner, jacobian)
         if found is not None:
+            found.first = examiner.element_slopes([0])[0].first
             return found
-    return slopes.measure(passes, examiner.question, seen)
+    return slopes.measure(passes, examiner.question)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -186,6 +196,27 @@ def wrong(examiner: Examiner, jacobian: Jacobian, most: int) -> tuple[int, list[
         figures = [float(one[row, place]) / length for one in (claimed, found.value, found.bar)]
         worst.append(Element(jacobian.output_of(column, place), column, *figures))
     return (int(suspects.sum()) if worst else 0), worst
+
+
+def is_rounding(case: Case, space: Space, place: int, element: Element) -> bool:
+    """Whether rounding inside the backward formula, as 1 - tanh(x)^2 has where it is nearly 0, explains an element."""
+    looked_at = case.twin_cotangents if case.weights is None else case.weights
+    kept = [one for one in looked_at if one is not None]
+    units = iter(_apart(_units_of(element.output, kept), kept))
+    chosen = [None if one is None else next(units)[0] for one in looked_at]
+
+    def pull(tape: Tape, cotangents: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+        return (tape if case.weights is None else trial.gradient_tape(tape, case.twin_cotangents)).pull(cotangents)
+
+    reference = pull(case.twin.tape(), chosen)
+    moved = shadow.spread(case.twin, chosen, reference, finite_difference.EPSILON, pull, inside=True)[place]
+    spread = moved.reshape(-1)[element.column // (2 if space.base.dtype.is_complex else 1)]
+    return abs(element.claimed - element.numerical) <= element.bar + tolerances.SPREADS * float(spread)
+
+
+def _units_of(output: int, kept: Sequence[torch.Tensor]) -> torch.Tensor:
+    count = sum(one.numel() * (2 if one.dtype.is_complex else 1) for one in kept)
+    return _units(count, output, output + 1, kept[0].device)
 
 
 def outputs(case: Case) -> list[tuple[str, tuple[int, ...]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,6 +12,7 @@ from torch._C import _functorch
 from torch._functorch.vmap import lazy_load_decompositions  # type: ignore[attr-defined]
 
 from gradoracle_server.engine import finite_difference
+from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import seed_everything
 
 Map = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
@@ -98,8 +100,17 @@ class Passes:
         for row in range(count):
             # Copies, because as_strided and its like see the memory behind a tensor.
             point = [points[k][row].clone() if k in points else one for k, one in enumerate(self.base)]
-            rows[row] = self._gathered([one[None] for one in self._once(point)])[0]
+            rows[row] = self._value(point)
         return rows
+
+    def _value(self, point: Sequence[torch.Tensor]) -> torch.Tensor:
+        """(M,); NaN where an operator refuses the point: the base point is at the edge of its domain."""
+        try:
+            return self._gathered([one[None] for one in self._once(point)])[0]
+        except (Fault, RuntimeError) as error:
+            if isinstance(error, Fault) and error.reason != "COMPUTATION_FAILED":
+                raise
+            return torch.full_like(self.centre, math.nan)
 
     def _once(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         self.count += 1

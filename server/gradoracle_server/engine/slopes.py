@@ -11,7 +11,6 @@ from gradoracle_server.engine import finite_difference
 from gradoracle_server.engine.finite_difference import Derivative
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
-from gradoracle_server.engine.report import Rung
 
 _SHORT = 2.0**-4  # the longest step of the three that do for most smooth functions
 _VALUES = 1 << 22  # coordinates of points and outputs that are worked on together
@@ -33,6 +32,7 @@ class Slopes:
     kinked: torch.Tensor  # bool: an output has a kink, or an infinite slope
     coordinates: Derivative  # of the outputs, (P, M)
     smooth: bool = False  # no direction has a kink or an infinite bar, so that `low` and `high` are `value`
+    first: list[Values] = dataclasses.field(default_factory=list)  # along the first direction, weighted; by ladder
 
     def of(self, rows: torch.Tensor | slice) -> Slopes:
         """Those of some directions, (P,) of bool or a slice."""
@@ -42,7 +42,7 @@ class Slopes:
             self.low[rows],
             self.high[rows],
             self.kinked[rows],
-            Derivative(self.coordinates.value[rows], self.coordinates.bar[rows]),
+            self.coordinates.of(rows),
             self.smooth,
         )
 
@@ -55,11 +55,9 @@ class Slopes:
             torch.cat([one.low for one in pieces]),
             torch.cat([one.high for one in pieces]),
             torch.cat([one.kinked for one in pieces]),
-            Derivative(
-                torch.cat([one.coordinates.value for one in pieces]),
-                torch.cat([one.coordinates.bar for one in pieces]),
-            ),
+            finite_difference.joined([one.coordinates for one in pieces], 0),
             all(one.smooth for one in pieces),
+            pieces[0].first,
         )
 
     def replaced(self, rows: torch.Tensor, others: Slopes) -> Slopes:
@@ -76,11 +74,9 @@ class Slopes:
             mixed(self.low, others.low),
             mixed(self.high, others.high),
             mixed(self.kinked, others.kinked),
-            Derivative(
-                mixed(self.coordinates.value, others.coordinates.value),
-                mixed(self.coordinates.bar, others.coordinates.bar),
-            ),
+            self.coordinates.replaced(rows, others.coordinates),
             self.smooth and others.smooth,
+            self.first + others.first if rows[0] else self.first,
         )
 
 
@@ -124,54 +120,35 @@ class Question:
         return finite_difference.LADDERS if self.quickly else finite_difference.LADDERS[1:]
 
 
-def rungs(passes: Passes, seen: Values, accepted: Slopes) -> list[Rung]:
-    """What the plain central difference of each step gives along the first direction, against the accepted slope.
-
-    The bound is the truncation that two rungs show by their distance, and the rounding of the values.
-    """
-    found: list[Rung] = []
-    true = float(accepted.value[0])
-    plus, minus = seen.found[0].tolist()
-    differences = [(right - left) / (2 * step) for right, left, step in zip(plus, minus, seen.ladder, strict=True)]
-    for k, step in enumerate(seen.ladder):
-        truncation = abs(differences[k] - differences[max(k - 1, 0)]) / 3 if k else abs(differences[0] - true)
-        found.append(Rung(step, abs(differences[k] - true), truncation + passes.rounding / step))
-    return found
-
-
-def measure(passes: Passes, question: Question, seen: list[Values] | None = None) -> Slopes:
-    """Slopes along directions, with further ladders for those whose bar is wider than wanted.
-
-    The first direction's values are appended to `seen`, where it is given, for a curve of error against step.
-    """
+def measure(passes: Passes, question: Question) -> Slopes:
+    """Slopes along directions, with further ladders for those whose bar is wider than wanted."""
     together = max(1, _VALUES // max(1, _values(passes, question.space)))
     count = question.directions.shape[0]
     if count <= together:
-        return _measured(passes, question, seen)
+        return _measured(passes, question)
     pieces = []
     for start in range(0, count, together):
         rows = slice(start, start + together)
         part = dataclasses.replace(question, directions=question.directions[rows], wanted=question.wanted[rows])
-        pieces.append(_measured(passes, part, seen if start == 0 else None))
+        pieces.append(_measured(passes, part))
     return Slopes.joined(pieces)
 
 
-def measure_all(passes: Passes, questions: Sequence[Question], seen: list[Values] | None = None) -> list[Slopes]:
-    """The same for several inputs, whose first ladders are climbed down in one batch where that is small.
-
-    The values appended to `seen` are the first input's.
-    """
+def measure_all(passes: Passes, questions: Sequence[Question]) -> list[Slopes]:
+    """The same for several inputs, whose first ladders are climbed down in one batch where that is small."""
     sizes = [one.directions.shape[0] * _values(passes, one.space) for one in questions]
     alone = len(questions) < 2 or not passes.batching or sum(sizes) * len(questions) > _VALUES
     if alone or any(one.quickly for one in questions):
-        return [measure(passes, one, seen if place == 0 else None) for place, one in enumerate(questions)]
+        return [measure(passes, one) for one in questions]
     values = _sampled_together(passes, questions, questions[0].ladder)
-    _remember(passes, values, seen)
-    both = _on_ladder(passes, values, None)
+    both = _on_ladder(passes, values)
     found, start = [], 0
-    for place, one in enumerate(questions):
+    for one in questions:
         rows = slice(start, start + one.directions.shape[0])
-        found.append(_climbed(passes, one, both.of(rows), seen if place == 0 else None))
+        mine = both.of(rows)
+        part = Values(values.ladder, values.found[rows])
+        mine.first = _first(passes, part)
+        found.append(_climbed(passes, one, mine, part))
         start = rows.stop
     return found
 
@@ -215,24 +192,28 @@ def _both_ways(ladder: list[float]) -> list[float]:
     return [*ladder, *(-step for step in ladder)]
 
 
-def _measured(passes: Passes, question: Question, seen: list[Values] | None) -> Slopes:
+def _measured(passes: Passes, question: Question) -> Slopes:
     values = sample(passes, question.space, question.directions, question.ladder)
-    _remember(passes, values, seen)
-    return _climbed(passes, question, _on_ladder(passes, values, None), seen)
+    found = _on_ladder(passes, values)
+    found.first = _first(passes, values)
+    return _climbed(passes, question, found, values)
 
 
-def _climbed(passes: Passes, question: Question, slopes: Slopes, seen: list[Values] | None) -> Slopes:
-    """From the first ladder's slopes down to shorter steps, for those directions that want them."""
+def _climbed(passes: Passes, question: Question, slopes: Slopes, values: Values) -> Slopes:
+    """From the first ladder's slopes, and values, down to shorter steps, for those directions that want them."""
+    least = torch.full_like(slopes.coordinates.value, torch.inf)
+    rows = torch.arange(len(slopes.bar), device=slopes.bar.device)
     for longest in question.further:
         bar = noise(passes, slopes) if question.quickly else slopes.bar
         wide = ~(bar <= question.wanted) | slopes.kinked  # what looks like a kink may be one that is only near
         if not wide.any():
             break
-        known = Derivative(slopes.coordinates.value[wide], slopes.coordinates.bar[wide])
+        least[rows] = torch.minimum(least[rows], finite_difference.least_change(values.found, passes.centre))
+        rows = wide.nonzero().flatten()
         values = sample(passes, question.space, question.directions[wide], finite_difference.steps(longest))
-        if wide[0]:
-            _remember(passes, values, seen)
-        slopes = slopes.replaced(wide, _on_ladder(passes, values, known))
+        finer = _on_ladder(passes, values, slopes.coordinates.of(wide), least[wide])
+        finer.first = _first(passes, values)
+        slopes = slopes.replaced(wide, finer)
     return slopes
 
 
@@ -248,15 +229,17 @@ def noise(passes: Passes, found: Slopes) -> torch.Tensor:
     return quiet
 
 
-def _remember(passes: Passes, values: Values, seen: list[Values] | None) -> None:
-    if seen is not None:
-        seen.append(Values(values.ladder, values.found[:1] @ passes.weight))
+def _first(passes: Passes, values: Values) -> list[Values]:
+    return [Values(values.ladder, values.found[:1] @ passes.weight)]
 
 
-def _on_ladder(passes: Passes, values: Values, known: Derivative | None) -> Slopes:
+def _on_ladder(
+    passes: Passes, values: Values, known: Derivative | None = None, least: torch.Tensor | None = None
+) -> Slopes:
+    """Slopes from values; `known` and `least` are what longer ladders gave."""
     found = finite_difference.central(values.found, passes.centre, values.ladder, passes.epsilon)
-    if known is not None:
-        found = found.with_longer(known)
+    if known is not None and least is not None:
+        found = found.with_longer(known, least, values.ladder[0])
     weight = passes.weight
     total = (found.value * weight).nan_to_num().sum(1)
     bar = _weighted(found.bar, weight)

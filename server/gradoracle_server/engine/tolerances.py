@@ -26,7 +26,8 @@ ASKED_LOW = 0.5
 
 _FINITE = torch.finfo(torch.float64).max
 _UNITS = 8.0  # in the last place
-_SPREADS = 5.0  # of what a few runs of Monte Carlo arithmetic showed
+SPREADS = 5.0
+"""What a few runs of Monte Carlo arithmetic showed is multiplied by."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def elementwise(reference: torch.Tensor, epsilon: float, spread: torch.Tensor | 
     found = _UNITS * epsilon * (magnitude + typical)
     if epsilon <= torch.finfo(torch.float64).eps:
         found = found + RELATIVE * magnitude
-    return found if spread is None else found + _SPREADS * spread
+    return found if spread is None else found + SPREADS * spread
 
 
 def finite(value: float) -> float:

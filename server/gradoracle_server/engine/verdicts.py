@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gradoracle_server.engine import diagnose, evidence, jacobians, search, slopes, tolerances
+from gradoracle_server.engine import curves, diagnose, evidence, jacobians, search, slopes, tolerances
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.examine import ALL_UNITS, Assessment, Examiner
 from gradoracle_server.engine.jacobians import Jacobian
@@ -16,7 +16,6 @@ from gradoracle_server.engine.opinions import ignores_cotangent
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.report import Diagnosis, InputReport, Mismatch, Number, Opinion, Rung, Verdict
-from gradoracle_server.engine.slopes import Values
 
 _NAMED = 10  # elements in a report
 
@@ -49,32 +48,40 @@ class Judge:
         self._probes, self._asked, self._every = probes, asked, every
         self._jacobians: list[Jacobian] = []  # in full mode, autograd's
 
-    def inputs(self, spaces: Sequence[Space], heard: Sequence[Opinion]) -> tuple[list[InputReport], list[Rung]]:
-        """The reports on the wanted inputs, and the error against the step along the first direction."""
+    def inputs(
+        self, spaces: Sequence[Space], heard: Sequence[Opinion]
+    ) -> tuple[list[InputReport], list[Rung], Opinion]:
+        """The reports on the wanted inputs, the error against the step along the first direction of the first, and what
+        Taylor's expansion says of all."""
         found = [self._gradients(place, space) for place, space in enumerate(spaces)]
         examiners = [self._examiner(place, space, found[place]) for place, space in enumerate(spaces)]
-        curve = self._measure(examiners)
+        moving = [one for one in examiners if one.space.size]
+        self._measure(examiners, moving)
+        curve = curves.rungs(self._passes, moving[0].slopes) if moving else []
+        fine = self._case.epsilon <= torch.finfo(torch.float64).eps  # rounding is no remainder
+        first = [
+            (one.slopes, one.first(mine.claimed if fine else mine.reference)) if one.space.size else None
+            for one, mine in zip(examiners, found, strict=True)
+        ]
         reports = [
             self._input(place, examiner, gradients, heard)
             for place, (examiner, gradients) in enumerate(zip(examiners, found, strict=True))
         ]
-        return reports, curve
+        return reports, curve, curves.taylor(self._passes, first, reports)
 
-    def _measure(self, examiners: Sequence[Examiner]) -> list[Rung]:
-        """Measures along every examiner's directions."""
-        moving = [one for one in examiners if one.space.size]
-        seen: list[Values] = []
+    def _measure(self, examiners: Sequence[Examiner], moving: Sequence[Examiner]) -> None:
+        """Measures along every examiner's directions; `moving` are those whose input has elements."""
         if self._every:
             jacobians.check_size(self._passes, [one.space for one in examiners])
             self._jacobians = jacobians.of(self._case, self._passes, [one.space for one in examiners])
             for one, matrix in zip(examiners, self._jacobians, strict=True):
                 if one.space.size:
-                    one.slopes = jacobians.measure(self._passes, one, matrix, seen if one is moving[0] else None)
+                    one.slopes = jacobians.measure(self._passes, one, matrix)
         else:
-            measured = slopes.measure_all(self._passes, [one.question for one in moving], seen)
-            for one, slope in zip(moving, measured, strict=True):
-                one.slopes = slope
-        return [rung for values in seen for rung in slopes.rungs(self._passes, values, moving[0].slopes)]
+            for one, measured in zip(
+                moving, slopes.measure_all(self._passes, [one.question for one in moving]), strict=True
+            ):
+                one.slopes = measured
 
     def _examiner(self, place: int, space: Space, gradients: _Gradients) -> Examiner:
         return Examiner(
@@ -110,7 +117,8 @@ class Judge:
         if not examiner.space.size:
             return
         count, elements = jacobians.wrong(examiner, self._jacobians[place], _NAMED)
-        if not count:
+        elements = [one for one in elements if not jacobians.is_rounding(self._case, examiner.space, place, one)]
+        if not elements:
             return
         names = jacobians.outputs(self._case)
         parts = 2 if examiner.space.base.dtype.is_complex else 1
@@ -169,7 +177,7 @@ class Judge:
 
     def _verdict(self, place: int, examiner: Examiner, gradients: _Gradients) -> InputReport:
         """Numerics judge the reference; what is not the reference is judged beside it and by single elements."""
-        found = self._numerically(examiner, gradients.reference)
+        found = self._numerically(place, examiner, gradients.reference)
         apart = gradients.apart
         if found.kinked:
             return self._at_kink(place, examiner, gradients)
@@ -189,7 +197,7 @@ class Judge:
             return self._passed(examiner, gradients, found)
         return self._inconclusive(examiner, gradients, found)
 
-    def _numerically(self, examiner: Examiner, gradient: torch.Tensor) -> Assessment:
+    def _numerically(self, place: int, examiner: Examiner, gradient: torch.Tensor) -> Assessment:
         """The verdict of slopes on a gradient; anything but agreement is looked at again before it is believed."""
         found = examiner.assess(gradient)
         if found.verdict is not Verdict.PASS or found.kinked:
@@ -200,11 +208,14 @@ class Judge:
         if found.verdict is Verdict.FAIL:
             examiner.confirm(found)
             found = examiner.assess(gradient, generous=True)
+        if found.verdict is Verdict.FAIL:
+            inside = tolerances.SPREADS * self._spread(place, examiner.space, inside=True)
+            found = examiner.assess(gradient, generous=True, allowance=inside)
         if found.verdict is Verdict.INCONCLUSIVE and not found.kinked:
             examiner.narrow()
             found = examiner.assess(gradient, generous=True)
         if found.verdict is Verdict.PASS and not found.kinked and examiner.refine(gradient):
-            return self._numerically(examiner, gradient)
+            return self._numerically(place, examiner, gradient)
         return found
 
     def _single(self, examiner: Examiner, gradients: _Gradients, found: Assessment) -> list[Mismatch]:
