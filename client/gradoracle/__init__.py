@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from gradoracle.errors import UnsupportedOperatorError as UnsupportedOperatorError
     from gradoracle.errors import WorkerCrashedError as WorkerCrashedError
     from gradoracle.graph import Graph as Graph
+    from gradoracle.judging import GradcheckWarning as GradcheckWarning
+    from gradoracle.judging import check as check
     from gradoracle.local import local_server as local_server
     from gradoracle.requests import Request as Request
     from gradoracle.requests import request as request
@@ -56,6 +58,9 @@ if TYPE_CHECKING:
     from gradoracle.tensors import normal as normal
     from gradoracle.tensors import uniform as uniform
     from gradoracle.tracing import trace as trace
+    from gradoracle.tracing.gradcheck import GradcheckError as GradcheckError
+    from gradoracle.tracing.gradcheck import gradcheck as gradcheck
+    from gradoracle.tracing.gradcheck import gradgradcheck as gradgradcheck
     from gradoracle.values import Value as Value
     from gradoracle.values import ValueList as ValueList
 
@@ -82,6 +87,7 @@ _MODULES = {
         "WorkerCrashedError",
     ),
     "graph": ("Graph",),
+    "judging": ("GradcheckWarning", "check"),
     "local": ("local_server",),
     "requests": ("Request", "request"),
     "results": (
@@ -99,6 +105,7 @@ _MODULES = {
     ),
     "tensors": ("fill", "integers", "normal", "uniform"),
     "tracing": ("trace",),
+    "tracing.gradcheck": ("GradcheckError", "gradcheck", "gradgradcheck"),
     "values": ("Value", "ValueList"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

@@ -30,15 +30,16 @@ class Address(str):
 
 
 @contextlib.contextmanager
-def local_server(workers: int = 1, *, start_timeout: float = 60.0, **settings: Any) -> Iterator[Address]:
+def local_server(workers: int | None = 1, *, start_timeout: float = 60.0, **settings: Any) -> Iterator[Address]:
     """Starts a server on a free port of this machine, gives its address, and stops it at the end.
 
         with local_server(workers=2) as address, Client(address) as client:
             …
 
-    `workers` is their number for each device. `settings` are further flags of the server, as `gradoracle serve --help`
-    lists them, with underscores: `device="cpu"`, `max_queue=4`; a list repeats the flag. GRADORACLE_… variables of the
-    environment do not reach this server. It also stops when this process ends in any way.
+    `workers` is their number for each device; None is one a core, or one a GPU. `settings` are further flags of the
+    server, as `gradoracle serve --help` lists them, with underscores: `device="cpu"`, `max_queue=4`; a list repeats the
+    flag. GRADORACLE_… variables of the environment do not reach this server. It also stops when this process ends in
+    any way.
 
     Needs gradoracle[server] here. Raises ServerUnavailableError, with what the server wrote, where it does not start
     within `start_timeout` seconds.
@@ -69,7 +70,7 @@ def local_server(workers: int = 1, *, start_timeout: float = 60.0, **settings: A
 
 def _command_line(flags: Mapping[str, object]) -> Iterator[str]:
     for name, value in flags.items():
-        for one in value if isinstance(value, list | tuple) else [value]:
+        for one in value if isinstance(value, list | tuple) else [] if value is None else [value]:
             yield f"--{name.replace('_', '-')}"
             yield str(one).lower() if isinstance(one, bool) else str(one)
 

@@ -72,6 +72,7 @@ def test_exported_names() -> None:
             *("AsyncClient", "Client", "EvaluateResult", "Graph", "HessianResult", "HvpResult", "Inspection"),
             *("JacobianResult", "JvpResult", "OperatorInfo", "Request", "ServerInfo", "TLS", "Timing", "Value"),
             *("ValueInfo", "ValueList", "VjpResult", "__version__"),
+            *("GradcheckError", "GradcheckWarning", "check", "gradcheck", "gradgradcheck"),
             *("fill", "integers", "local_server", "normal", "ops", "request", "trace", "uniform"),
         ]
     )

@@ -15,7 +15,6 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradoracle_server.engine import plan as plans
 from gradoracle_server.engine.evaluate import has_gradient
 from gradoracle_server.engine.graph import Argument, NodeSpec
 from gradoracle_server.engine.plan import Plan
@@ -53,7 +52,7 @@ def of(subject: Subject) -> Subject:
     spec = subject.plan.spec
     nodes = tuple(_raised_node(node) for node in spec.nodes)
     constants = tuple((name, raised(value)) for name, value in spec.constants)
-    twin = plans.build(dataclasses.replace(spec, nodes=nodes, constants=constants), subject.plan.device)
+    twin = subject.plan.rebuilt(dataclasses.replace(spec, nodes=nodes, constants=constants))
     return dataclasses.replace(subject, plan=twin, inputs=[raised(one) for one in subject.inputs])
 
 
@@ -68,7 +67,7 @@ def _raised_node(node: NodeSpec) -> NodeSpec:
 def faithful(outputs: Sequence[torch.Tensor], shadowed: Sequence[torch.Tensor], coarse: float) -> bool:
     """Whether a shadow computes the same function: not where it draws other random numbers, say."""
     for mine, theirs in zip(outputs, shadowed, strict=True):
-        if mine.shape != theirs.shape:
+        if mine.shape != theirs.shape or (theirs.requires_grad and theirs.dtype in _RAISED):
             return False
         if not (mine.dtype.is_floating_point or mine.dtype.is_complex) or not mine.numel():
             continue

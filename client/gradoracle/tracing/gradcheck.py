@@ -1,0 +1,381 @@
+"""`gradcheck` and `gradgradcheck` with torch's signatures: a test-suite moves by changing an import.
+
+The function is run in this process on the tensors that it was given (`originals`) and judged by the engine of the
+server, whose numerical derivatives are ten orders finer than torch's. Functions of float32 and coarser tensors, which
+torch's own gradcheck fails even where they are right, are judged in float64 if they can be run there, as they are or as
+a graph, and else by what low precision can tell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.autograd.gradcheck import GradcheckError as TorchGradcheckError
+
+from gradoracle import inprocess, judging, private
+from gradoracle.checks import CheckReport, Diagnosis, InputReport, Verdict
+from gradoracle.client import Client
+from gradoracle.errors import TraceError
+from gradoracle.judging import GradcheckWarning
+from gradoracle.tracing import sidechecks, trace
+from gradoracle.tracing.callables import is_raisable, left_alone, wide
+from gradoracle.tracing.originals import Originals, name_of, signature_of
+
+Tensors = Any
+"""A tensor, or a tuple or list of them and of whatever else the function takes."""
+
+_TORCHS_ATOL, _TORCHS_RTOL = 1e-5, 1e-3  # the defaults of the signatures
+
+
+class GradcheckError(TorchGradcheckError):
+    """A gradient is wrong: torch's GradcheckError, a RuntimeError, with the report as its message.
+
+    `report` is the CheckReport, or None where the fault is none of numbers: a backward that cannot take undefined
+    gradients, say.
+    """
+
+    def __init__(self, message: str, report: CheckReport | None = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+def gradcheck(
+    func: Callable[..., Any],
+    inputs: Tensors,
+    *,
+    eps: float = 1e-6,
+    atol: float = 1e-5,
+    rtol: float = 1e-3,
+    raise_exception: bool = True,
+    nondet_tol: float = 0.0,
+    check_undefined_grad: bool = True,
+    check_grad_dtypes: bool = False,
+    check_batched_grad: bool = False,
+    check_batched_forward_grad: bool = False,
+    check_forward_ad: bool = False,
+    check_backward_ad: bool = True,
+    fast_mode: bool = False,
+    masked: bool | None = None,
+) -> bool:
+    """As torch.autograd.gradcheck: True where the gradients of `func` by the tensors in `inputs` that require grad are
+    right; otherwise GradcheckError, or False with `raise_exception=False`.
+
+    What differs from torch:
+
+    - `eps`, `fast_mode` and `masked` are taken and have no say: steps are chosen from the point and the function.
+    - `atol` and `rtol` at torch's defaults, or below, have no say either: a gradient is right within what rounding
+      explains, about 1e-9 of its size in float64. A gradient that is 0.01 % off fails. Wider ones were chosen by
+      somebody: what is wrong by no more than them, in the elements that the report names, passes with a
+      GradcheckWarning that has the report.
+    - At a kink, where torch fails every gradient but the mean of the slopes, one between the slopes passes with a
+      GradcheckWarning, and one outside fails. So does what the numerics cannot tell pass, with the reason. Nothing
+      that is not proven passes without that warning.
+    - float32 and lower precisions are judged by their own rounding.
+    - Runs on the same tensors may differ by the order of additions. With `nondet_tol`, gradients may differ by that
+      much between two runs, and from the right ones.
+
+    Raises ValueError where no input requires grad or an output is sparse, RuntimeError for an input with a dimension of
+    stride 0, AssertionError for flags that exclude each other, as torch does, and whatever `func` raises.
+    """
+    if not (check_forward_ad or check_backward_ad):
+        raise AssertionError("expected check_forward_ad or check_backward_ad to be True, got neither")
+    if check_batched_grad and not check_backward_ad:
+        raise AssertionError("check_batched_grad=True needs check_backward_ad=True")
+    if check_batched_forward_grad and not check_forward_ad:
+        raise AssertionError("check_batched_forward_grad=True needs check_forward_ad=True")
+    given = _as_tuple(inputs)
+    _check_inputs(given)
+    asked = _Asked(
+        _wider(atol, _TORCHS_ATOL), _wider(rtol, _TORCHS_RTOL), nondet_tol, check_undefined_grad, check_grad_dtypes,
+        check_batched_grad, check_batched_forward_grad, check_forward_ad, check_backward_ad,
+    )  # fmt: skip
+    return _answer(lambda: _doubts("gradcheck", func, given, None, asked), raise_exception)
+
+
+def gradgradcheck(
+    func: Callable[..., Any],
+    inputs: Tensors,
+    grad_outputs: Tensors | None = None,
+    *,
+    eps: float = 1e-6,
+    atol: float = 1e-5,
+    rtol: float = 1e-3,
+    gen_non_contig_grad_outputs: bool = False,
+    raise_exception: bool = True,
+    nondet_tol: float = 0.0,
+    check_undefined_grad: bool = True,
+    check_grad_dtypes: bool = False,
+    check_batched_grad: bool = False,
+    check_fwd_over_rev: bool = False,
+    check_rev_over_rev: bool = True,
+    fast_mode: bool = False,
+    masked: bool = False,
+) -> bool:
+    """As torch.autograd.gradgradcheck: whether gradients of the gradients are right, by the tensors in `inputs` and in
+    `grad_outputs` that require grad. `grad_outputs` are drawn where they are left out.
+
+    See `gradcheck` for what differs from torch.
+    """
+    if not (check_fwd_over_rev or check_rev_over_rev):
+        raise AssertionError("expected check_fwd_over_rev or check_rev_over_rev to be True, got neither")
+    if check_undefined_grad and not check_rev_over_rev:
+        raise AssertionError("check_undefined_grad=True needs check_rev_over_rev=True")
+    if check_batched_grad and not check_rev_over_rev:
+        raise AssertionError("check_batched_grad=True needs check_rev_over_rev=True")
+    given = _as_tuple(inputs)
+    _check_inputs(given)
+    if grad_outputs is None:
+        with left_alone(_tensors(given)):
+            pulled = _drawn(Originals(func, given).differentiable(), strided=gen_non_contig_grad_outputs)
+    else:
+        pulled = _as_tuple(grad_outputs)
+    asked = _Asked(
+        _wider(atol, _TORCHS_ATOL), _wider(rtol, _TORCHS_RTOL), nondet_tol, check_undefined_grad, check_grad_dtypes,
+        check_batched_grad, False, check_fwd_over_rev, check_rev_over_rev,
+    )  # fmt: skip
+    names = [*Originals(func, given).all_names, *(f"grad_outputs.{place}" for place in range(len(pulled)))]
+    gradients = _gradients_of(func, given, pulled)
+    return _answer(lambda: _doubts("gradgradcheck", gradients, (*given, *pulled), names, asked), raise_exception)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a caller chose. Tolerances are 0 where they are not wider than torch's defaults."""
+
+    atol: float
+    rtol: float
+    nondet_tol: float
+    undefined: bool
+    dtypes: bool
+    batched: bool
+    batched_forward: bool
+    forward: bool
+    backward: bool
+
+
+def _wider(tolerance: float, default: float) -> float:
+    return tolerance if tolerance > default else 0.0
+
+
+def _answer(attempt: Callable[[], list[str]], raise_exception: bool) -> bool:
+    try:
+        doubts = attempt()
+    except GradcheckError:
+        if raise_exception:
+            raise
+        return False
+    for doubt in doubts:
+        warnings.warn(doubt, GradcheckWarning, stacklevel=3)
+    return True
+
+
+# ---- What is checked
+
+
+def _as_tuple(given: Any) -> tuple[Any, ...]:
+    return tuple(given) if isinstance(given, tuple | list) else (given,)
+
+
+def _tensors(given: Sequence[Any]) -> list[torch.Tensor]:
+    return [one for one in given if isinstance(one, torch.Tensor)]
+
+
+def _check_inputs(given: Sequence[Any]) -> None:
+    tracked = [(place, one) for place, one in enumerate(given) if isinstance(one, torch.Tensor) and one.requires_grad]
+    if not tracked:
+        raise ValueError(
+            "gradcheck expects at least one input tensor to require gradient, "
+            f"got {len(given)} input{'s' if len(given) != 1 else ''}, none with requires_grad=True"
+        )
+    for place, one in tracked:
+        if one.layout is not torch.strided:
+            layout = str(one.layout).removeprefix("torch.")
+            raise ValueError(
+                f"input {place} is a tensor of layout {layout}, whose elements cannot be moved one by one; "
+                "take its values as the input and make the tensor of them in the function"
+            )
+        if any(stride == 0 and size > 1 for stride, size in zip(one.stride(), one.shape, strict=True)):
+            raise RuntimeError(
+                f"input {place} has a dimension with stride 0, whose elements share their memory and cannot be moved "
+                "one by one; call .contiguous() on it before it is passed"
+            )
+
+
+def _drawn(outputs: Sequence[torch.Tensor], *, strided: bool) -> tuple[torch.Tensor, ...]:
+    """Cotangents from -1 to 1, which require grad."""
+    generator = torch.Generator().manual_seed(0x9A)
+    found = []
+    for one in outputs:
+        dtype = torch.complex128 if one.dtype.is_complex else torch.float64
+        roomy = (*one.shape[:-1], 2 * one.shape[-1]) if one.dim() and strided else tuple(one.shape)
+        parts = torch.rand((*roomy, 2), generator=generator, dtype=torch.float64) * 2 - 1
+        value = (torch.view_as_complex(parts) if dtype.is_complex else parts[..., 0].contiguous()).to(
+            one.device, one.dtype
+        )
+        found.append((value[..., ::2] if roomy != tuple(one.shape) else value).detach().requires_grad_())
+    return tuple(found)
+
+
+def _gradients_of(func: Callable[..., Any], given: Sequence[Any], pulled: Sequence[Any]) -> Callable[..., Any]:
+    """The gradients of `func`, as a function of its inputs and of the cotangents."""
+    tracked = [isinstance(one, torch.Tensor) and one.requires_grad for one in (*given, *pulled)]
+
+    def gradients(*arguments: Any) -> tuple[torch.Tensor, ...]:
+        # In forward mode they come without.
+        arguments = tuple(one.requires_grad_() if yes else one for one, yes in zip(arguments, tracked, strict=True))
+        inputs, cotangents = arguments[: len(given)], arguments[len(given) :]
+        found = func(*inputs)
+        outputs = [one for one in _as_tuple(found) if one.requires_grad]
+        wanted = [one for one, yes in zip(inputs, tracked, strict=False) if yes]
+        if len(outputs) != len(cotangents):
+            raise ValueError(
+                f"grad_outputs: expected {len(outputs)}, one for each output that requires grad, got {len(cotangents)}"
+            )
+        pairs = [(o, u) for o, u in zip(outputs, cotangents, strict=True) if u is not None]
+        slopes = torch.autograd.grad(
+            [o for o, _ in pairs], wanted, [u for _, u in pairs], create_graph=True, allow_unused=True
+        )
+        return tuple(one for one in slopes if one is not None)
+
+    gradients.__qualname__ = f"the gradients of {name_of(func)}"
+    return gradients
+
+
+def _doubts(
+    what: str, func: Callable[..., Any], given: tuple[Any, ...], names: list[str] | None, asked: _Asked
+) -> list[str]:
+    """What was not proven, a text each, where nothing is wrong. Raises GradcheckError where something is."""
+    doubts = []
+    for forward in (False, True):
+        if not (asked.forward if forward else asked.backward):
+            continue
+        head = f"{what}: {'forward mode' if forward else 'backward'} of {name_of(func)}"
+        run = Originals(func, given, forward_mode=forward, names=names, nondet_tol=asked.nondet_tol)
+        with left_alone(run.tensors):
+            if not run.results():
+                continue
+            report = _report(run, batched=asked.batched and not forward)
+        if run.scatter > asked.nondet_tol > 0:
+            raise GradcheckError(
+                f"{head}: two runs gave gradients that differ by {run.scatter:.2g}, "
+                f"over the nondet_tol of {asked.nondet_tol:g}"
+            )
+        wrong, unsure = _sorted(report, asked)
+        if wrong:
+            raise GradcheckError(f"{head}: {'; '.join(wrong)}\n{report.render()}", report)
+        if unsure:
+            doubts.append(f"{head}: {'; '.join(unsure)}\n{report.render()}")
+    run = Originals(func, given, names=names)
+    with left_alone(run.tensors):
+        for check in (
+            sidechecks.gradient_dtypes if asked.dtypes and asked.backward else None,
+            sidechecks.batched_tangents if asked.batched_forward else None,
+            sidechecks.undefined_cotangents if asked.undefined and asked.backward else None,
+        ):
+            failure = check(run) if check is not None else ""
+            if failure:
+                raise GradcheckError(f"{what}: {name_of(func)}: {failure}")
+    return doubts
+
+
+# ---- How it is judged
+
+
+def _report(run: Originals, *, batched: bool) -> CheckReport:
+    engine = inprocess.engine()
+    if engine is None:
+        raise ModuleNotFoundError(
+            "gradcheck needs gradoracle[server], which is not installed", name="gradoracle_server"
+        )
+    raisable = is_raisable(run, run.base)
+    if not raisable and not batched:
+        found = _by_graph(run)
+        if found is not None:
+            return found
+    inputs = dict(
+        zip(
+            run.names,
+            ((value, one.requires_grad) for value, one in zip(run.base, run.tensors, strict=True)),
+            strict=True,
+        )
+    )
+    outputs = [f"out{place}" for place in range(len(run.results()))]
+    request = inprocess.options(batched_gradients=batched)
+    return inprocess.check(engine, run, inputs, outputs, request, claimed={}, cotangents={}, raisable=raisable)
+
+
+def _by_graph(run: Originals) -> CheckReport | None:
+    """The judgement on a graph of the function, which has a float64 shadow where the function itself has none: where it
+    uses weights of its own, in float32. None where no graph can stand for it."""
+    low = any(wide(one).dtype != one.dtype for one in run.base)
+    if not low or run.forward_mode or not run.differentiable():
+        return None
+    weights = run.closed_over()
+    if any(one is two for one in weights for two in run.tensors):
+        return None
+
+    def function(*arguments: Any) -> Any:
+        """A module's parameters are no inputs here."""
+        return run.function(*arguments)
+
+    signature = signature_of(run.function)
+    if signature is not None:
+        function.__signature__ = signature  # type: ignore[attr-defined]  # for the inputs' names
+    try:
+        for one in weights:
+            one.requires_grad_(False)  # so that they are constants, whose gradients nobody wants here
+        graph = trace(function, *run.arguments)
+    except TraceError:
+        return None
+    finally:
+        for one in weights:
+            one.requires_grad_()
+    if len(graph.inputs) != len(run.tensors):
+        return None
+    tried = {name for name, one in zip(graph.inputs, run.tensors, strict=True) if one.requires_grad}
+    graph = judging.on_trial(graph, tried)
+    primals = dict(zip(graph.inputs, run.base, strict=True))
+
+    def ask(client: Client) -> CheckReport:
+        return client.check(graph, primals)
+
+    return private.call(ask)
+
+
+def _sorted(report: CheckReport, asked: _Asked) -> tuple[list[str], list[str]]:
+    """What is wrong, and what was not proven; a text each."""
+    wrong, unsure = [], []
+    for name, one in report.inputs.items():
+        if one.verdict is Verdict.FAIL:
+            if _forgiven(one, report, asked):
+                unsure.append(f'the gradient of "{name}" is off by no more than the tolerance that was asked for')
+            else:
+                wrong.append(f'the gradient of "{name}" is wrong')
+        elif one.verdict is Verdict.NON_DETERMINISTIC:
+            wrong.append("two runs on the same tensors differ")
+        elif one.verdict is Verdict.INCONCLUSIVE:
+            unsure.append(f'the numerics cannot tell whether the gradient of "{name}" is right')
+        elif one.claim_inside is not None:
+            if one.claim_inside:
+                unsure.append(f'at a kink, the gradient of "{name}" lies between the one-sided slopes')
+            else:
+                wrong.append(f'at a kink, the gradient of "{name}" lies outside the one-sided slopes')
+    for opinion in report.opinions:
+        if opinion.name == "batched" and opinion.verdict is not Verdict.PASS:
+            wrong.append(f"check_batched_grad: {opinion.explanation}")
+    return list(dict.fromkeys(wrong)), unsure
+
+
+def _forgiven(one: InputReport, report: CheckReport, asked: _Asked) -> bool:
+    """Whether it is off by no more than what somebody asked for, and not by its nature."""
+    if not one.worst:
+        return one.max_error <= asked.nondet_tol
+    # Not Taylor's remainder, which says once more that the numbers are off.
+    crooked = [two for two in report.opinions if two.name.startswith("linear_") and two.verdict is Verdict.FAIL]
+    if one.diagnosis is Diagnosis.IGNORES_COTANGENT or any(two.error > asked.nondet_tol for two in crooked):
+        return False
+    return all(row.error <= max(asked.nondet_tol, asked.atol + asked.rtol * abs(row.numerical)) for row in one.worst)

@@ -1,0 +1,318 @@
+"""A function run on the very tensors that it was given, at other points, as torch's own gradcheck runs it.
+
+Test-suites count on that: on functions that reach the tensors by another way than their arguments (a module whose
+parameters are the inputs), on strides, on hooks. So the tensors' contents are exchanged for the time of a run, behind
+autograd's back, and put back afterwards. What is on trial is then differentiated through `_Reverse`, whose backward
+is autograd's own pull-back from the outputs to those tensors, or through `_Forward`, by forward mode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+from torch.autograd.graph import get_gradient_edge
+
+from gradoracle.tracing.callables import nodes_behind, wide
+
+
+class Originals:
+    """A function of some of its arguments: the tensors. Everything else is passed as it is.
+
+    A tensor that stands twice among the arguments is copied the second time, so that each place moves alone.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        arguments: Sequence[Any],
+        *,
+        forward_mode: bool = False,
+        names: Sequence[str] | None = None,
+        nondet_tol: float = 0.0,
+    ) -> None:
+        """`names` are those of all arguments; by default the function's own. With `nondet_tol` a gradient is computed
+        twice and then kept, so that runs that differ are seen once, in `scatter`, and disturb nothing else."""
+        self.function = function
+        self.arguments = list(arguments)
+        self.forward_mode = forward_mode
+        self.places: list[int] = []
+        memory = set()
+        for place, one in enumerate(arguments):
+            if not isinstance(one, torch.Tensor):
+                continue
+            if one.numel() and one.data_ptr() in memory:
+                self.arguments[place] = one.detach().clone().requires_grad_(one.requires_grad)
+            memory.add(one.data_ptr())
+            self.places.append(place)
+        self.tensors: list[torch.Tensor] = [self.arguments[place] for place in self.places]
+        self.base = [one.detach().clone() for one in self.tensors]
+        """What they hold, to be put back after each run."""
+        self.all_names = list(names) if names is not None else _names(function, self.arguments)
+        self.scatter = 0.0
+        """How far two computations of one gradient were apart; only looked at with `nondet_tol`."""
+        self._memory = _Memory() if nondet_tol > 0 else None
+        self._own = [one.data for one in self.tensors]
+        self._kept: list[int] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors: those of the function's parameters, or "input0", …"""
+        return [self.all_names[place] for place in self.places]
+
+    def differentiable(self) -> list[torch.Tensor]:
+        """The outputs that require grad, at the given point."""
+        return [one for one in self.results() if one.requires_grad]
+
+    def closed_over(self) -> list[torch.Tensor]:
+        """The tensors that require grad and that the function reaches by another way than its arguments."""
+        copies = [
+            one.detach().clone().requires_grad_(one.requires_grad) if isinstance(one, torch.Tensor) else one
+            for one in self.arguments
+        ]
+        given = {id(one) for one in copies}
+        reached = [getattr(node, "variable", None) for node in nodes_behind(self.results(copies))]
+        return [one for one in reached if one is not None and id(one) not in given]
+
+    def results(self, arguments: Sequence[Any] | None = None) -> list[torch.Tensor]:
+        """The outputs that count: those that require grad at the given point, or every floating one where none does,
+        whose gradient, zero, is then on trial."""
+        found = self.function(*(self.arguments if arguments is None else arguments))
+        outputs = list(found) if isinstance(found, list | tuple) else [found]
+        if self._kept is None:
+            for one in outputs:
+                check_output(one)
+            floating = [k for k, one in enumerate(outputs) if one.dtype.is_floating_point or one.dtype.is_complex]
+            self._kept = [k for k in floating if outputs[k].requires_grad] or floating
+        return [outputs[k] for k in self._kept]
+
+    def __call__(self, point: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs at a point, one tensor for each of `tensors`; differentiable where the point requires grad."""
+        if any(one.requires_grad for one in point):
+            if not self.forward_mode:
+                return list(_Reverse.apply(self, *point))  # type: ignore[no-untyped-call]
+            detached = [one.detach() for one in point]
+            # Here, because there is no forward mode inside the forward of a Function.
+            return list(_Forward.apply(self.recorded(detached), self.columns(detached), *point))  # type: ignore[no-untyped-call]
+        with self.placed(point):
+            return [one.detach().clone() for one in self.results()]
+
+    @contextlib.contextmanager
+    def placed(self, point: Sequence[torch.Tensor]) -> Iterator[None]:
+        """The tensors with other contents, for a while. Under autograd."""
+        try:
+            for one, value in zip(self.tensors, point, strict=True):
+                if value.dtype == one.dtype:
+                    one.data.copy_(value.detach())
+                else:
+                    one.data = value.detach().clone()
+            with torch.enable_grad():
+                yield
+        finally:
+            for one, value, own in zip(self.tensors, self.base, self._own, strict=True):
+                if one.dtype != own.dtype:
+                    one.data = own
+                one.data.copy_(value)
+
+    def recorded(self, point: list[torch.Tensor]) -> Tape:
+        """One run under autograd."""
+        known = self._memory.tape_at(point) if self._memory is not None else None
+        if known is not None:
+            return known
+        with self.placed(point):
+            # Not the tensors themselves: another dtype in between gives a tensor another place in autograd's graph.
+            tape = Tape(
+                point, self.results(), [get_gradient_edge(one) if one.requires_grad else None for one in self.tensors]
+            )
+        if self._memory is not None:
+            self._memory.tapes.append(tape)
+        return tape
+
+    def pulled(self, tape: Tape, cotangents: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+        """Gradients by the tensors; None where there is no dependence."""
+        pairs = [(o, u) for o, u in zip(tape.outputs, cotangents, strict=True) if u is not None and o.requires_grad]
+        wanted = [edge for edge in tape.edges if edge is not None]
+        if not pairs or not wanted:
+            return [None for _ in tape.edges]
+        roots, weights = [o for o, _ in pairs], [u for _, u in pairs]
+
+        def attempt() -> list[torch.Tensor | None]:
+            with self.placed(tape.point):
+                found = torch.autograd.grad(roots, wanted, weights, retain_graph=True, allow_unused=True)
+            return list(found)
+
+        if self._memory is None or any(torch._C._functorch.is_functorch_wrapped_tensor(one) for one in weights):
+            found = iter(attempt())
+        else:
+            kept, apart = self._memory.gradients(tape, weights, attempt)
+            self.scatter = max(self.scatter, apart)
+            found = iter(kept)
+        return [next(found) if edge is not None else None for edge in tape.edges]
+
+    def columns(self, point: Sequence[torch.Tensor]) -> list[list[list[torch.Tensor]]]:
+        """The Jacobian by forward mode: for each tensor, for each of its real coordinates, the outputs' tangents."""
+        found: list[list[list[torch.Tensor]]] = []
+        for place, one in enumerate(point):
+            if not self.tensors[place].requires_grad:
+                found.append([])
+                continue
+            units = (1.0, 1j) if one.dtype.is_complex else (1.0,)
+            moves = [{place: _unit(one, k, unit)} for k in range(one.numel()) for unit in units]
+            found.append([[tangent.detach() for tangent in self.pushed(point, move)] for move in moves])
+        return found
+
+    def pushed(self, point: Sequence[torch.Tensor], tangents: dict[int, torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs' tangents for tangents of some of the tensors, by forward mode, on copies."""
+        with forward_ad.dual_level(), torch.enable_grad():
+            arguments = list(self.arguments)
+            for place, one in enumerate(point):
+                value = one.detach().clone()
+                dual = forward_ad.make_dual(value, tangents[place]) if place in tangents else value  # type: ignore[no-untyped-call]
+                arguments[self.places[place]] = dual
+            outputs = self.results(arguments)
+            parts = [forward_ad.unpack_dual(one) for one in outputs]  # type: ignore[no-untyped-call]
+            return [
+                torch.zeros_like(one) if part.tangent is None else part.tangent.clone()
+                for one, part in zip(outputs, parts, strict=True)
+            ]
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Tape:
+    """One run at a point, and where gradients by each tensor arrive; None for those that require none."""
+
+    point: list[torch.Tensor]
+    outputs: list[torch.Tensor]
+    edges: list[Any]
+
+
+class _Memory:
+    """Runs and gradients that were computed before, for functions whose gradients differ from run to run."""
+
+    def __init__(self) -> None:
+        self.tapes: list[Tape] = []
+        self._found: list[tuple[Tape, list[torch.Tensor], list[torch.Tensor | None]]] = []
+
+    def tape_at(self, point: Sequence[torch.Tensor]) -> Tape | None:
+        """The run at exactly that point."""
+        return next((one for one in self.tapes if _same(one.point, point)), None)
+
+    def gradients(
+        self, tape: Tape, cotangents: list[torch.Tensor], attempt: Callable[[], list[torch.Tensor | None]]
+    ) -> tuple[list[torch.Tensor | None], float]:
+        """The gradients for these cotangents, and how far another attempt was from them."""
+        for run, weights, found in self._found:
+            if run is tape and _same(weights, cotangents):
+                return found, 0.0
+        first, second = attempt(), attempt()
+        pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None and a.numel()]
+        self._found.append((tape, [one.clone() for one in cotangents], first))
+        return first, max((float((a - b).abs().nan_to_num().max()) for a, b in pairs), default=0.0)
+
+
+def _same(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
+    return len(left) == len(right) and all(
+        a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(left, right, strict=True)
+    )
+
+
+class _Reverse(torch.autograd.Function):
+    """One run, pulled back by autograd from the outputs to the original tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Originals, *point: torch.Tensor) -> Any:
+        ctx.run = run
+        ctx.tape = run.recorded([one.detach() for one in point])
+        ctx.set_materialize_grads(False)
+        return tuple(one.detach().clone() for one in ctx.tape.outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor | None) -> Any:
+        return (None, *ctx.run.pulled(ctx.tape, cotangents))
+
+
+class _Forward(torch.autograd.Function):
+    """One run, whose pull-back is made of what forward mode says of every coordinate."""
+
+    @staticmethod
+    def forward(ctx: Any, tape: Tape, columns: list[list[list[torch.Tensor]]], *point: torch.Tensor) -> Any:
+        ctx.point, ctx.columns = tape.point, columns
+        ctx.set_materialize_grads(False)
+        return tuple(one.detach().clone() for one in tape.outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor | None) -> Any:
+        found: list[torch.Tensor | None] = []
+        for one, columns in zip(ctx.point, ctx.columns, strict=True):
+            if not columns:
+                found.append(None)
+                continue
+            slopes = torch.stack([_product(cotangents, tangents) for tangents in columns])
+            if one.dtype.is_complex:
+                slopes = torch.view_as_complex(slopes.reshape(-1, 2).contiguous())
+            found.append(slopes.reshape(one.shape).to(one.dtype))
+        return (None, None, *found)
+
+
+def _product(cotangents: Sequence[torch.Tensor | None], tangents: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The real inner product of cotangents with tangents, summed over the outputs."""
+    terms = [
+        (wide(u).conj() * wide(one)).real.sum() for u, one in zip(cotangents, tangents, strict=True) if u is not None
+    ]
+    return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float64)
+
+
+def _unit(tensor: torch.Tensor, place: int, value: complex) -> torch.Tensor:
+    found = torch.zeros(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+    found[place : place + 1].fill_(value)
+    return found.reshape(tensor.shape)
+
+
+def check_output(output: Any) -> None:
+    """Raises for what has no numerical derivative here: what is no tensor, or not a dense one."""
+    if not isinstance(output, torch.Tensor):
+        raise TypeError(f"func: expected a tensor, or a tuple or list of them, got {type(output).__name__}")
+    if output.layout is not torch.strided:
+        layout = str(output.layout).removeprefix("torch.")
+        raise ValueError(f"func: an output of layout {layout} is not supported; call to_dense() on it in the function")
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """What to call a function in a message."""
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+        return owner.__name__
+    return str(getattr(function, "__qualname__", None) or type(function).__name__)
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
+    """The signature of what is called in the end; None where it has none."""
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+        function = owner.forward
+        with_context = owner.setup_context is torch.autograd.Function.setup_context
+        skipped = 1 if with_context else 0  # ctx
+    else:
+        function = function.forward if isinstance(function, torch.nn.Module) else function
+        skipped = 0
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # written in C
+        return None
+    return signature.replace(parameters=list(signature.parameters.values())[skipped:])
+
+
+def _names(function: Callable[..., Any], arguments: Sequence[Any]) -> list[str]:
+    signature = signature_of(function)
+    if signature is None:
+        return [f"input{place}" for place in range(len(arguments))]
+    names: list[str] = []
+    for name, value in signature.bind(*arguments).arguments.items():
+        several = signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+        names += [f"{name}.{place}" for place in range(len(value))] if several else [name]
+    return names
