@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,9 @@ class FunctionPlan(Plan):
 
         return run
 
+    def rebuilt(self, spec):
+        return dataclasses.replace(self, spec=spec)
+
 
 def plan_of(function: Callable[..., Any], inputs: Mapping[str, torch.Tensor], **structures: str) -> FunctionPlan:
     """A plan with the inputs' names; its outputs are named out0, out1, …"""
@@ -48,6 +51,7 @@ def check(
     claimed: Mapping[str, torch.Tensor] | None = None,
     cotangents: Mapping[str, torch.Tensor] | None = None,
     structures: Mapping[str, str] | None = None,
+    wrt: Sequence[str] = (),
     **options: Any,
 ) -> Report:
     """Checks a function's gradients, or claims; inputs are named after its parameters, or x0, x1, …"""
@@ -60,6 +64,7 @@ def check(
         Phases(torch.device("cpu")),
         claimed=claimed or {},
         cotangents=cotangents or {},
+        wrt=wrt,
         options=checks.Options(**options),
     )
 

@@ -346,6 +346,7 @@ def test_a_million_inputs_pass_within_64_forward_passes():
     assert report.evaluations <= 64
 
 
+@pytest.mark.timeout(600)  # of work, not of waiting: ten seconds where nothing else runs
 @pytest.mark.parametrize("own", [True, False])
 def test_one_wrong_element_in_a_million_is_named_within_400(own):
     """A wrong backward is bisected, a wrong claim is told by the reference and confirmed on its own axis."""
@@ -422,13 +423,6 @@ def test_bad_claims_are_refused(claimed, reason, message):
     with pytest.raises(Fault) as caught:
         checked(made, {"x": draw(3), "k": draw(3)}, claimed)
     assert (caught.value.reason, caught.value.message) == (reason, message)
-
-
-def test_full_mode_has_a_limit():
-    """Moving each of too many elements alone is refused, with the limit."""
-    assert check(torch.sin, draw(500), mode=Mode.FULL).verdict is Verdict.PASS
-    with pytest.raises(Fault, match='at most 67108864 products.*; input "x0" has 9000 real numbers, and the outputs 9000'):
-        check(torch.sin, draw(9000), mode=Mode.FULL)
 
 
 def test_claims_need_cotangents_where_outputs_are_no_scalars():

@@ -50,7 +50,7 @@ def check(
     """Judges autograd's gradients, or those claimed, of the sum of <cotangent, output>. Raises Fault for bad input;
     nothing about numerics is an error."""
     inputs = bind(plan, primals)
-    claims = trial.claims(plan, inputs, claimed)
+    claims = trial.claims(plan, inputs, claimed, wrt)
     places, without = trial.wanted_places(plan, inputs, wrt or list(claims))
     skipped = [_without_gradient(plan, place, inputs[place]) for place in without]
     subject = Subject(plan, inputs, places, options.seed)

@@ -47,24 +47,33 @@ class Derivative:
     value: torch.Tensor
     bar: torch.Tensor  # infinite where nothing is known
     still: torch.Tensor | None = None  # bool: no step moved the value; None where every value moved
+    settled: torch.Tensor | None = None  # bool: the shortest steps were not the best, so that shorter ones are worse
 
-    def with_longer(self, longer: Derivative, least: torch.Tensor, longest: float) -> Derivative:
+    def with_longer(self, longer: Derivative, least: torch.Tensor, longest: float, loud: float) -> Derivative:
         """Of each coordinate, this or what longer steps gave, whichever has the narrower bar.
 
         Where the two contradict each other this stands, and their distance is the bar. `least`, (P, M), is the smallest
-        change that the longer steps saw. A value that these steps, up to `longest`, do not move though rounding would
-        let it has such stairs: its slope is nothing between 0 and what the longer steps made of them.
+        change that the longer steps saw. A value that these steps, up to `longest`, do not move may have such a grain.
+        That is rounding inside of the function; or, where it is more than `loud`, stairs, and then the slope is nothing
+        between 0 and what the longer steps made of them.
         """
+        own = self.bar
+        if self.still is not None:
+            grain = torch.where(least.isfinite(), least, 0.0)  # infinite where no step of any length moved the value
+            own = torch.where(self.still, torch.maximum(own, grain / longest), own)
         distance = (self.value - longer.value).abs()
-        contradicted = distance > self.bar + longer.bar
-        closer = (longer.bar < self.bar) & ~contradicted
-        value, bar = torch.where(closer, longer.value, self.value), torch.where(closer, longer.bar, self.bar)
+        contradicted = distance > own + longer.bar
+        closer = (longer.bar < own) & ~contradicted
+        value, bar = torch.where(closer, longer.value, self.value), torch.where(closer, longer.bar, own)
         bar = torch.where(contradicted, torch.maximum(bar, distance), bar)
         if self.still is not None:
-            stairs = self.still & (least / longest > 2 * self.bar)
+            stairs = self.still & (grain > loud)
             value = torch.where(stairs, self.value, value)
             bar = torch.where(stairs, distance + longer.bar, bar)
-        return Derivative(value, bar)
+        settled = self.settled
+        if settled is not None and longer.settled is not None:
+            settled = torch.where(closer, longer.settled, settled)
+        return Derivative(value, bar, settled=settled)
 
     def of(self, rows: torch.Tensor | slice) -> Derivative:
         """Those of some directions, (P,) of bool or a slice."""
@@ -84,7 +93,7 @@ class Derivative:
         return Derivative(*(mixed(mine, theirs) for mine, theirs in pairs))  # type: ignore[arg-type]
 
     def _parts(self) -> tuple[torch.Tensor | None, ...]:
-        return self.value, self.bar, self.still
+        return self.value, self.bar, self.still, self.settled
 
 
 def steps(longest: float, rungs: int = RUNGS) -> list[float]:
@@ -115,6 +124,11 @@ def least_change(values: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
     return torch.where(change > 0, change, torch.inf).amin(1)
 
 
+def loud(centre: torch.Tensor) -> float:
+    """What a difference of values must be above, for it not to be rounding."""
+    return _JUMP * float(torch.where(centre.isfinite(), centre.abs(), 0.0).amax())
+
+
 def diverges(values: torch.Tensor, centre: torch.Tensor, ladder: list[float], side: float) -> torch.Tensor:
     """The limit, +inf or -inf, of difference quotients that grow at every rung; 0 where they do not. Shape (P, M).
 
@@ -124,8 +138,8 @@ def diverges(values: torch.Tensor, centre: torch.Tensor, ladder: list[float], si
     lengths = torch.tensor(ladder, dtype=torch.float64, device=values.device)[:, None]
     quotients = side * (values - centre) / lengths
     growth = quotients[:, 1:] / quotients[:, :-1]
-    loud = (values - centre).abs().amin(1) > _JUMP * torch.where(centre.isfinite(), centre.abs(), 0.0).max()
-    growing = (growth > 1.05).all(1) & quotients.isfinite().all(1) & loud
+    jumps = (values - centre).abs().amin(1) > loud(centre)
+    growing = (growth > 1.05).all(1) & quotients.isfinite().all(1) & jumps
     return torch.where(growing, torch.copysign(torch.full_like(quotients[:, -1], torch.inf), quotients[:, -1]), 0.0)
 
 
@@ -242,12 +256,16 @@ def _in_slices(values: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon, tri
 
 def joined(pieces: Sequence[Derivative], dim: int) -> Derivative:
     """Those of several lists of directions, `dim` 0, or of outputs, `dim` 1."""
-    still = None
-    if any(one.still is not None for one in pieces):
-        found = [torch.zeros_like(one.value, dtype=torch.bool) if one.still is None else one.still for one in pieces]
-        still = torch.cat(found, dim)
     value, bar = torch.cat([one.value for one in pieces], dim), torch.cat([one.bar for one in pieces], dim)
-    return Derivative(value, bar, still)
+    still = _joined([one.still for one in pieces], [one.value for one in pieces], dim)
+    return Derivative(value, bar, still, _joined([one.settled for one in pieces], [one.value for one in pieces], dim))
+
+
+def _joined(masks: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor], dim: int) -> torch.Tensor | None:
+    if all(one is None for one in masks):
+        return None
+    pairs = zip(masks, like, strict=True)
+    return torch.cat([torch.zeros_like(x, dtype=torch.bool) if one is None else one for one, x in pairs], dim)
 
 
 def _extrapolated(triangle: _Triangle, values: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon) -> Derivative:
@@ -271,14 +289,14 @@ def _extrapolated(triangle: _Triangle, values: torch.Tensor, centre: torch.Tenso
     if not whole:
         unusable = triangle.uses.to(torch.float64) @ (~finite).to(torch.float64) > 0
         errors = torch.where(unusable, torch.inf, errors.nan_to_num(nan=torch.inf, posinf=torch.inf))
-    value, error = _smallest(entries, errors)
+    value, error, place = _smallest(entries, errors)
     if triangle.finest:
-        last, last_error = _smallest(entries[:, triangle.finest :], errors[:, triangle.finest :])
+        last, last_error, _ = _smallest(entries[:, triangle.finest :], errors[:, triangle.finest :])
         distance = (value - last).abs()
         error = torch.where(distance > SAFETY * (error + last_error), distance, error)
     if not whole:
         value = torch.where(error.isinf(), torch.nan, value)
-    return Derivative(value, SAFETY * error, None if never is None else never[:, 0])
+    return Derivative(value, SAFETY * error, None if never is None else never[:, 0], place < triangle.finest)
 
 
 def _split(stacked: torch.Tensor, length: int) -> torch.Tensor:
@@ -286,10 +304,10 @@ def _split(stacked: torch.Tensor, length: int) -> torch.Tensor:
     return stacked.reshape(stacked.shape[0], stacked.shape[1] // length, length, stacked.shape[2])
 
 
-def _smallest(values: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each coordinate, the entry with the smallest error estimate, and that."""
+def _smallest(values: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each coordinate, the entry with the smallest error estimate, that, and its place among the entries."""
     smallest, place = errors.min(1, keepdim=True)
-    return values.gather(1, place)[:, 0], smallest[:, 0]
+    return values.gather(1, place)[:, 0], smallest[:, 0], place[:, 0]
 
 
 def _floor(

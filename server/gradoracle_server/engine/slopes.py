@@ -13,6 +13,7 @@ from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 
 _SHORT = 2.0**-4  # the longest step of the three that do for most smooth functions
+_HOPELESS = 1e3  # times the wanted bar: then shorter steps are tried, however little they promise
 _VALUES = 1 << 22  # coordinates of points and outputs that are worked on together
 _KINK = 4.0
 """How far apart one-sided derivatives are, in units of their bars together, where they are taken to differ."""
@@ -204,8 +205,7 @@ def _climbed(passes: Passes, question: Question, slopes: Slopes, values: Values)
     least = torch.full_like(slopes.coordinates.value, torch.inf)
     rows = torch.arange(len(slopes.bar), device=slopes.bar.device)
     for longest in question.further:
-        bar = noise(passes, slopes) if question.quickly else slopes.bar
-        wide = ~(bar <= question.wanted) | slopes.kinked  # what looks like a kink may be one that is only near
+        wide = _wide(passes, question, slopes)
         if not wide.any():
             break
         least[rows] = torch.minimum(least[rows], finite_difference.least_change(values.found, passes.centre))
@@ -215,6 +215,16 @@ def _climbed(passes: Passes, question: Question, slopes: Slopes, values: Values)
         finer.first = _first(passes, values)
         slopes = slopes.replaced(wide, finer)
     return slopes
+
+
+def _wide(passes: Passes, question: Question, slopes: Slopes) -> torch.Tensor:
+    """(P,) of bool: directions that shorter steps may tell more of. What looks like a kink may be one that is near."""
+    bar = noise(passes, slopes) if question.quickly else slopes.bar
+    wide = ~(bar <= question.wanted)
+    if slopes.coordinates.settled is not None and bool(wide.any()):
+        open_ = _weighted(torch.where(slopes.coordinates.settled, 0.0, slopes.coordinates.bar), passes.weight)
+        wide = wide & ((open_ > question.wanted) | ~(bar <= _HOPELESS * question.wanted))
+    return wide | slopes.kinked
 
 
 def noise(passes: Passes, found: Slopes) -> torch.Tensor:
@@ -239,7 +249,7 @@ def _on_ladder(
     """Slopes from values; `known` and `least` are what longer ladders gave."""
     found = finite_difference.central(values.found, passes.centre, values.ladder, passes.epsilon)
     if known is not None and least is not None:
-        found = found.with_longer(known, least, values.ladder[0])
+        found = found.with_longer(known, least, values.ladder[0], finite_difference.loud(passes.centre))
     weight = passes.weight
     total = (found.value * weight).nan_to_num().sum(1)
     bar = _weighted(found.bar, weight)

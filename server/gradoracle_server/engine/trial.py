@@ -105,9 +105,16 @@ def drawn_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor
     return values.to(tensor.device, tensor.dtype)
 
 
-def claims(plan: Plan, inputs: Sequence[torch.Tensor], claimed: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The claimed gradients, checked: each for an input that has one, of its shape and dtype."""
+def claims(
+    plan: Plan, inputs: Sequence[torch.Tensor], claimed: Mapping[str, torch.Tensor], wrt: Sequence[str] = ()
+) -> dict[str, torch.Tensor]:
+    """The claimed gradients, checked: each for an input that has one, of its shape and dtype, and one for each of `wrt`
+    if there are any at all."""
     names = [one.name for one in plan.spec.inputs]
+    lacking = [name for name in wrt if claimed and name not in claimed]
+    if lacking:
+        message = f"wrt: no gradient is claimed for {listed(lacking)}; claimed: {listed(list(claimed))}"
+        raise Fault("INVALID_SELECTION", message, field="wrt", name=lacking[0])
     for name, tensor in claimed.items():
         if name not in names:
             near = nearest(name, names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ import torch
 from gradoracle_server.engine import curves, diagnose, evidence, jacobians, search, slopes, tolerances
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.examine import ALL_UNITS, Assessment, Examiner
+from gradoracle_server.engine.gradients import Gradients, gradients_of, spread
 from gradoracle_server.engine.jacobians import Jacobian
 from gradoracle_server.engine.opinions import ignores_cotangent
 from gradoracle_server.engine.passes import Passes
@@ -21,21 +21,6 @@ _NAMED = 10  # elements in a report
 
 _CONTROL = 10.0
 """The negative control's fault, in units of the smallest that should be caught."""
-
-
-@dataclasses.dataclass(slots=True)
-class _Gradients:
-    """One input's gradients in real coordinates, (C,)."""
-
-    claimed: torch.Tensor
-    reference: torch.Tensor
-    allowance: torch.Tensor  # of each element of the claim, beside the reference
-
-    @property
-    def apart(self) -> torch.Tensor:
-        """Coordinates whose claim is not the reference's value within the allowance."""
-        same = self.claimed == self.reference  # infinities too
-        return ~(((self.claimed - self.reference).abs() <= self.allowance) | same)
 
 
 class Judge:
@@ -53,7 +38,7 @@ class Judge:
     ) -> tuple[list[InputReport], list[Rung], Opinion]:
         """The reports on the wanted inputs, the error against the step along the first direction of the first, and what
         Taylor's expansion says of all."""
-        found = [self._gradients(place, space) for place, space in enumerate(spaces)]
+        found = [gradients_of(self._case, place, space) for place, space in enumerate(spaces)]
         examiners = [self._examiner(place, space, found[place]) for place, space in enumerate(spaces)]
         moving = [one for one in examiners if one.space.size]
         self._measure(examiners, moving)
@@ -83,7 +68,7 @@ class Judge:
             ):
                 one.slopes = measured
 
-    def _examiner(self, place: int, space: Space, gradients: _Gradients) -> Examiner:
+    def _examiner(self, place: int, space: Space, gradients: Gradients) -> Examiner:
         return Examiner(
             self._passes,
             space,
@@ -91,11 +76,11 @@ class Judge:
             probes=self._probes,
             every=self._every,
             expected=gradients.reference,
-            spread=lambda: self._spread(place, space),
+            spread=lambda: spread(self._case, place, space),
             asked=self._asked,
         )
 
-    def _input(self, place: int, examiner: Examiner, gradients: _Gradients, heard: Sequence[Opinion]) -> InputReport:
+    def _input(self, place: int, examiner: Examiner, gradients: Gradients, heard: Sequence[Opinion]) -> InputReport:
         """The report on the input at that place among the wanted ones."""
         if not examiner.space.size:
             return InputReport(examiner.space.name, Verdict.PASS, "It has no elements.")
@@ -143,39 +128,7 @@ class Judge:
         else:
             report.explanation = f"{report.explanation} {said}"
 
-    def _gradients(self, place: int, space: Space) -> _Gradients:
-        case = self._case
-        claimed, reference = space.flat(case.claimed[place]), space.flat(case.reference[place])
-        if case.epsilon <= torch.finfo(torch.float64).eps:
-            return _Gradients(claimed, reference, tolerances.elementwise(reference, case.epsilon, None))
-        spread = self._spread(place, space)
-        # What underflows is rounded, too.
-        tiny = torch.finfo(case.subject.inputs[case.subject.places[place]].dtype).tiny
-        least = torch.full_like(reference, tiny)
-        if not case.own:  # a claim need not be better than torch
-            least = torch.maximum(2 * (space.flat(case.torchs[place]) - reference).abs().nan_to_num(0.0, 0.0), least)
-        found = _Gradients(
-            claimed, reference, torch.maximum(tolerances.elementwise(reference, case.epsilon, spread), least)
-        )
-        if found.apart.any():
-            inside = self._spread(place, space, inside=True)
-            # Where operators compare numbers for equality, as amax does, moving them breaks more than rounding would.
-            if inside.norm() <= tolerances.ASKED_LOW * reference.norm():
-                spread = torch.maximum(spread, inside)
-            spread = torch.maximum(spread, self._parts(space, case.jitter(place)))
-            wider = tolerances.elementwise(reference, case.epsilon, spread)
-            found.allowance = torch.maximum(wider, least)
-        return found
-
-    def _spread(self, place: int, space: Space, *, inside: bool = False) -> torch.Tensor:
-        """(C,): what rounding does to each coordinate; both parts of a complex number share theirs."""
-        return self._parts(space, self._case.spread(place, inside=inside))
-
-    def _parts(self, space: Space, found: torch.Tensor) -> torch.Tensor:
-        found = found.reshape(-1)
-        return found.repeat_interleave(2) if space.base.dtype.is_complex else found
-
-    def _verdict(self, place: int, examiner: Examiner, gradients: _Gradients) -> InputReport:
+    def _verdict(self, place: int, examiner: Examiner, gradients: Gradients) -> InputReport:
         """Numerics judge the reference; what is not the reference is judged beside it and by single elements."""
         found = self._numerically(place, examiner, gradients.reference)
         apart = gradients.apart
@@ -184,7 +137,7 @@ class Judge:
         if found.verdict is Verdict.PASS and bool(found.suspicious.any()):
             wrong = self._single(examiner, gradients, found)
             if wrong:
-                return self._failing(place, examiner, gradients, wrong, trusted=None)
+                return self._failing(place, examiner, gradients, wrong, trusted=_mended(examiner, gradients, wrong))
         if found.verdict is Verdict.PASS and not apart.any():
             return self._passed(examiner, gradients, found)
         if found.verdict is Verdict.PASS:
@@ -209,7 +162,7 @@ class Judge:
             examiner.confirm(found)
             found = examiner.assess(gradient, generous=True)
         if found.verdict is Verdict.FAIL:
-            inside = tolerances.SPREADS * self._spread(place, examiner.space, inside=True)
+            inside = tolerances.SPREADS * spread(self._case, place, examiner.space, inside=True)
             found = examiner.assess(gradient, generous=True, allowance=inside)
         if found.verdict is Verdict.INCONCLUSIVE and not found.kinked:
             examiner.narrow()
@@ -218,7 +171,7 @@ class Judge:
             return self._numerically(place, examiner, gradient)
         return found
 
-    def _single(self, examiner: Examiner, gradients: _Gradients, found: Assessment) -> list[Mismatch]:
+    def _single(self, examiner: Examiner, gradients: Gradients, found: Assessment) -> list[Mismatch]:
         """The elements, if any, that are wrong by themselves where the whole is within the tolerance."""
         if examiner.units:
             return []
@@ -227,7 +180,7 @@ class Judge:
         rows = self._mismatches(examiner, gradients, self._elements(examiner, suspects or []))
         return [one for one in rows if not one.error <= one.error_bound]
 
-    def _passed(self, examiner: Examiner, gradients: _Gradients, found: Assessment) -> InputReport:
+    def _passed(self, examiner: Examiner, gradients: Gradients, found: Assessment) -> InputReport:
         error, bound = found.judgements.worst
         report = InputReport(examiner.space.name, Verdict.PASS, max_error=error, error_bound=bound)
         size = gradients.reference.norm()
@@ -245,7 +198,7 @@ class Judge:
             report.explanation += " The negative control was not caught: faults of that size would pass."
         return report
 
-    def _describe_rounding(self, report: InputReport, gradients: _Gradients) -> None:
+    def _describe_rounding(self, report: InputReport, gradients: Gradients) -> None:
         """In low precision the figures are those of the claim beside the float64 shadow's gradient."""
         errors = (gradients.claimed - gradients.reference).abs().nan_to_num(0.0, 0.0)
         worst = int((errors / gradients.allowance.clamp(min=1e-300)).argmax())
@@ -265,7 +218,7 @@ class Judge:
         typical = int((blind - power).abs().nan_to_num(math.inf).argmin())
         return power, examiner.notices(gradient, typical, _CONTROL * power)
 
-    def _inconclusive(self, examiner: Examiner, gradients: _Gradients, found: Assessment) -> InputReport:
+    def _inconclusive(self, examiner: Examiner, gradients: Gradients, found: Assessment) -> InputReport:
         bounds = found.judgements.bound.nan_to_num(nan=math.inf, posinf=math.inf)
         row = int(bounds.argmax())
         widest = float(bounds[row])
@@ -279,7 +232,7 @@ class Judge:
             report.explanation = f"The numerical derivative is known to {widest:.2g} only, which is too wide to tell."
         return report
 
-    def _apart(self, place: int, examiner: Examiner, gradients: _Gradients, apart: torch.Tensor) -> InputReport:
+    def _apart(self, place: int, examiner: Examiner, gradients: Gradients, apart: torch.Tensor) -> InputReport:
         """The reference stands; the claim differs from it in some elements, and each of those is measured alone."""
         excess = (gradients.claimed - gradients.reference).abs() / gradients.allowance.clamp(min=1e-300)
         excess = torch.where(apart, excess.nan_to_num(nan=torch.inf), -1.0)
@@ -298,7 +251,7 @@ class Judge:
             return report
         return self._failing(place, examiner, gradients, wrong, trusted=gradients.reference)
 
-    def _failed(self, place: int, examiner: Examiner, gradients: _Gradients) -> InputReport:
+    def _failed(self, place: int, examiner: Examiner, gradients: Gradients) -> InputReport:
         """Neither the claim nor autograd agrees with the slopes; wrong elements are searched for."""
         suspects = search.suspects(examiner, gradients.claimed)
         trusted = None
@@ -325,7 +278,7 @@ class Judge:
         self,
         place: int,
         examiner: Examiner,
-        gradients: _Gradients,
+        gradients: Gradients,
         rows: list[Mismatch],
         *,
         trusted: torch.Tensor | None,
@@ -356,7 +309,7 @@ class Judge:
         report.explanation = f"It is not linear in its cotangent: {worst.explanation}."
         return report
 
-    def _at_kink(self, place: int, examiner: Examiner, gradients: _Gradients) -> InputReport:
+    def _at_kink(self, place: int, examiner: Examiner, gradients: Gradients) -> InputReport:
         report = InputReport(examiner.space.name, Verdict.NON_DIFFERENTIABLE)
         if bool(gradients.claimed.isnan().any()) and self._case.weights is None:
             return self._failed(place, examiner, gradients)
@@ -374,7 +327,7 @@ class Judge:
         self._describe_kinks(report, examiner, gradients, kinks)
         return report
 
-    def _failed_beside(self, place: int, examiner: Examiner, gradients: _Gradients, kinks: list[int]) -> InputReport:
+    def _failed_beside(self, place: int, examiner: Examiner, gradients: Gradients, kinks: list[int]) -> InputReport:
         """Wrong in elements that have no kink."""
         suspects = [one for one in (search.suspects(examiner, gradients.claimed) or []) if one not in kinks]
         rows = self._mismatches(examiner, gradients, self._elements(examiner, suspects))
@@ -384,7 +337,7 @@ class Judge:
             report.explanation = "It is wrong in elements where the function is smooth; in others it has a kink."
         return report
 
-    def _describe_kinks(self, report: InputReport, examiner: Examiner, gradients: _Gradients, kinks: list[int]) -> None:
+    def _describe_kinks(self, report: InputReport, examiner: Examiner, gradients: Gradients, kinks: list[int]) -> None:
         kinks = kinks[:ALL_UNITS]
         along, lengths = examiner.element_slopes(kinks)
         low, high, bar = along.low / lengths, along.high / lengths, along.bar / lengths
@@ -411,7 +364,7 @@ class Judge:
         parts = 2 if examiner.space.base.dtype.is_complex else 1
         return list(dict.fromkeys(one // parts for one in coordinates))
 
-    def _mismatches(self, examiner: Examiner, gradients: _Gradients, elements: Sequence[int]) -> list[Mismatch]:
+    def _mismatches(self, examiner: Examiner, gradients: Gradients, elements: Sequence[int]) -> list[Mismatch]:
         """Each element measured along its own axis, or axes."""
         elements = elements[:_NAMED]
         if not elements:
@@ -438,6 +391,14 @@ class Judge:
             )
             for row, element in enumerate(elements)
         ]
+
+
+def _mended(examiner: Examiner, gradients: Gradients, wrong: Sequence[Mismatch]) -> torch.Tensor:
+    """The claim, (C,), with wrong elements as they were measured."""
+    natural = examiner.space.unflat(gradients.claimed.clone())
+    for one in wrong:
+        natural[one.index] = torch.as_tensor(one.numerical, dtype=natural.dtype)
+    return examiner.space.flat(natural)
 
 
 def _index(space: Space, element: int) -> tuple[int, ...]:

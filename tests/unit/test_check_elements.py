@@ -1,0 +1,272 @@
+"""Single elements: those of a gradient that probes must not miss, and those of a Jacobian in full mode."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from check_cases import F64, check, planted
+
+from gradoracle_server.engine import curves, jacobians
+from gradoracle_server.engine.errors import Fault
+from gradoracle_server.engine.report import Diagnosis, Mode, Verdict
+
+
+def draw(*shape, dtype=F64, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def one(report):
+    (found,) = report.inputs
+    return found
+
+
+def scaled(place, factor):
+    """A wrong backward: one element of the right gradient times a factor."""
+
+    def wrong(inputs, cotangent, right):
+        found = right[0].clone()
+        found.view(-1)[place] *= factor
+        return (found,)
+
+    return wrong
+
+
+# ---- Probe mode
+
+
+@pytest.mark.parametrize("size", [65, 100, 257, 1000, 4000])
+@pytest.mark.parametrize("seed", range(3))
+def test_one_element_off_by_1e_8_is_named_among_many(size, seed):
+    """However many there are beside it, an element of usual size that is off by 1e-8 of itself fails by name."""
+    x = draw(size, seed=seed).abs() + 0.5
+    place = (7919 * (seed + 1)) % size
+    report = check(planted(torch.sin, scaled(place, 1 + 1e-8)), x, seed=seed)
+    found = one(report)
+    assert found.verdict is Verdict.FAIL
+    assert found.worst[0].index == (place,)
+    assert found.diagnosis is Diagnosis.SINGLE_ELEMENTS
+    assert len(found.worst) == 1
+
+
+def test_what_is_right_to_nine_digits_only_passes():
+    """torch's trigamma has nine and a half digits: noise in every element is no fault of a single one."""
+    assert check(torch.digamma, draw(300).abs() + 1).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("size", [100, 2000])
+def test_the_power_that_is_reported_is_there(size):
+    """A fault of ten times the reported power, in an element of usual size, fails."""
+    x = draw(size).abs() + 0.5
+    right = check(torch.exp, x)
+    assert right.verdict is Verdict.PASS
+    assert 1e-9 <= right.detection_power <= 1e-7
+    terms = torch.exp(x) * x
+    typical = int((terms - terms.median()).abs().argmin())
+    assert check(planted(torch.exp, scaled(typical, 1 + 10 * right.detection_power)), x).verdict is Verdict.FAIL
+
+
+# ---- Full mode
+
+
+def mixing(x):
+    """A function of which every output depends on every input."""
+    weight = torch.arange(1, x.numel() ** 2 + 1, dtype=x.real.dtype).reshape(x.numel(), -1).sin()
+    return torch.tanh(weight.to(x.dtype) @ x)
+
+
+@pytest.mark.parametrize("function", [torch.sin, mixing])
+@pytest.mark.parametrize("size", [5, 70])
+def test_full_mode_names_output_and_input(function, size):
+    """A wrong element of the Jacobian is reported with the output whose derivative it is."""
+
+    def wrong(inputs, cotangent, right):
+        found = right[0].clone()
+        found[3] += 1e-3 * cotangent[2 if function is mixing else 3]
+        return (found,)
+
+    found = one(check(planted(function, wrong), draw(size), mode=Mode.FULL))
+    assert found.verdict is Verdict.FAIL
+    assert found.explanation.endswith("1 element of its Jacobian is wrong.")
+    (worst,) = found.worst
+    assert (worst.index, worst.output, worst.output_index) == ((3,), "out0", (2 if function is mixing else 3,))
+    assert worst.error == pytest.approx(1e-3, rel=1e-6)
+
+
+@pytest.mark.parametrize("function", [torch.sin, mixing, lambda x: torch.cumsum(x, 0), lambda x: x.flip(0)[:-1] ** 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128, torch.float32])
+def test_full_mode_passes_what_is_right(function, dtype):
+    """Dense and sparse Jacobians, real and complex, pass."""
+    report = check(function, draw(70, dtype=dtype), mode=Mode.FULL)
+    assert report.verdict is Verdict.PASS, one(report).explanation
+
+
+def test_a_dependence_that_the_jacobian_lacks_is_seen():
+    """A backward that claims an elementwise function, where outputs depend on their neighbours, too, fails."""
+
+    def shifted(x):
+        return x.sin() + 1e-3 * x.roll(1)
+
+    wrong = planted(shifted, lambda inputs, cotangent, right: (cotangent * inputs[0].cos(),))
+    found = one(check(wrong, draw(70), mode=Mode.FULL))
+    assert found.verdict is Verdict.FAIL
+    assert {tuple(mismatch.index) != mismatch.output_index for mismatch in found.worst} == {True}
+
+
+def test_elementwise_jacobians_take_few_passes():
+    """Columns that share no output are moved together."""
+    report = check(torch.sin, draw(500), mode=Mode.FULL)
+    assert report.verdict is Verdict.PASS
+    assert report.evaluations < 100
+    assert check(mixing, draw(100), mode=Mode.FULL).evaluations > 600
+
+
+def test_operators_without_a_batching_rule_are_pulled_back_one_by_one():
+    """A backward that vmap cannot batch is asked for each row of the Jacobian."""
+
+    class Stubborn(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            (x,) = ctx.saved_tensors
+            found = 3 * x**2 * cotangent
+            found[1] = found[1] * 1.01
+            return found
+
+    found = one(check(lambda x: Stubborn.apply(x), draw(3), mode=Mode.FULL))
+    assert found.verdict is Verdict.FAIL
+    assert [mismatch.index for mismatch in found.worst] == [(1,)]
+
+
+def test_full_mode_of_second_gradients():
+    """At order 2 the outputs are the first gradients, and named so."""
+
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            return square(*ctx.saved_tensors) * cotangent
+
+    square = planted(lambda x: 3 * x**2, scaled(1, 1.01))
+    found = one(check(lambda x: Cube.apply(x), draw(3), mode=Mode.FULL, order=2))
+    assert found.verdict is Verdict.FAIL
+    (worst,) = found.worst
+    assert (worst.index, worst.output, worst.output_index) == ((1,), "gradient of x", (1,))
+
+
+def test_rounding_inside_a_backward_is_no_wrong_element():
+    """1 - tanh^2 where it is nearly 0 is known to the rounding of 1."""
+    assert check(torch.tanh, torch.tensor([8.4, 0.3], dtype=F64), mode=Mode.FULL).verdict is Verdict.PASS
+
+
+def test_full_mode_has_a_limit():
+    """Too many elements are refused, with the limit and what was asked for."""
+    with pytest.raises(Fault) as caught:
+        check(torch.sin, draw(9000), mode=Mode.FULL)
+    assert caught.value.message == (
+        "mode: full moves every element alone and measures every element of the Jacobian, at most 67108864 products of "
+        'outputs and inputs; input "x0" has 9000 real numbers, and the outputs 9000; probe mode has no limit'
+    )
+    assert caught.value.metadata == {"limit": "full mode", "allowed": str(jacobians.MOST), "asked": "81000000"}
+
+
+# ---- Taylor's remainder
+
+
+def test_taylors_remainder_tells_right_from_wrong():
+    """The remainder falls with the square of the step, and of a wrong gradient with the step itself."""
+
+    def taylor(report):
+        (found,) = [opinion for opinion in report.opinions if opinion.name == "taylor"]
+        return found
+
+    right = taylor(check(torch.exp, draw(5)))
+    assert right.verdict is Verdict.PASS
+    assert abs(right.error) < 0.1
+    wrong = taylor(check(planted(torch.exp, lambda i, u, r: (1.1 * r[0],)), draw(5)))
+    assert wrong.verdict is Verdict.FAIL
+    assert abs(wrong.error - 1) < 0.2
+    assert wrong.bound == 0.5
+    kinked = taylor(check(torch.relu, torch.zeros(3, dtype=F64)))
+    assert kinked.verdict is Verdict.INCONCLUSIVE
+    assert taylor(check(lambda x: 2 * x, draw(5))).verdict is Verdict.PASS
+    assert curves._BETWEEN == 1.5
+
+
+# ---- Second gradients are linear, too
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_second_gradients_that_ignore_what_they_are_weighted_with(weighted):
+    """A double backward that ignores its weights, or the cotangent, is no linear map."""
+
+    class First(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, cotangent):
+            ctx.save_for_backward(x, cotangent)
+            return cotangent * x.cos()
+
+        @staticmethod
+        def backward(ctx, weight):
+            x, cotangent = ctx.saved_tensors
+            size = weight.abs() * weight.sign().detach() if weighted else cotangent.sign() * weight
+            wrong = torch.ones_like(weight) if weighted else size
+            return -x.sin() * wrong * (cotangent if weighted else 1), weight * x.cos()
+
+    class Sine(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.sin()
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            return First.apply(*ctx.saved_tensors, cotangent)
+
+    report = check(lambda x: Sine.apply(x), draw(4), order=2)
+    assert report.verdict is Verdict.FAIL
+    failed = {opinion.name for opinion in report.opinions if opinion.verdict is Verdict.FAIL}
+    assert ("linear_doubled" in failed) == weighted
+    assert ("linear_cotangent" in failed) == (not weighted)
+
+
+# ---- Where differences end
+
+
+def test_stairs_are_no_slope_and_no_fault():
+    """Rounding to half precision inside a function leaves stairs: nothing can be said."""
+    assert check(lambda x: x.half().double(), draw(3)).verdict is Verdict.INCONCLUSIVE
+
+
+def test_points_that_an_operator_refuses_are_outside_of_the_domain():
+    """binary_cross_entropy raises for targets above 1: the derivative at 1 is the one from below."""
+    report = check(
+        lambda x, t: torch.nn.functional.binary_cross_entropy(x, t),
+        torch.tensor([0.3], dtype=F64),
+        torch.tensor([1.0], dtype=F64),
+    )
+    assert [found.verdict for found in report.inputs] == [Verdict.PASS] * 2
+
+
+@pytest.mark.parametrize(
+    ("claim", "inside"), [([0.0, 0.5, 0.5], True), ([0.0, 1.0, 0.0], True), ([0.0, 1.0, 1.0], False)]
+)
+def test_ties_share_one_slope(claim, inside):
+    """Each tie of a maximum may have the whole gradient, but not all of them."""
+    x = torch.tensor([1.0, 3.0, 3.0], dtype=F64)
+    found = one(check(lambda x: torch.amax(x), x, claimed={"x": torch.tensor(claim, dtype=F64)}))
+    assert found.verdict is Verdict.NON_DIFFERENTIABLE
+    assert found.claim_inside is inside
+
+
+def test_claims_must_cover_what_is_asked_for():
+    """A claim for one input says nothing of another."""
+    with pytest.raises(Fault, match='wrt: no gradient is claimed for "y"; claimed: "x"'):
+        check(lambda x, y: (x * y).sum(), draw(2), draw(2), claimed={"x": draw(2)}, wrt=["x", "y"])
