@@ -15,6 +15,8 @@ class WorkerOptions:
     max_graph_nodes: int  # 0: no limit, here and below
     max_tensor_bytes: int
     max_memory_bytes: int
+    sandbox: str = "auto"  # "auto", "on" or "off"
+    log_format: str = "text"  # "text" or "json"
 
 
 PRELOAD = "gradoracle_server.worker.main"
@@ -23,8 +25,10 @@ PRELOAD = "gradoracle_server.worker.main"
 
 def run_worker(sock: socket.socket, options: WorkerOptions) -> None:
     """The main function of a worker process: greets over `sock`, then answers jobs until the front closes it."""
+    from gradoracle_server.front import logs
     from gradoracle_server.worker import main  # torch comes with it
 
+    logs.configure(options.log_format)
     main.serve(sock, options)
 
 

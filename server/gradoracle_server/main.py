@@ -54,7 +54,7 @@ def main(
         try:
             asyncio.run(serve())
         except settings.SettingsError as error:
-            return _complain(error, 2)
+            return _complain(settings.as_given(str(error), arguments), 2)
         except StartError as error:
             return _complain(error, 1)
         return 0
@@ -62,7 +62,7 @@ def main(
         processes.close()
 
 
-def _complain(error: Exception, code: int) -> int:
+def _complain(error: object, code: int) -> int:
     print(f"gradoracle: {error}", file=sys.stderr)
     return code
 

@@ -127,6 +127,12 @@ def _log_format(text: str) -> str:
     return text
 
 
+def _sandbox(text: str) -> str:
+    if text not in ("auto", "on", "off"):
+        raise ValueError
+    return text
+
+
 def _switch(text: str) -> bool:
     if text.lower() not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
         raise ValueError
@@ -182,6 +188,13 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("workers", _positive, "a whole number from 1", "workers for each device (default: one a core, one a GPU)"),
     Option(
+        "spare_workers",
+        _count,
+        "a whole number from 0",
+        "workers for each device beside those, which wait until one dies and take its place at once",
+        "1",
+    ),
+    Option(
         "threads",
         _positive,
         "a whole number from 1",
@@ -199,7 +212,14 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("max_graph_nodes", _count, "a whole number from 0", "nodes of one graph; 0: no limit", "50000"),
     Option("max_tensor_bytes", _size, _SIZE, "bytes of one tensor; 0: no limit", "1GiB", "BYTES"),
-    Option("max_memory_bytes", _size, _SIZE, "bytes of memory for each worker; 0: no limit", "0", "BYTES"),
+    Option(
+        "max_memory_bytes",
+        _size,
+        _SIZE,
+        "bytes of memory that a request may take in its worker; 0: no limit (default: four fifths of the memory of the "
+        "machine or container, in even shares for the CPU workers; nine tenths of a GPU's, for its workers)",
+        metavar="BYTES",
+    ),
     Option(
         "request_timeout",
         _duration,
@@ -235,6 +255,14 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "log_format", _log_format, '"text" or "json"', "how log lines on stderr look: text or json", "text", "FORMAT"
     ),
+    Option(
+        "sandbox",
+        _sandbox,
+        '"auto", "on" or "off"',
+        "keep workers from files, the network and other processes; auto: as far as the kernel can, on: or do not start",
+        "auto",
+        "MODE",
+    ),
     Option("stop_on_stdin_eof", _switch, _SWITCH, "stop as on SIGTERM when standard input is closed", "false", "BOOL"),
 )
 
@@ -247,13 +275,14 @@ class Settings:
     metrics_listen: Address | None
     device: tuple[str, ...]
     workers: int | None
+    spare_workers: int
     threads: int | None
     max_queue: int
     max_queue_bytes: int
     max_message_bytes: int
     max_graph_nodes: int
     max_tensor_bytes: int
-    max_memory_bytes: int
+    max_memory_bytes: int | None
     request_timeout: float
     drain_timeout: float
     drain_pause: float
@@ -264,6 +293,7 @@ class Settings:
     token_file: Path | None
     health_without_token: bool
     log_format: str
+    sandbox: str
     stop_on_stdin_eof: bool
 
     def __post_init__(self) -> None:
@@ -325,6 +355,15 @@ def load(
             text = option.default
         values[option.name] = None if text is None else _value(option, source, text)
     return Settings(**values)
+
+
+def as_given(message: str, arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> str:
+    """A message that begins with a flag, with the environment variable in its place where that gave the value."""
+    flags = vars(parser("").parse_args(arguments))
+    for option in OPTIONS:
+        if message.startswith(f"{option.flag}:") and flags[option.name] is None and environment.get(option.variable):
+            return message.replace(option.flag, option.variable, 1)
+    return message
 
 
 def _value(option: Option, source: str, text: str) -> object:

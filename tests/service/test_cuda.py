@@ -127,6 +127,25 @@ def test_memory_that_the_gpu_does_not_have(client: go.Client) -> None:
     assert client.evaluate("x + 1", {"x": 1.0}, device="cuda").outputs["out"] == 2.0
 
 
+def test_the_limit_is_a_fraction_of_the_gpus_memory() -> None:
+    """--max-memory-bytes bounds what torch may take of the device: before work, and while it runs."""
+    allowed = 512 * 2**20
+    with go.local_server(device="cuda", max_memory_bytes=allowed) as address, go.Client(address) as client:
+        assert client.server_info().limits.memory_bytes == allowed
+        g = go.Graph()
+        x = g.input("x")
+        kept = x[x > 0]  # of a size that no shape tells
+        g.output("y", kept.repeat([100_000]).sum())
+        for graph in (g, go.Graph.parse("x.repeat([100000]).sum()")):
+            with pytest.raises(go.ResourceLimitError) as caught:
+                client.evaluate(graph, {"x": np.ones(10_000)})
+            assert (caught.value.metadata["limit"], caught.value.metadata["allowed"]) == (
+                "max-memory-bytes",
+                str(allowed),
+            )
+        assert client.evaluate("x + 1", {"x": 1.0}).outputs["out"] == 2.0
+
+
 def test_the_gpus_memory_is_measured() -> None:
     """/metrics shows the reserved bytes of the GPU after a request ran there."""
     flags = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--device", "cuda", "--stop-on-stdin-eof"]

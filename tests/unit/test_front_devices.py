@@ -10,6 +10,7 @@ from gradoracle_server import settings
 from gradoracle_server.front import devices
 
 GPUS = ["cpu", "cuda:0", "cuda:1"]
+MEMORY = {"cpu": 10_000, "cuda:0": 1_000, "cuda:1": 1_000}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_device_that_is_not_there(asked: str, found: list[str], message: str) ->
 )
 def test_shares(flags: list[str], expected: list[tuple[str, int, int]]) -> None:
     """One worker for each GPU and one for each core, unless told; the cores are shared out among CPU workers."""
-    made = devices.shares(settings.load(flags, {}), ["cuda:0", "cpu"], 8)
+    made = devices.shares(settings.load(flags, {}), ["cuda:0", "cpu"], 8, MEMORY)
 
     assert expected == [(share.options.device, share.workers, share.options.threads) for share in made]
 
@@ -67,3 +68,47 @@ def test_cores_of_a_container(tmp_path: Path, content: str, expected: int | None
 
     assert without >= 1
     assert (without if expected is None else expected) == devices.usable_cores(tmp_path / "cpu.max")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], [900, 1000]),  # nine tenths of 1,000 for the GPU's one worker; an eighth of four fifths of 10,000
+        (["--workers", "2"], [450, 4000]),
+        (["--max-memory-bytes", "777"], [777, 777]),
+        (["--max-memory-bytes", "0"], [0, 0]),  # no limit
+    ],
+)
+def test_shares_of_memory(flags: list[str], expected: list[int]) -> None:
+    """Most of each device's memory is shared out among its workers, unless told; 0 is no limit."""
+    made = devices.shares(settings.load(flags, {}), ["cuda:0", "cpu"], 8, MEMORY)
+
+    assert expected == [share.options.max_memory_bytes for share in made]
+
+
+def test_workers_are_told_of_sandbox_and_logs() -> None:
+    """What the front was told of them, each worker is."""
+    made = devices.shares(settings.load(["--sandbox", "on", "--log-format", "json"], {}), ["cpu"], 1, MEMORY)
+
+    assert [("on", "json")] == [(share.options.sandbox, share.options.log_format) for share in made]
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        (["5000000\n", ""], 5_000_000),
+        (["", "6000000\n"], 6_000_000),
+        (["max\n", "9223372036854771712\n"], None),
+        (["nonsense", ""], None),
+    ],
+)
+def test_memory_of_a_container(tmp_path: Path, contents: list[str], expected: int | None) -> None:
+    """A container's limit counts where it is smaller, in either version of control groups."""
+    files = [tmp_path / "memory.max", tmp_path / "limit_in_bytes"]
+    for file, content in zip(files, contents, strict=True):
+        if content:
+            file.write_text(content)
+    without = devices.usable_memory([tmp_path / "absent"])
+
+    assert without > 2**28
+    assert (without if expected is None else expected) == devices.usable_memory(files)

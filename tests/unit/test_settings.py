@@ -20,6 +20,7 @@ def test_defaults() -> None:
     assert (None, None) == (settings.workers, settings.threads)
     assert (1024, 2 * 2**30, 256 * 2**20) == (settings.max_queue, settings.max_queue_bytes, settings.max_message_bytes)
     assert (600.0, 30.0, 0.0) == (settings.request_timeout, settings.drain_timeout, settings.max_connection_age)
+    assert (None, "auto") == (settings.max_memory_bytes, settings.sandbox)
     assert not settings.stop_on_stdin_eof
 
 
@@ -90,6 +91,8 @@ def test_address_prints_as_it_is_typed(address: str) -> None:
         ("--request-timeout", "soon", "expected a number of seconds"),
         ("--request-timeout", "nan", "expected a number of seconds"),
         ("--log-format", "xml", 'expected "text" or "json"'),
+        ("--sandbox", "maybe", 'expected "auto", "on" or "off"'),
+        ("--max-memory-bytes", "all", 'expected a number of bytes, or one with a unit like "64MiB"'),
         ("--health-without-token", "perhaps", 'expected "true" or "false"'),
     ],
 )

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import logging
+import os
+import re
+import socket
+import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from google.protobuf import message
 from google.rpc import error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
@@ -192,6 +200,98 @@ def test_what_is_not_the_callers_fault_is_logged_and_hidden(worker, monkeypatch,
     assert status.message == f"internal error, incident {info.metadata['incident']}"
     assert info.metadata["incident"] in caplog.text
     assert "a secret of the server's" in caplog.text
+
+
+def test_what_is_logged_holds_no_values(worker, monkeypatch, caplog):
+    """The log tells which exception came from where, in all of a chain, without the numbers and bytes in its words."""
+
+    first = "got 987654.321e7 and -0x1.8p+3 in b'\\x00secret', tensor([2.5, nan])"
+    second = "at element 31337 of 3.25j"
+
+    def broken(request, context):
+        try:
+            raise ValueError(first)
+        except ValueError as error:
+            raise RuntimeError(second) from error
+
+    monkeypatch.setitem(handlers.HANDLERS, "Evaluate", (service_pb2.EvaluateRequest, broken))
+    with caplog.at_level(logging.ERROR):
+        failed(ask(worker, "Evaluate", service_pb2.EvaluateRequest()))
+    assert "ValueError: got # and -#+# in #, tensor([#, nan])" in caplog.text
+    assert "RuntimeError: at element # of #" in caplog.text
+    assert re.search(r'test_worker.py", line \d+, in broken\n +raise ValueError\(first\)', caplog.text)
+    for value in ("987654", "1.8p", "secret'", "2.5", "31337", "3.25"):
+        assert value not in caplog.text
+
+
+def test_an_answer_that_no_message_can_hold(monkeypatch):
+    """It is over a limit, which is named, and no fault of the server's."""
+    made = main.Worker(OPTIONS)
+    monkeypatch.setattr(main, "_LONGEST_ANSWER", 7)
+    request = service_pb2.EvaluateRequest(graph=square_graph(), primals=[array("x", [1, 2, 3])])
+
+    def unserializable():
+        raise message.EncodeError("Failed to serialize proto")
+
+    real = handlers.HANDLERS["Evaluate"][1]
+
+    def handler(request, context):
+        real(request, context)
+        return types.SimpleNamespace(SerializeToString=unserializable)
+
+    monkeypatch.setitem(handlers.HANDLERS, "Evaluate", (service_pb2.EvaluateRequest, handler))
+    status, info = failed(ask(made, "Evaluate", request))
+    assert (status.code, info.reason) == (8, "LIMIT_EXCEEDED")
+    assert status.message == (
+        "the answer's tensors take 8 bytes, over the 7 that one message can hold; ask for less, or through a Stream"
+    )
+    assert dict(info.metadata) == {"limit": "message", "allowed": "7", "asked": "8"}
+
+
+def test_memory_that_cannot_be_had_outside_of_a_graph(worker, monkeypatch):
+    """Out of memory while decoding or encoding is over the limit, too, with the limit's name and figure."""
+    made = main.Worker(dataclasses.replace(OPTIONS, max_memory_bytes=1 << 30))
+    for error in (
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ):
+
+        def broken(request, context, error=error):
+            raise error
+
+        monkeypatch.setitem(handlers.HANDLERS, "Evaluate", (service_pb2.EvaluateRequest, broken))
+        status, info = failed(ask(made, "Evaluate", service_pb2.EvaluateRequest()))
+        assert (status.code, info.reason) == (8, "LIMIT_EXCEEDED")
+        assert dict(info.metadata) == {
+            "limit": "max-memory-bytes", "allowed": "1073741824", "asked": "more than 1073741824",
+        }  # fmt: skip
+
+
+def test_a_request_that_is_larger_than_the_memory(worker, monkeypatch):
+    """Where not even its bytes can be mapped it is over the limit, and the next request is answered."""
+    ours, theirs = socket.socketpair()
+    request = service_pb2.EvaluateRequest(graph=square_graph(), primals=[array("x", np.ones(100_000))])
+    mapped, refusals = frames._mapped, [OSError(errno.ENOMEM, "Cannot allocate memory")]
+
+    def short_of_memory(descriptor, size):
+        if refusals:
+            os.close(descriptor)
+            raise refusals.pop()
+        return mapped(descriptor, size)
+
+    with ours, theirs, ThreadPoolExecutor(1) as thread:
+        monkeypatch.setattr(frames, "_mapped", short_of_memory)
+        loop = thread.submit(main._answer_all, worker, theirs, 5000)
+        replies = []
+        for _ in range(2):
+            frames.send(ours, Job(METHODS.index("Evaluate"), request.SerializeToString()))
+            replies.append(frames.Inbox(frames.Reply).wait(ours))
+        ours.close()
+        assert loop.result(60) is None
+    status, info = failed(replies[0])
+    assert (status.code, info.reason) == (8, "LIMIT_EXCEEDED")
+    assert dict(info.metadata) == {"limit": "max-memory-bytes", "allowed": "5000", "asked": "more than 5000"}
+    assert replies[1].code == 0
 
 
 def test_every_method_has_a_handler():

@@ -6,13 +6,16 @@ here they are found when the graph arrives, for every node, with the argument's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
 from gradoracle_server.engine.errors import Fault, nearest, suggestion
 from gradoracle_server.engine.graph import Argument, NodeSpec, Ref
 from gradoracle_server.engine.operators import Operator
+
+T = TypeVar("T")
 
 _EXPECTED = {
     "Tensor": "a tensor",
@@ -26,6 +29,16 @@ _EXPECTED = {
     "Layout": "a layout",
     "MemoryFormat": "a memory format",
 }
+
+
+def in_order(schema: torch.FunctionSchema, args: Sequence[T], kwargs: Mapping[str, T]) -> tuple[list[T], dict[str, T]]:
+    """The arguments with those in their places that were given by name: a name may be a word of Python's own."""
+    found, named = list(args), dict(kwargs)
+    for parameter in schema.arguments[len(found) :]:
+        if parameter.kwarg_only or parameter.name not in named:
+            break
+        found.append(named.pop(parameter.name))
+    return found, named
 
 
 def check(node: NodeSpec, operator: Operator, field: str) -> None:

@@ -36,6 +36,8 @@ EPSILON = torch.finfo(torch.float64).eps
 
 Epsilon: TypeAlias = float | torch.Tensor
 _JUMP = 1e-9  # relative to the largest output, from which on a difference is not rounding
+_GOOD = 1e-6  # relative to the derivative: a bar that is good enough not to look for a better one
+_GROWTH = 2.0**3  # of noise from a good step of the first ladder to its longest, about
 _LARGE = 1e290  # from which on differences over steps may overflow
 _SLICE = 1 << 16  # output coordinates times directions worked on together: what a core's cache holds
 
@@ -52,18 +54,24 @@ class Derivative:
     def with_longer(self, longer: Derivative, least: torch.Tensor, longest: float, loud: float) -> Derivative:
         """Of each coordinate, this or what longer steps gave, whichever has the narrower bar.
 
-        Where the two contradict each other this stands, and their distance is the bar. `least`, (P, M), is the smallest
-        change that the longer steps saw. A value that these steps, up to `longest`, do not move may have such a grain.
-        That is rounding inside of the function; or, where it is more than `loud`, stairs, and then the slope is nothing
-        between 0 and what the longer steps made of them.
+        Where the two contradict each other this stands, and their distance is the bar. Not so where longer steps were
+        good and limited by noise: that grows with every shorter step, though the bar here may not tell. `least`,
+        (P, M), is the smallest change that the longer steps saw. A value that these steps, up to `longest`, do not move
+        may have such a grain. That is rounding inside of the function; or, where it is more than `loud`, stairs, and
+        then the slope is nothing between 0 and what the longer steps made of them.
         """
         own = self.bar
         if self.still is not None:
             grain = torch.where(least.isfinite(), least, 0.0)  # infinite where no step of any length moved the value
             own = torch.where(self.still, torch.maximum(own, grain / longest), own)
         distance = (self.value - longer.value).abs()
-        contradicted = distance > own + longer.bar
-        closer = (longer.bar < own) & ~contradicted
+        noise, closer = longer.bar, longer.bar < own
+        if longer.settled is not None:
+            good = longer.settled & (longer.bar <= _GOOD * longer.value.abs())
+            growth = _GROWTH * LADDERS[0] / longest
+            noise, closer = torch.where(good, noise * growth, noise), closer | good
+        contradicted = distance > own + noise
+        closer = closer & ~contradicted
         value, bar = torch.where(closer, longer.value, self.value), torch.where(closer, longer.bar, own)
         bar = torch.where(contradicted, torch.maximum(bar, distance), bar)
         if self.still is not None:

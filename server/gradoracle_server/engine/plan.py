@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from gradoracle_server.engine import arguments, functions, rules
+from gradoracle_server.engine import arguments, fresh, functions, memory, rules
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.graph import FUNCTION, GETITEM, Argument, GraphSpec, NodeSpec, Ref
 from gradoracle_server.engine.operators import Operator
@@ -39,6 +39,8 @@ class Plan:
     constants: dict[str, torch.Tensor]
     functions: dict[str, Callable[..., Any]]  # by name
     _programs: dict[tuple[str, ...], Program] = dataclasses.field(default_factory=dict)
+    needs: dict[Any, Any] = dataclasses.field(default_factory=dict)  # kept by `limits`
+    wants_zeros: bool = False  # whether it must run on memory that holds zeros: see `fresh`
 
     @property
     def output_values(self) -> tuple[str, ...]:
@@ -54,6 +56,10 @@ class Plan:
                 self._programs.pop(next(iter(self._programs)))
             program = self._programs[returned] = Program(self, returned)
         return program
+
+    def rebuilt(self, spec: GraphSpec) -> Plan:
+        """The plan of another graph on the same device."""
+        return build(spec, self.device)
 
 
 class Program:
@@ -138,8 +144,8 @@ def computation_failed(error: Exception, *, node: str = "", target: str = "") ->
     location = f'node "{node}": {target}: ' if node else ""
     kind = type(error).__name__
     text = str(error).strip() or kind
-    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
-        return Fault("LIMIT_EXCEEDED", f"{location}{text}", node=node, limit="device memory")
+    if memory.is_exhausted(error):
+        return memory.exhausted(error, location=location, node=node, target=target)
     return Fault("COMPUTATION_FAILED", f"{location}{text}", node=node, target=target, exception=kind)
 
 
@@ -151,7 +157,7 @@ def build(spec: GraphSpec, device: torch.device) -> Plan:
         one.name: functions.operator(one, build(one.forward, device).program(), build(one.backward, device).program())
         for one in spec.functions
     }
-    return Plan(spec, device, operators, constants, own)
+    return Plan(spec, device, operators, constants, own, wants_zeros=fresh.needed(spec))
 
 
 _STATE = ("running_mean", "running_var")
@@ -223,8 +229,10 @@ def _fx_node(graph: fx.Graph, node: NodeSpec, plan: Plan, made: dict[str, fx.Nod
     if node.target.startswith(FUNCTION):
         return graph.call_function(plan.functions[node.target.removeprefix(FUNCTION)], args)
     operator = plan.operators[node.name]
-    kwargs = arguments.with_device(node, operator, plan.device)
-    return graph.call_function(operator.overload, args, {key: _fx_argument(one, made) for key, one in kwargs.items()})
+    named = arguments.with_device(node, operator, plan.device)
+    kwargs = {key: _fx_argument(one, made) for key, one in named.items()}
+    placed, kwargs = arguments.in_order(operator.schema, args, kwargs)
+    return graph.call_function(operator.overload, tuple(placed), kwargs)
 
 
 def _fx_argument(argument: Argument, made: dict[str, fx.Node]) -> Any:

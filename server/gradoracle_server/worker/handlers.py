@@ -12,8 +12,9 @@ from google.protobuf.message import Message
 
 from gradoracle.v1 import graph_pb2, tensor_pb2
 from gradoracle.v1 import service_pb2 as pb
-from gradoracle_server.engine import autodiff, batching, evaluate, operators, plan
+from gradoracle_server.engine import autodiff, batching, evaluate, fresh, limits, operators, plan
 from gradoracle_server.engine.errors import Fault
+from gradoracle_server.engine.limits import Work
 from gradoracle_server.engine.phases import Phases
 from gradoracle_server.engine.plan import Plan
 from gradoracle_server.launch import WorkerOptions
@@ -79,12 +80,18 @@ class Context:
                     message = graph_pb2.Graph.FromString(self.graph)
                 found = plan.build(graphs.read(message, self.incoming, self.options.max_graph_nodes), self.device)
                 self.plans.put(key, found)
+            fresh.zero(found.wants_zeros)
             return found
 
     def tensors(self, messages: Sequence[tensor_pb2.NamedTensor], field: str) -> dict[str, torch.Tensor]:
         """The tensors of one list of the request."""
         with self.phases.measure("decode"):
             return self.incoming.named(messages, field)
+
+    def require(self, made: Plan, primals: Mapping[str, torch.Tensor], work: Work, **options: Sequence[str]) -> None:
+        """Raises Fault where the work would take more memory than a request may have."""
+        with self.phases.measure("plan"):
+            limits.require(made, primals, self.options.max_memory_bytes, work, **options)
 
     def seed(self, request: Any) -> None:
         """Seeds every generator, so that nothing of an earlier request decides what this one draws."""
@@ -105,6 +112,7 @@ def _outputs(made: Plan, outputs: Iterable[torch.Tensor]) -> dict[str, torch.Ten
 def evaluate_graph(request: pb.EvaluateRequest, context: Context) -> pb.EvaluateResponse:
     made = context.plan(request.graph)
     primals = context.tensors(request.primals, "primals")
+    context.require(made, primals, Work.EVALUATE)
     context.seed(request)
     outputs = evaluate.evaluate(made, primals, context.phases)
     response = pb.EvaluateResponse()
@@ -117,6 +125,7 @@ def compute_vjp(request: pb.ComputeVjpRequest, context: Context) -> pb.ComputeVj
     made = context.plan(request.graph)
     primals = context.tensors(request.primals, "primals")
     cotangents = context.tensors(request.cotangents, "cotangents")
+    context.require(made, primals, Work.VJP, wrt=request.wrt, batched=request.batched)
     context.seed(request)
     options: dict[str, Any] = {"cotangents": cotangents, "wrt": request.wrt, "retain": _once(request.retain, "retain")}
     if request.batched:
@@ -144,6 +153,7 @@ def compute_jvp(request: pb.ComputeJvpRequest, context: Context) -> pb.ComputeJv
     made = context.plan(request.graph)
     primals = context.tensors(request.primals, "primals")
     tangents = context.tensors(request.tangents, "tangents")
+    context.require(made, primals, Work.JVP)
     context.seed(request)
     found = autodiff.jvp(made, primals, context.phases, tangents=tangents)
     response = pb.ComputeJvpResponse()
@@ -156,6 +166,7 @@ def compute_jvp(request: pb.ComputeJvpRequest, context: Context) -> pb.ComputeJv
 def compute_jacobian(request: pb.ComputeJacobianRequest, context: Context) -> pb.ComputeJacobianResponse:
     made = context.plan(request.graph)
     primals = context.tensors(request.primals, "primals")
+    context.require(made, primals, Work.JACOBIAN, of=request.of, wrt=request.wrt)
     context.seed(request)
     outputs, blocks = autodiff.jacobian(made, primals, context.phases, of=request.of, wrt=request.wrt)
     response = pb.ComputeJacobianResponse()
@@ -171,6 +182,7 @@ def compute_hessian(request: pb.ComputeHessianRequest, context: Context) -> pb.C
     primals = context.tensors(request.primals, "primals")
     cotangents = context.tensors(request.cotangents, "cotangents")
     vectors = context.tensors(request.vectors, "vectors")
+    context.require(made, primals, Work.VJP if vectors else Work.HESSIAN, wrt=request.wrt)
     context.seed(request)
     response = pb.ComputeHessianResponse()
     blocks: dict[tuple[str, str], torch.Tensor] = {}
@@ -192,6 +204,7 @@ def compute_hessian(request: pb.ComputeHessianRequest, context: Context) -> pb.C
 def inspect_graph(request: pb.InspectGraphRequest, context: Context) -> pb.InspectGraphResponse:
     made = context.plan(request.graph)
     primals = context.tensors(request.primals, "primals")
+    context.require(made, primals, Work.INSPECT)
     context.seed(request)
     response = pb.InspectGraphResponse()
     for state in evaluate.inspect(made, primals, context.phases):
@@ -226,6 +239,7 @@ def check_gradients(request: pb.CheckGradientsRequest, context: Context) -> pb.C
     primals = context.tensors(request.primals, "primals")
     cotangents = context.tensors(request.cotangents, "cotangents")
     claimed = context.tensors(request.claimed, "claimed")
+    context.require(made, primals, Work.CHECK, wrt=request.wrt)
     context.seed(request)
     report = checks.run(request, made, primals, claimed, cotangents, context.phases)
     context.verdict = int(report.verdict)

@@ -4,49 +4,74 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import resource
 import socket
 import time
+import warnings
 from pathlib import Path
 from typing import cast
 
 import torch
+from google.protobuf import message
 
-from gradoracle_server.engine import autodiff, plan
+from gradoracle_server.engine import autodiff, memory, plan, shapes
+from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.graph import GraphSpec, InputSpec, NodeSpec, Ref
 from gradoracle_server.engine.phases import Phases
 from gradoracle_server.frames import METHODS, PHASES, Inbox, Job, Reply, send
 from gradoracle_server.launch import WorkerOptions
-from gradoracle_server.worker import devices, payload, statuses
+from gradoracle_server.worker import devices, payload, sandbox, statuses
 from gradoracle_server.worker.handlers import HANDLERS, Context, Plans
 from gradoracle_server.worker.tensors import Incoming, Outgoing
 
-# Here, when the fork server imports this module, and not at a request's expense in each worker: it takes 0.2 s.
+# Here, when the fork server imports this module, and not in each worker: they take 0.2 and 0.8 s.
 autodiff.load_forward_rules()
+shapes.load()
 
+_log = logging.getLogger(__name__)
 _STATM = Path("/proc/self/statm")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_OVERHEAD = 32 * 1024 * 1024  # bytes that a process may take for itself while it works for a request
+_LONGEST_ANSWER = 2**31 - 1  # bytes of a message, by protobuf's own limit
 
 
 def serve(sock: socket.socket, options: WorkerOptions) -> None:
     """Prepares the process, greets, and answers jobs."""
-    _limit_memory(options)
+    # torch warns of what callers do, once a process, in lines that may hold their values.
+    warnings.simplefilter("ignore")
     worker = Worker(options)
-    worker.warm_up()
+    confinement = sandbox.Confinement(options.sandbox, options.device)
+    try:
+        confinement.begin()
+        worker.warm_up()
+        confinement.complete()
+    except sandbox.SandboxError as error:
+        _log.error("%s", error)
+        raise SystemExit(1) from None
+    _limit_memory(options)
     # What lives now lives for ever: 170,000 objects, nearly all torch's. To look through them for garbage in the middle
     # of a request takes 39 ms; frozen, 3 us.
     gc.freeze()
     greeting = {"pid": os.getpid(), "torch": torch.__version__, "device": options.device}
-    greeting |= devices.describe(options.device)
+    greeting |= {**devices.describe(options.device), "confined_by": confinement.held, "not_by": confinement.missing}
     send(sock, Reply(0, json.dumps(greeting).encode()))
+    _answer_all(worker, sock, options.max_memory_bytes)
+
+
+def _answer_all(worker: Worker, sock: socket.socket, max_memory_bytes: int) -> None:
     inbox: Inbox[Job] = Inbox(Job)
     while True:
         try:
-            job = inbox.wait(sock)
+            reply = worker.answer(inbox.wait(sock))
         except EOFError:
             return
-        reply = worker.answer(job)
+        except OSError as error:
+            if not memory.is_exhausted(error):
+                raise
+            inbox.close()  # a request whose bytes alone are more than this process may hold
+            reply = statuses.reply_for(error, "request", max_memory_bytes)
         try:
             send(sock, reply)
         except (BrokenPipeError, ConnectionResetError):
@@ -59,7 +84,8 @@ def serve(sock: socket.socket, options: WorkerOptions) -> None:
 def _limit_memory(options: WorkerOptions) -> None:
     """Bounds what this process may allocate. A GPU worker's bound is a fraction of the device's memory.
 
-    RLIMIT_DATA, not RLIMIT_AS: libraries and CUDA reserve address space that never becomes memory.
+    RLIMIT_DATA, the part of the address space that can become memory of its own, and not RLIMIT_AS, all of it:
+    libraries and allocators reserve address space that never becomes memory.
     """
     if not options.max_memory_bytes:
         return
@@ -68,7 +94,7 @@ def _limit_memory(options: WorkerOptions) -> None:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, options.max_memory_bytes / total), device)
     else:
-        limit = _memory_bytes(5) + options.max_memory_bytes
+        limit = _memory_bytes(5) + options.max_memory_bytes + _OVERHEAD
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
@@ -87,6 +113,7 @@ class Worker:
         self._memory_seen, self._memory_time = (0, 0), 0.0
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
+            torch.zeros(1, device=self._device)  # makes the context, and the driver's own threads
         else:
             torch.set_num_threads(options.threads)
 
@@ -100,7 +127,8 @@ class Worker:
     def answer(self, job: Job) -> Reply:
         """The reply to a job, whatever happens."""
         phases = Phases(self._device)
-        incoming = Incoming(self._device, self._options.max_tensor_bytes, job.attachments)
+        limit = self._options.max_memory_bytes
+        incoming = Incoming(self._device, self._options.max_tensor_bytes, job.attachments, limit)
         outgoing = Outgoing(job.attachments_welcome)
         method = METHODS[job.method]
         try:
@@ -108,7 +136,7 @@ class Worker:
             reply.plan_cache, reply.verdict = context.plan_cache, context.verdict
         except Exception as error:
             outgoing.close()
-            reply = statuses.reply_for(error, method)
+            reply = statuses.reply_for(error, method, limit)
         finally:
             if job.attachments is not None:
                 job.attachments.close()
@@ -129,7 +157,12 @@ class Worker:
         context = Context(self._options, self._device, self._plans, phases, incoming, outgoing, graph)
         response = handler(request, context)
         with phases.measure("encode"):
-            return context, Reply(0, response.SerializeToString(), outgoing.attachments())
+            try:
+                return context, Reply(0, response.SerializeToString(), outgoing.attachments())
+            except (message.EncodeError, ValueError) as error:
+                if outgoing.bytes <= _LONGEST_ANSWER:
+                    raise
+                raise _too_long(outgoing.bytes) from error
 
     def _memory(self) -> tuple[int, int]:
         """Allocated and reserved bytes, looked up ten times a second at most: to read /proc takes 15 us."""
@@ -142,3 +175,11 @@ class Worker:
         if self._device.type == "cuda":
             return torch.cuda.memory_allocated(self._device), torch.cuda.memory_reserved(self._device)
         return _memory_bytes(1), 0
+
+
+def _too_long(size: int) -> Fault:
+    text = (
+        f"the answer's tensors take {size} bytes, over the {_LONGEST_ANSWER} that one message can hold; ask for less, "
+        "or through a Stream"
+    )
+    return Fault("LIMIT_EXCEEDED", text, limit="message", allowed=_LONGEST_ANSWER, asked=size)

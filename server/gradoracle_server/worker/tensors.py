@@ -11,6 +11,7 @@ from typing import cast
 import torch
 
 from gradoracle.v1 import tensor_pb2 as pb
+from gradoracle_server.engine import memory
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.frames import Attachments
 
@@ -30,9 +31,17 @@ _DRAWN_IN_ITSELF = (torch.float32, torch.float64, torch.complex64, torch.complex
 class Incoming:
     """Reads the tensors of one request, on one device, and counts their bytes."""
 
-    def __init__(self, device: torch.device, max_tensor_bytes: int, attachments: Attachments | None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        max_tensor_bytes: int,
+        attachments: Attachments | None,
+        max_memory_bytes: int = 0,
+    ) -> None:
+        """The limits are those of one tensor, and of all of them together with what it takes to make one; 0: none."""
         self._device = device
         self._limit = max_tensor_bytes
+        self._all_limit = max_memory_bytes
         self._attachments = attachments
         self._mapped: mmap.mmap | None = None
         self.bytes = 0
@@ -67,6 +76,25 @@ class Incoming:
             raise Fault("LIMIT_EXCEEDED", text, field=field, limit="max-tensor-bytes", allowed=self._limit, asked=size)
         self.bytes += size
         contents = message.WhichOneof("contents")
+        self._check_all(message, dtype, count, field)
+        try:
+            return self._made(message, contents, dtype, shape, size, field)
+        except RuntimeError as error:
+            if memory.is_exhausted(error):
+                raise
+            # A number that the dtype cannot hold, sizes whose product cannot be counted.
+            text = f"torch cannot make {dtype_and_shape(dtype, shape)}"
+            raise _invalid(field, text, expected="what it can make", got=f'"{str(error).splitlines()[0]}"') from error
+
+    def _made(
+        self,
+        message: pb.Tensor,
+        contents: str | None,
+        dtype: torch.dtype,
+        shape: tuple[int, ...],
+        size: int,
+        field: str,
+    ) -> torch.Tensor:
         if contents == "data":
             return self._from_data(message.data, dtype, shape, size, field)
         if contents == "attachment":
@@ -75,10 +103,18 @@ class Incoming:
             return torch.full(shape, _scalar(message.fill, dtype, field), dtype=dtype, device=self._device)
         if contents == "random":
             return draw(message.random, dtype, shape, field).to(self._device)
-        if count == 0:
+        if size == 0:
             return torch.empty(shape, dtype=dtype, device=self._device)
         expected = f"data, fill or random for {dtype_and_shape(dtype, shape)}"
         raise _invalid(field, f"expected {expected}", expected=expected, got="no contents")
+
+    def _check_all(self, message: pb.Tensor, dtype: torch.dtype, count: int, field: str) -> None:
+        """Holds all tensors so far, with what the making of this one takes, to the limit."""
+        drawn = message.HasField("random")
+        needed = self.bytes + (_to_draw(message.random, dtype, count) if drawn else 0)
+        if self._all_limit and needed > self._all_limit:
+            what = f"{field}: with {dtype_and_shape(dtype, tuple(message.shape))} the tensors of the request take"
+            raise memory.too_much(what, needed, self._all_limit, field=field)
 
     def _from_data(
         self, data: bytes, dtype: torch.dtype, shape: tuple[int, ...], size: int, field: str
@@ -174,6 +210,15 @@ def row_major(tensor: torch.Tensor) -> torch.Tensor:
     return plain if plain.is_contiguous() else plain.contiguous()
 
 
+def _to_draw(message: pb.Random, dtype: torch.dtype, count: int) -> int:
+    """The bytes that drawing takes beside the tensor itself: numbers of another dtype come first where it is not one
+    that can be drawn."""
+    integers = message.WhichOneof("distribution") == "integers"
+    if dtype in _DRAWN_IN_ITSELF and not integers:
+        return 0
+    return 0 if integers and dtype is torch.int64 else count * (4 if not integers and dtype.is_floating_point else 8)
+
+
 def draw(message: pb.Random, dtype: torch.dtype, shape: tuple[int, ...], field: str) -> torch.Tensor:
     """A tensor of random contents, on the CPU; see Random in tensor.proto for what is drawn how."""
     generator = torch.Generator()
@@ -192,12 +237,12 @@ def draw(message: pb.Random, dtype: torch.dtype, shape: tuple[int, ...], field: 
         std = message.normal.std if message.normal.HasField("std") else 1.0
         if not std >= 0:
             raise _invalid(field, "random normal needs std of 0 or more", expected="0 or more", got=f"std {std}")
-        values = torch.randn(shape, generator=generator, dtype=drawn) * std + message.normal.mean
+        values = torch.randn(shape, generator=generator, dtype=drawn).mul_(std).add_(message.normal.mean)
         return values.to(dtype)
     if kind == "uniform":
         high_limit = message.uniform.high if message.uniform.HasField("high") else 1.0
         span = high_limit - message.uniform.low
-        return (torch.rand(shape, generator=generator, dtype=drawn) * span + message.uniform.low).to(dtype)
+        return torch.rand(shape, generator=generator, dtype=drawn).mul_(span).add_(message.uniform.low).to(dtype)
     raise _invalid(field, "random contents need a distribution", expected="normal, uniform or integers", got="none")
 
 
