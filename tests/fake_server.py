@@ -14,6 +14,7 @@ if __name__ == "__main__":
     if arguments[:1] == ["--fake-workers"]:
         target, scout = {
             "stillborn": (fake_worker.stillborn, fake_worker.scout),
+            "late": (fake_worker.late, fake_worker.scout),
             "blind": (fake_worker.serve, fake_worker.blind_scout),
         }[arguments[1]]
         del arguments[:2]

@@ -1,8 +1,9 @@
 """A stand-in for worker processes that does what a request's first node tells it, for tests of the front.
 
-The node's name is a command: "echo", "sleep SECONDS", "signal NAME", "exit CODE", "raise", "garbage", "refuse CODE",
-"attach SIZE", "answer SIZE", or "kill-once PATH", which is a kill from outside the first time. The answer to Evaluate
-has an output named after the process's id, with the first primal's tensor, or the attachments' bytes.
+The node's name is a command: "echo", "sleep SECONDS", "until PATH" (which waits for a file), "signal NAME",
+"exit CODE", "raise", "garbage", "refuse CODE", "attach SIZE", "answer SIZE", "kill-once PATH", which is a kill from
+outside the first time, or "kill-while PATH", which is one while there is such a file. The answer to Evaluate has an
+output named after the process's id, with the first primal's tensor, or the attachments' bytes.
 """
 
 from __future__ import annotations
@@ -39,6 +40,22 @@ def blind_scout(sock: socket.socket) -> None:
 def stillborn(sock: socket.socket, options: WorkerOptions) -> None:
     """Never comes up."""
     os._exit(7)
+
+
+def late(sock: socket.socket, options: WorkerOptions) -> None:
+    """Serves if it is one of the first two; no other comes up while the folder FAKE_MARKS is there."""
+    marks = Path(os.environ["FAKE_MARKS"])
+    for mark in (marks / "first", marks / "second"):
+        try:
+            mark.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        except FileNotFoundError:
+            break
+        return serve(sock, options)
+    while marks.exists():
+        time.sleep(0.01)
+    return serve(sock, options)
 
 
 def serve(sock: socket.socket, options: WorkerOptions) -> None:
@@ -99,6 +116,9 @@ def _refusal(code: int, text: str) -> frames.Reply:
 def _obey(sock: socket.socket, command: str, argument: str) -> None:
     if command == "sleep":
         time.sleep(float(argument))
+    elif command == "until":
+        while not Path(argument).exists():
+            time.sleep(0.005)
     elif command == "signal":
         os.kill(os.getpid(), signal.Signals[argument])
         time.sleep(60)
@@ -107,6 +127,8 @@ def _obey(sock: socket.socket, command: str, argument: str) -> None:
     elif command == "garbage":
         sock.sendall(b"\xff" * 64)
         time.sleep(60)
+    elif command == "kill-while" and Path(argument).exists():
+        os.kill(os.getpid(), signal.SIGKILL)
     elif command == "kill-once" and not Path(argument).exists():
         Path(argument).touch()
         os.kill(os.getpid(), signal.SIGKILL)

@@ -50,7 +50,7 @@ class Server:
         """Status, body and content type of a page beside the metrics."""
         request = urllib.request.Request(f"http://{self.metrics_address}{path}", headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
                 return response.status, response.read().decode(), response.headers["Content-Type"]
         except urllib.error.HTTPError as error:
             with error:
@@ -66,7 +66,7 @@ class Server:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal and waits; returns the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 @contextlib.contextmanager
@@ -167,7 +167,7 @@ def failing(call: Callable[[], object]) -> Refusal:
     raise AssertionError("expected the call to fail")
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Waits until something is so."""
     end = time.monotonic() + seconds
     while not condition():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -15,6 +17,7 @@ import grpc.aio
 from gradoracle import channel, checks, requests, results, status, stream
 from gradoracle.errors import GradOracleError
 from gradoracle.graph import Graph
+from gradoracle.outbox import AsyncOutbox
 from gradoracle.requests import Names, Request, Tensors
 
 R = TypeVar("R")
@@ -286,8 +289,7 @@ class AsyncClient:
     # ---- Calls
 
     async def _call(self, request: Request[R], timeout: float | None) -> R:
-        if timeout is None:
-            timeout = self._target.timeout
+        timeout = self._target.seconds(timeout)
         if request.tensor_bytes > stream.UNARY_AT_MOST:
             conversation = stream.Conversation(window=1, ordered=True, return_exceptions=False)
             (result,) = [one async for one in self._converse(_asynchronous((request,)), conversation, timeout)]
@@ -303,35 +305,62 @@ class AsyncClient:
     async def _converse(
         self, waiting: AsyncIterator[Request[R]], conversation: stream.Conversation, timeout: float | None
     ) -> AsyncIterator[R]:
-        """Drives a stream: sends what there is room for, hands on what comes."""
+        """The results of calls over a stream, and over another where it breaks."""
         self._check_open()
-        outbox: asyncio.Queue[Iterator[bytes] | None] = asyncio.Queue()
-        call = next(self._streams)(_bundles(outbox), timeout=timeout, metadata=self._target.metadata)
-        ended = False
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                async with contextlib.aclosing(self._over_stream(waiting, conversation, end)) as found:
+                    async for result in found:
+                        yield result
+                return
+            except stream.Broken as broken:
+                if self._closed:
+                    raise broken.failure from broken.__cause__
+                pause = conversation.broken(broken.failure)
+            await asyncio.sleep(min(pause, max(0.0, end - time.monotonic())))
+
+    async def _over_stream(
+        self, waiting: AsyncIterator[Request[R]], conversation: stream.Conversation, end: float
+    ) -> AsyncGenerator[R, None]:
+        """Drives a stream: sends what there is room for, hands on what comes. Raises Broken when it breaks."""
+        outbox = AsyncOutbox()
+        left = None if end == math.inf else max(0.0, end - time.monotonic())
+        call = next(self._streams)(outbox.messages(), timeout=left, metadata=self._target.metadata)
         try:
             while True:
                 for result in conversation.ready():
                     yield result
-                while not ended and conversation.has_room:
-                    request = await anext(waiting, None)
-                    ended = request is None
-                    outbox.put_nowait(None if request is None else conversation.add(request))
+                for parts, pause in conversation.again():
+                    outbox.put(parts, pause)
+                while conversation.has_room and (request := await anext(waiting, None)) is not None:
+                    outbox.put(conversation.add(request))
                 if not conversation.is_waiting:
                     break
-                data = await call.read()
-                if not isinstance(data, bytes):  # grpc.aio.EOF
-                    raise stream.ended_early()
-                conversation.receive(data)
+                conversation.receive(await self._read(call, left))
+            outbox.close()
             # To the end of the stream, so that the server sees a regular one.
-            await call.read()
+            with contextlib.suppress(grpc.RpcError):
+                await call.read()
+        finally:
+            outbox.close()
+            call.cancel()
+
+    async def _read(self, call: grpc.aio.StreamStreamCall[bytes, bytes], timeout: float | None) -> bytes:
+        """The next message of a stream. Raises Broken where none comes any more."""
+        try:
+            data = await call.read()
         except grpc.RpcError as error:
             if error.details() == _WRITE_FAILED:
-                await self.server_info(timeout=timeout)  # raises, if it is the connection or the credentials
+                try:
+                    await self.server_info(timeout=timeout)  # raises, if it is the connection or the credentials
+                except GradOracleError as failure:
+                    raise stream.Broken(failure) from error
                 raise stream.ended_early() from error
-            raise status.from_call(error, self.address, timeout) from error
-        finally:
-            outbox.put_nowait(None)
-            call.cancel()
+            raise stream.Broken(status.from_call(error, self.address, timeout)) from error
+        if not isinstance(data, bytes):  # grpc.aio.EOF
+            raise stream.ended_early()
+        return data
 
     def _check_open(self) -> None:
         if self._closed:
@@ -347,21 +376,3 @@ async def _asynchronous(requests: Iterable[Request[R]] | AsyncIterable[Request[R
     else:
         for request in requests:
             yield request
-
-
-async def _bundles(outbox: asyncio.Queue[Iterator[bytes] | None]) -> AsyncIterator[bytes]:
-    """The messages of a stream: what is ready together goes together."""
-    bundle = stream.Bundle()
-    while True:
-        try:
-            parts = await outbox.get() if bundle.is_empty else outbox.get_nowait()
-        except asyncio.QueueEmpty:
-            yield bundle.take()
-            continue
-        if parts is None:
-            break
-        for part in parts:
-            if not bundle.add(part):
-                yield bundle.take()
-    if not bundle.is_empty:
-        yield bundle.take()

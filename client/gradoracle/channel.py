@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,18 +18,53 @@ ADDRESS = "GRADORACLE_ADDRESS"
 PORT = 50051
 """Where servers listen."""
 
+TIMEOUT = 600.0
+"""Seconds for a call where neither it nor its client names any: as long as a server works on a request."""
+
+ATTEMPTS = 5
+"""How often a call is sent at most; gRPC allows no more."""
+
+FIRST_PAUSE = 0.1
+"""Seconds before the second attempt; doubled before each further one."""
+
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
-_OPTIONS: tuple[tuple[str, int], ...] = (
+_SERVICE = "gradoracle.v1.GradientService"
+_SERVICE_CONFIG = {
+    # A name that stands for several servers, as a headless Service's does: each call goes to the next.
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{"service": _SERVICE}],
+            # Requests are pure, so that one may always be sent again, also where a server cut it off as it ended. gRPC
+            # adds the jitter, and waits as long as the server says where it does (grpc-retry-pushback-ms); where that
+            # is negative, it gives up.
+            "retryPolicy": {
+                "maxAttempts": ATTEMPTS,
+                "initialBackoff": f"{FIRST_PAUSE}s",
+                "maxBackoff": "5s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
+            },
+        },
+        # gRPC can repeat a stream only before its first answer; gradoracle.stream goes on after it too.
+        {"name": [{"service": _SERVICE, "method": "Stream"}]},
+    ],
+}
+
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # A request that is longer than this is not sent again, whatever the policy; no unary one is.
+    ("grpc.per_rpc_retry_buffer_size", 16 * 1024 * 1024),
     # Tensors are bounded by the server, which says so in words.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # Otherwise clients of one process share their connections, behind the caller's back.
     ("grpc.use_local_subchannel_pool", 1),
-    # A dead connection under a long call is noticed within minutes. Servers that nobody has tuned refuse pings that
-    # come more often than every five.
-    ("grpc.keepalive_time_ms", 330_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
+    # A dead connection under a long call is noticed. gradoracle's servers allow such pings every 5 s; another that
+    # does not says so, and gRPC sends them less often then.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
 )
 
 
@@ -69,12 +106,17 @@ class Target:
     credentials: grpc.ChannelCredentials | None
     metadata: Metadata
     """Of every call."""
-    timeout: float | None
-    """Seconds for a call that names no other."""
+    timeout: float
+    """Seconds for a call that names no other; infinity for no limit."""
     channels: int
 
+    def seconds(self, timeout: float | None) -> float | None:
+        """The timeout of a call as gRPC takes it, where the call names one or none."""
+        chosen = self.timeout if timeout is None else timeout
+        return None if chosen == math.inf else chosen
+
     @property
-    def options(self) -> Sequence[tuple[str, int]]:
+    def options(self) -> Sequence[tuple[str, int | str]]:
         """gRPC's options for a channel."""
         host = self.address.rpartition(":")[0].strip("[]")
         local = host in ("localhost", "::1") or host.startswith("127.") or self.address.startswith("unix:")
@@ -105,6 +147,6 @@ def target(
         address=address,
         credentials=tls.credentials() if tls else None,
         metadata=(("authorization", f"Bearer {token}"),) if token is not None else (),
-        timeout=timeout,
+        timeout=TIMEOUT if timeout is None else timeout,
         channels=channels,
     )

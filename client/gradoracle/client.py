@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import queue
+import math
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -14,6 +15,7 @@ import grpc
 from gradoracle import channel, checks, requests, results, status, stream
 from gradoracle.errors import GradOracleError
 from gradoracle.graph import Graph
+from gradoracle.outbox import Outbox
 from gradoracle.requests import Names, Request, Tensors
 
 R = TypeVar("R")
@@ -27,7 +29,8 @@ class Client:
 
     Without an address it takes GRADORACLE_ADDRESS from the environment, then localhost:50051. `tls` is True, the path
     of a CA's certificate, or a `TLS`. `token` goes with every call as a bearer token. `timeout` is in seconds, for
-    calls that name none. `channels` is the number of connections, over which calls are spread.
+    calls that name none: ten minutes unless said, math.inf for no limit. `channels` is the number of connections, over
+    which calls are spread. A call that a server cannot take just now is repeated, five times at most.
 
     In every method `graph` is a Graph or an expression, and `primals` holds a tensor for each of its inputs, by name: a
     numpy array, a number, nested lists of numbers, anything with `__dlpack__`, or one that the server makes (`normal`,
@@ -321,7 +324,8 @@ class Client:
         `requests` is read as far ahead as `window` says: that many are sent and not yet taken as results. Results come
         in the order of the requests, or with `ordered=False` as they are ready; `result.tag` then tells which is which.
         A request that fails raises at its turn and ends the stream; with `return_exceptions` its exception takes the
-        place of a result. `timeout` is for the whole stream; the client's own does not hold here.
+        place of a result. One that the server has no room for waits for it, and a stream that breaks is resumed.
+        `timeout` is for the whole stream; the client's own does not hold here.
         """
         conversation = stream.Conversation(window=window, ordered=ordered, return_exceptions=return_exceptions)
         return self._converse(iter(requests), conversation, timeout)
@@ -329,8 +333,7 @@ class Client:
     # ---- Calls
 
     def _call(self, request: Request[R], timeout: float | None) -> R:
-        if timeout is None:
-            timeout = self._target.timeout
+        timeout = self._target.seconds(timeout)
         if request.tensor_bytes > stream.UNARY_AT_MOST:
             conversation = stream.Conversation(window=1, ordered=True, return_exceptions=False)
             (result,) = self._converse(iter((request,)), conversation, timeout)
@@ -346,49 +349,48 @@ class Client:
     def _converse(
         self, waiting: Iterator[Request[R]], conversation: stream.Conversation, timeout: float | None
     ) -> Iterator[R]:
-        """Drives a stream: sends what there is room for, hands on what comes."""
+        """The results of calls over a stream, and over another where it breaks."""
         self._check_open()
-        outbox: queue.SimpleQueue[Iterator[bytes] | None] = queue.SimpleQueue()
-        call = next(self._streams)(_bundles(outbox), timeout=timeout, metadata=self._target.metadata)
-        ended = False
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                yield from self._over_stream(waiting, conversation, end)
+                return
+            except stream.Broken as broken:
+                if self._closed:
+                    raise broken.failure from broken.__cause__
+                pause = conversation.broken(broken.failure)
+            time.sleep(min(pause, max(0.0, end - time.monotonic())))
+
+    def _over_stream(self, waiting: Iterator[Request[R]], conversation: stream.Conversation, end: float) -> Iterator[R]:
+        """Drives a stream: sends what there is room for, hands on what comes. Raises Broken when it breaks."""
+        outbox = Outbox()
+        left = None if end == math.inf else max(0.0, end - time.monotonic())
+        call = next(self._streams)(outbox.messages(), timeout=left, metadata=self._target.metadata)
         try:
             while True:
                 yield from conversation.ready()
-                while not ended and conversation.has_room:
-                    request = next(waiting, None)
-                    ended = request is None
-                    outbox.put(None if request is None else conversation.add(request))
+                for parts, pause in conversation.again():
+                    outbox.put(parts, pause)
+                while conversation.has_room and (request := next(waiting, None)) is not None:
+                    outbox.put(conversation.add(request))
                 if not conversation.is_waiting:
                     break
-                conversation.receive(next(call))
+                try:
+                    data = next(call)
+                except StopIteration:
+                    raise stream.ended_early() from None
+                except grpc.RpcError as error:
+                    raise stream.Broken(status.from_call(error, self.address, left)) from error
+                conversation.receive(data)
+            outbox.close()
             # To the end of the stream, so that the server sees a regular one.
-            next(call, None)
-        except StopIteration:
-            raise stream.ended_early() from None
-        except grpc.RpcError as error:
-            raise status.from_call(error, self.address, timeout) from error
+            with contextlib.suppress(grpc.RpcError):
+                next(call, None)
         finally:
-            outbox.put(None)
+            outbox.close()
             call.cancel()
 
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("this client is closed; make a new one")
-
-
-def _bundles(outbox: queue.SimpleQueue[Iterator[bytes] | None]) -> Iterator[bytes]:
-    """The messages of a stream: what is ready together goes together."""
-    bundle = stream.Bundle()
-    while True:
-        try:
-            parts = outbox.get(block=bundle.is_empty)
-        except queue.Empty:
-            yield bundle.take()
-            continue
-        if parts is None:
-            break
-        for part in parts:
-            if not bundle.add(part):
-                yield bundle.take()
-    if not bundle.is_empty:
-        yield bundle.take()

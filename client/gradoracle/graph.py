@@ -108,7 +108,7 @@ class Graph:
         self._changed().outputs.add(name=name, value=value.name)
         return value
 
-    def call(self, target: str, *args: Any, name: str | None = None, **kwargs: Any) -> Any:
+    def call(self, target: str, /, *args: Any, name: str | None = None, **kwargs: Any) -> Any:
         """Calls exactly one overload: `g.call("aten.mul.Tensor", a, b)`.
 
         Gives a Value; a tuple of Values where the overload returns one (None in the place of what is no tensor); a

@@ -1,11 +1,14 @@
 """The client's side of Stream, but for the sending and receiving: what goes out and what came in, as bytes.
 
-`Conversation` holds the calls of one stream. Whoever drives it, blocking or not, sends what `add` gives, hands it what
-comes, and takes results out of `ready`.
+`Conversation` holds the calls, which outlive a stream that breaks: they are pure, so those that are not answered may be
+sent again over the next one. Whoever drives it, blocking or not, sends what `add` and `again` give, hands it what comes
+to `receive`, tells it of the end of a stream by `broken`, and takes results out of `ready`.
 """
 
 from __future__ import annotations
 
+import random
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +16,8 @@ from typing import Any
 from google.rpc import status_pb2
 
 from gradoracle import results, status, tensors, wire
-from gradoracle.errors import GradOracleError, ServerUnavailableError
+from gradoracle.channel import ATTEMPTS, FIRST_PAUSE
+from gradoracle.errors import GradOracleError, OverloadedError, ServerUnavailableError
 from gradoracle.requests import SERVICE, Request
 from gradoracle.v1 import service_pb2
 
@@ -28,6 +32,14 @@ UNARY_AT_MOST = 4 * 1024 * 1024
 Nor is one message quicker: median seconds of a vjp over loopback, as one message and in chunks, on 2 cores: 1 MiB 0.045
 and 0.049, 4 MiB 0.033 and 0.021, 16 MiB 0.130 and 0.055, 64 MiB 1.16 and 0.32.
 """
+
+RESUMPTIONS = 10
+"""How many streams in a row may break without an answer, where the server has answered before: it may be restarting."""
+
+_LONGEST_PAUSE = 5.0  # seconds before another stream
+
+PATIENCE = 600.0
+"""Seconds without any answer but refusals, after which a refusal counts as an answer."""
 
 # Field numbers of StreamRequest, StreamCall and Chunk.
 _CALLS, _CHUNKS = 1, 2
@@ -61,38 +73,25 @@ def _chunk(call_id: int, attachment: int, data: wire.Piece) -> bytes:
     return b"".join((wire.prefix(_CHUNKS, len(head) + len(data)), head, data))
 
 
-class Bundle:
-    """Puts messages that are ready together into one, up to the size of a chunk."""
+class Broken(Exception):  # noqa: N818 - not the caller's business: another stream goes on
+    """A stream has ended before every call was answered; `failure` is why."""
 
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    def add(self, part: bytes) -> bool:
-        """Adds a message. Gives whether there is room for another."""
-        self._parts.append(part)
-        self._size += len(part)
-        return self._size < CHUNK
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to send."""
-        return not self._parts
-
-    def take(self) -> bytes:
-        """The messages as one."""
-        taken = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts, self._size = [], 0
-        return taken
+    def __init__(self, failure: GradOracleError) -> None:
+        super().__init__(failure)
+        self.failure = failure
 
 
-def ended_early() -> GradOracleError:
-    """The server ended a stream before it had answered every call."""
-    return ServerUnavailableError("the server ended the stream before it had answered every call")
+def ended_early() -> Broken:
+    """The server ended a stream in order, but before it had answered every call."""
+    return Broken(ServerUnavailableError("the server ended the stream before it had answered every call"))
 
 
 class Conversation:
-    """The calls of one stream."""
+    """Calls over streams.
+
+    A call that the server has no room for, or does not take any more because it shuts down, is sent again when the
+    server says, and not before one that it has taken is answered: what it refuses is how it tells how much it takes.
+    """
 
     def __init__(self, *, window: int, ordered: bool, return_exceptions: bool) -> None:
         if window < 1:
@@ -101,7 +100,13 @@ class Conversation:
         self._ordered = ordered
         self._return_exceptions = return_exceptions
         self._next = 0  # id of the next call, and its place among the requests
-        self._waiting: dict[int, Request[Any]] = {}  # sent, not answered
+        self._waiting: dict[int, Request[Any]] = {}  # not answered
+        self._refused: deque[tuple[float, int]] = deque()  # of those, to be sent again: when at the earliest, and id
+        self._taken = 0  # of those, how many are with the server or on the way there
+        self._takes = float(window)  # how many it takes, as far as is known
+        self._heard = 0.0  # when it last answered other than with a refusal
+        self._breaks = 0  # streams in a row that broke without an answer
+        self._may_break = ATTEMPTS  # so many of them, less one
         self._chunks: dict[int, list[list[bytes]]] = {}  # by call and attachment
         self._answers: dict[int, Any] = {}  # answered, not yet its turn
         self._turn = 0  # whose turn it is
@@ -110,6 +115,8 @@ class Conversation:
     @property
     def has_room(self) -> bool:
         """Whether another call may be sent: results that nobody has taken count too, so that they cannot pile up."""
+        if self._refused or self._taken + 1 > self._takes:
+            return False
         return len(self._waiting) + len(self._answers) + len(self._ready) < self._window
 
     @property
@@ -126,7 +133,10 @@ class Conversation:
             )
         call_id = self._next
         self._next += 1
+        if not self._waiting:
+            self._heard = time.monotonic()
         self._waiting[call_id] = request
+        self._taken += 1
         return parts(call_id, request)
 
     def receive(self, data: bytes) -> None:
@@ -138,10 +148,39 @@ class Conversation:
                 attachments.append([])
             attachments[chunk.attachment].append(chunk.data)
         for answer in message.answers:
-            request = self._waiting.pop(answer.id, None)
+            request = self._waiting.get(answer.id)
             attached = [bytearray().join(one) for one in self._chunks.pop(answer.id, ())]
-            if request is not None:
-                self._answered(answer.id, request, _read(answer, request, attached))
+            if request is None:
+                continue
+            self._taken -= 1
+            result = _read(answer, request, attached)
+            pause = _pause(result)
+            if pause is not None and time.monotonic() - self._heard < PATIENCE:
+                self._takes = max(1.0, min(self._takes, self._taken))
+                self._refused.append((time.monotonic() + pause, answer.id))
+                continue
+            del self._waiting[answer.id]
+            self._takes = min(float(self._window), self._takes + 1 / self._takes)
+            self._heard = time.monotonic()
+            self._breaks, self._may_break = 0, RESUMPTIONS
+            self._answered(answer.id, request, result)
+
+    def again(self) -> Iterator[tuple[Iterator[bytes], float]]:
+        """What is to be sent again: the messages of a call, and the seconds to wait before."""
+        while self._refused and self._taken + 1 <= self._takes:
+            due, call_id = self._refused.popleft()
+            self._taken += 1
+            yield parts(call_id, self._waiting[call_id]), max(0.0, due - time.monotonic())
+
+    def broken(self, failure: GradOracleError) -> float:
+        """The stream has ended. Gives the seconds after which another may go on; raises the failure where none may."""
+        self._breaks += 1
+        if not isinstance(failure, ServerUnavailableError) or self._breaks >= self._may_break:
+            raise failure
+        self._chunks.clear()
+        self._refused = deque((0.0, call_id) for call_id in sorted(self._waiting))
+        self._taken = 0
+        return min(_LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._breaks - 1)) * _jitter()
 
     def _answered(self, call_id: int, request: Request[Any], result: Any) -> None:
         if isinstance(result, results.Result | results.Inspection | GradOracleError):
@@ -170,3 +209,17 @@ def _read(answer: service_pb2.StreamAnswer, request: Request[Any], attached: res
     if kind != request.method.stream_field:
         return GradOracleError(f"the server answered {request.method.rpc} with {kind or 'nothing'}", reason="INTERNAL")
     return request.method.read(getattr(answer, kind), attached)
+
+
+def _pause(result: Any) -> float | None:
+    """The seconds after which a call may be sent again that was answered so; None where that is its answer."""
+    if isinstance(result, OverloadedError):
+        return (result.retry_after or FIRST_PAUSE) * _jitter()
+    if isinstance(result, ServerUnavailableError):
+        return FIRST_PAUSE * _jitter()
+    return None
+
+
+def _jitter() -> float:
+    """A factor, so that those who were refused together do not come again together."""
+    return random.uniform(1.0, 1.5)  # noqa: S311 - no secret

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +117,14 @@ def test_what_cannot_be_used_is_one_line(flags: list[str], text: str) -> None:
     assert (2, f"gradoracle: {text}\n") == refused(*flags)
 
 
+def test_a_bad_value_of_the_environment_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who set a variable is told of that, and not of a flag that they never typed; a flag wins, and is named."""
+    monkeypatch.setenv("GRADORACLE_TOKEN_FILE", "/nowhere")
+    why = "expected a readable file, got /nowhere: No such file or directory"
+    assert (2, f"gradoracle: GRADORACLE_TOKEN_FILE: {why}\n") == refused()
+    assert (2, f"gradoracle: --token-file: {why}\n") == refused("--token-file", "/nowhere")
+
+
 @pytest.mark.parametrize(
     ("fake", "text"),
     [
@@ -147,7 +154,11 @@ def test_health_and_readiness(server: Server) -> None:
 
 def test_health_follows_the_workers() -> None:
     """While no worker of the default device lives readiness is NOT_SERVING, who watches is told; liveness stays."""
-    with start("--workers", "1") as server, connect(server) as stub, grpc.insecure_channel(server.address) as channel:
+    with (
+        start("--workers", "1", "--spare-workers", "0") as server,
+        connect(server) as stub,
+        grpc.insecure_channel(server.address) as channel,
+    ):
         health = health_pb2_grpc.HealthStub(channel)
         watches = {name: health.Watch(health_pb2.HealthCheckRequest(service=name)) for name in [*SERVICES, "liveness"]}
         assert [SERVING] * 4 == [next(watch).status for watch in watches.values()]
@@ -184,21 +195,23 @@ def test_reflection(server: Server) -> None:
     assert files.file_descriptor_response.file_descriptor_proto
 
 
-def test_sigterm_finishes_what_is_in_flight() -> None:
+def test_sigterm_finishes_what_is_in_flight(tmp_path: Path) -> None:
     """On SIGTERM requests that run or wait are finished, new ones are refused, and the server ends with 0."""
-    with start("--workers", "1") as server, connect(server) as stub:
-        calls = [stub.Evaluate.future(command("sleep 0.7")) for _ in range(2)]
-        stream = stub.Stream(_one_call("sleep 0.1"))
+    with start("--workers", "1", "--drain-timeout", "5m") as server, connect(server) as stub:
+        calls = [stub.Evaluate.future(command(f"until {tmp_path / 'free'}"))]
+        eventually(lambda: server.metric('gradoracle_workers{device="cpu",state="busy"}') == 1)
+        calls.append(stub.Evaluate.future(command()))
+        stream = stub.Stream(_one_call("echo"))
         eventually(lambda: server.metric('gradoracle_requests_in_flight{device="cpu"}') == 3)
         server.process.terminate()
         eventually(lambda: server.get("/readyz")[0] == 503)
 
-        refusal = failing(lambda: stub.Evaluate(command(), timeout=5))
+        eventually(lambda: failing(lambda: stub.Evaluate(command(), timeout=0.5)).code is Code.UNAVAILABLE)
 
-        assert Code.UNAVAILABLE is refusal.code
+        (tmp_path / "free").touch()
         assert all(call.result().outputs for call in calls)
         assert [1] == [answer.id for response in stream for answer in response.answers]
-        assert 0 == server.process.wait(30)
+        assert 0 == server.process.wait(60)
 
 
 def _one_call(text: str) -> Iterator[service_pb2.StreamRequest]:
@@ -209,38 +222,44 @@ def _one_call(text: str) -> Iterator[service_pb2.StreamRequest]:
 
 def test_drain_pause_goes_on_serving() -> None:
     """During --drain-pause health says NOT_SERVING while calls are still taken, for load balancers to notice."""
-    with start("--workers", "1", "--drain-pause", "2s") as server, connect(server) as stub:
+    with start("--workers", "1", "--drain-pause", "1h") as server, connect(server) as stub:
         server.process.terminate()
         eventually(lambda: server.get("/readyz")[0] == 503)
 
         assert stub.Evaluate(command()).outputs
-        assert 0 == server.process.wait(30)
+        assert 128 + signal.SIGTERM == server.stop()
 
 
-def test_open_stream_does_not_hold_up_the_end() -> None:
+def test_drain_pause_ends() -> None:
+    """After --drain-pause the server ends as without one."""
+    with start("--workers", "1", "--drain-pause", "100ms") as server:
+        assert 0 == server.stop()
+
+
+def test_open_stream_does_not_hold_up_the_end(tmp_path: Path) -> None:
     """A stream that is idle is ended with UNAVAILABLE, after its calls are answered."""
-    with start("--workers", "1", "--drain-timeout", "20s") as server, connect(server) as stub:
+    with start("--workers", "1", "--drain-timeout", "1h") as server, connect(server) as stub:
 
         def endless() -> Iterator[service_pb2.StreamRequest]:
-            yield from _one_call("sleep 0.5")
+            yield from _one_call(f"until {tmp_path / 'free'}")
             server.process.wait()
 
         stream = stub.Stream(endless())
         eventually(lambda: server.metric('gradoracle_requests_in_flight{device="cpu"}') == 1)
-        before = time.monotonic()
         server.process.terminate()
+        eventually(lambda: server.get("/readyz")[0] == 503)
+        (tmp_path / "free").touch()
 
         assert next(stream).answers[0].evaluate.outputs
         refusal = failing(lambda: next(stream))
         assert (Code.UNAVAILABLE, "SHUTTING_DOWN") == (refusal.code, refusal.reason)
-        assert 0 == server.process.wait(30)
-        assert time.monotonic() - before < 15
+        assert 0 == server.process.wait(60)
 
 
 def test_drain_timeout_bounds_the_end() -> None:
     """What has not finished within --drain-timeout is given up, and the log says so."""
     with start("--workers", "1", "--drain-timeout", "300ms") as server, connect(server) as stub:
-        call = stub.Evaluate.future(command("sleep 60"))
+        call = stub.Evaluate.future(command("sleep 600"))
         eventually(lambda: server.metric('gradoracle_requests_in_flight{device="cpu"}') == 1)
 
         assert 0 == server.stop()
@@ -253,7 +272,7 @@ def test_drain_timeout_bounds_the_end() -> None:
 def test_second_signal_ends_at_once(number: signal.Signals) -> None:
     """A second signal does not wait; the exit code is 128 and its number, and no worker is left."""
     with start("--workers", "2") as server, connect(server) as stub:
-        calls = [stub.Evaluate.future(command("sleep 60")) for _ in range(2)]
+        calls = [stub.Evaluate.future(command("sleep 600")) for _ in range(2)]
         eventually(lambda: server.metric('gradoracle_workers{device="cpu",state="busy"}') == 2)
         children = descendants(server.process.pid)
         server.process.send_signal(number)
@@ -303,9 +322,9 @@ def test_nobody_reads_the_ready_line() -> None:
         process.stdout.close()
         with grpc.insecure_channel(address) as channel:
             stub = service_pb2_grpc.GradientServiceStub(channel)
-            assert stub.Evaluate(command(), wait_for_ready=True, timeout=30).outputs
+            assert stub.Evaluate(command(), wait_for_ready=True, timeout=60).outputs
         process.terminate()
-        _, log = process.communicate(timeout=30)
+        _, log = process.communicate(timeout=60)
         assert (0, False) == (process.returncode, "Traceback" in log)
     finally:
         process.kill()
@@ -318,7 +337,7 @@ def test_stops_when_stdin_closes() -> None:
         assert server.process.stdin is not None
         server.process.stdin.close()
 
-        assert 0 == server.process.wait(30)
+        assert 0 == server.process.wait(60)
 
 
 def test_stop_before_ready() -> None:
@@ -330,22 +349,24 @@ def test_stop_before_ready() -> None:
         try:
             eventually(lambda process=process, stage=stage: len(descendants(process.pid)) >= stage)
             process.terminate()
-            assert process.wait(30) in (0, -signal.SIGTERM)
+            assert process.wait(60) in (0, -signal.SIGTERM)
         finally:
             process.kill()
             process.communicate()
 
 
-def test_group_interrupt_drains() -> None:
+def test_group_interrupt_drains(tmp_path: Path) -> None:
     """An interrupt typed at a terminal reaches every process; the workers leave it to the front, which drains."""
     with start("--workers", "1") as server, connect(server) as stub:
-        call = stub.Evaluate.future(command("sleep 0.7"))
+        call = stub.Evaluate.future(command(f"until {tmp_path / 'free'}"))
         eventually(lambda: server.metric('gradoracle_workers{device="cpu",state="busy"}') == 1)
         for pid in [server.process.pid, *descendants(server.process.pid)]:
             os.kill(pid, signal.SIGINT)
+        eventually(lambda: server.get("/readyz")[0] == 503)
+        (tmp_path / "free").touch()
 
         assert call.result().outputs
-        assert 0 == server.process.wait(30)
+        assert 0 == server.process.wait(60)
 
 
 def test_json_log() -> None:

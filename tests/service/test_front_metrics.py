@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from front_server import Server, command, connect, eventually, failing, start
@@ -76,7 +77,7 @@ def test_everything_is_there_from_the_start() -> None:
             labels = {("device", device), ("phase", phase), ("method", "ComputeVjp")}
             assert 0 == found["gradoracle_phase_seconds_count", frozenset(labels)]
         states = {dict(have)["state"] for name, have in found if name == "gradoracle_workers"}
-        assert {"starting", "idle", "busy", "dead"} == states
+        assert {"starting", "idle", "busy", "spare", "dead"} == states
         assert 1024 == found["gradoracle_queue_limit", frozenset({("device", device)})]
     verdicts = {dict(have)["verdict"] for name, have in found if name == "gradoracle_verdicts_total"}
     assert {"PASS", "FAIL", "INCONCLUSIVE", "NON_DIFFERENTIABLE", "NON_DETERMINISTIC"} == verdicts
@@ -136,15 +137,16 @@ def test_memory_is_what_workers_report(server: Server) -> None:
         assert expected == value(server, "gradoracle_device_memory_bytes", device="cuda:0", kind=kind)
 
 
-def test_gauges_follow(server: Server) -> None:
+def test_gauges_follow(server: Server, tmp_path: Path) -> None:
     """What waits and what runs is told while it does, by device."""
     with connect(server) as stub:
-        calls = [stub.Evaluate.future(command("sleep 1", device="cpu")) for _ in range(3)]
+        calls = [stub.Evaluate.future(command(f"until {tmp_path / 'free'}", device="cpu")) for _ in range(3)]
         eventually(lambda: value(server, "gradoracle_queue_depth", device="cpu") == 2)
 
         assert 3 == value(server, "gradoracle_requests_in_flight", device="cpu")
         assert 1 == value(server, "gradoracle_workers", device="cpu", state="busy")
         assert 0 == value(server, "gradoracle_requests_in_flight", device="cuda:0")
+        (tmp_path / "free").touch()
         for call in calls:
             call.result()
     assert 0 == value(server, "gradoracle_requests_in_flight", device="cpu")

@@ -150,7 +150,7 @@ def test_tls() -> None:
             assert stub.Evaluate(command()).outputs
         for credentials in (trusting("stranger"), None):
             with connect(server, credentials) as stub:
-                assert Code.UNAVAILABLE is failing(lambda stub=stub: stub.Evaluate(command(), timeout=10)).code
+                assert Code.UNAVAILABLE is failing(lambda stub=stub: stub.Evaluate(command(), timeout=60)).code
 
 
 def test_client_certificates() -> None:
@@ -160,7 +160,7 @@ def test_client_certificates() -> None:
             assert stub.Evaluate(command()).outputs
         for client in ("", "renewed"):
             with connect(server, trusting(client=client)) as stub:
-                assert Code.UNAVAILABLE is failing(lambda stub=stub: stub.Evaluate(command(), timeout=10)).code
+                assert Code.UNAVAILABLE is failing(lambda stub=stub: stub.Evaluate(command(), timeout=60)).code
 
 
 def test_certificates_are_read_again_on_sighup(tmp_path: Path) -> None:

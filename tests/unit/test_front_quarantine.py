@@ -41,7 +41,8 @@ def test_two_deaths_refuse_for_a_while() -> None:
 def test_other_requests_are_not_refused(other: frames.Job) -> None:
     """Another method, other bytes or another length is another request."""
     kept = Quarantine()
-    kept.record(frames.Job(0, b"crash"), -11, deaths=2)
+    for _ in range(2):
+        kept.record(frames.Job(0, b"crash"), -11)
 
     assert kept.refused(other) is None
 
@@ -52,14 +53,17 @@ def test_attachments_belong_to_the_request() -> None:
     jobs = []
     for content in (b"a" * 3_000_000, b"a" * 2_999_999 + b"b"):
         jobs.append(frames.Job(0, b"x", frames.Attachments(frames.memory_file([content]), [(0, len(content))])))
-    kept.record(jobs[0], None, deaths=2)
+    for _ in range(2):
+        kept.record(jobs[0], None)
 
     assert kept.refused(jobs[0])
     assert kept.refused(jobs[1]) is None
     for job in jobs:
         assert job.attachments is not None
         job.attachments.close()
-    kept.record(jobs[1], None, deaths=2)  # closed: cannot be read any more, and is let be
+    kept.record(jobs[1], None)  # closed: cannot be read any more, and is let be
+    kept.forgive(jobs[0])
+    assert not kept.suspects(jobs[0])
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,3 +79,31 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     kept.record(frames.Job(0, b"one more"), -11)
 
     assert 1 == len(kept._entries)
+
+
+def test_what_is_withstood_is_forgiven() -> None:
+    """A request that a worker has answered is as if it had never ended one; others are not forgiven with it."""
+    kept = Quarantine()
+    job, other = frames.Job(0, b"crash"), frames.Job(0, b"crush")
+    for each in (job, other):
+        kept.record(each, -9)
+    assert kept.suspects(job)
+
+    kept.forgive(frames.Job(0, b"crash"))
+    kept.record(job, -9)
+    kept.record(other, -9)
+
+    assert kept.refused(job) is None
+    assert kept.refused(other)
+
+
+def test_suspicion_ends() -> None:
+    """After the time for which a request would be refused it is not suspected either."""
+    clock = Clock()
+    kept = Quarantine(seconds=60.0, clock=clock)
+    job = frames.Job(0, b"crash")
+    kept.record(job, -9)
+
+    clock.now += 61
+
+    assert not kept.suspects(job)

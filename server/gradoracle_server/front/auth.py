@@ -59,7 +59,7 @@ class Tokens(grpc.aio.ServerInterceptor):
         if not problem:
             return await continuation(handler_call_details)
         self._on_refused(method)
-        return _refusal(statuses.unauthenticated(problem))
+        return statuses.refusal(statuses.unauthenticated(problem))
 
     def _problem(self, metadata: Sequence[tuple[str, str | bytes]] | None) -> str:
         """What is wrong with a call's credentials; empty where nothing is."""
@@ -115,15 +115,6 @@ class Tls:
             return None
         self._changed = False
         return self._configuration
-
-
-def _refusal(failure: statuses.Failure) -> grpc.RpcMethodHandler[Any, Any]:
-    """A handler that ends any call, of whatever kind, before a message of it is read."""
-
-    async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        await failure.abort(context)
-
-    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _digest(token: str) -> bytes:

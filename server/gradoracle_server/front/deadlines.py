@@ -54,7 +54,7 @@ class Deadlines:
                 late.append(ticket)
             elif ticket.deadline < earliest:
                 earliest = ticket.deadline
-        for ticket in late:
+        for ticket in sorted(late, key=lambda ticket: ticket.deadline):
             self._expire(ticket)
         if earliest < self._due:
             self._set(max(earliest, now + _PAUSE))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from gradoracle_server.launch import WorkerOptions
 from gradoracle_server.settings import Settings, SettingsError
 
 _SCOUT_TIMEOUT = 120.0  # seconds; drivers can be slow
+_OF_MEMORY, _OF_A_GPU = 0.8, 0.9  # what workers may take of it; the rest is for the front, and for CUDA itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,20 +27,20 @@ class Share:
     workers: int
 
 
-async def find(processes: Processes, scout: Callable[..., None]) -> list[str]:
-    """The names of the devices that torch finds, asked in a process of its own. Raises StartError."""
+async def find(processes: Processes, scout: Callable[..., None]) -> dict[str, int]:
+    """The devices that torch finds, asked in a process of its own: bytes of memory by name. Raises StartError."""
     process, sock = await processes.start(scout)
     try:
         reply = await first_reply(sock, _SCOUT_TIMEOUT)
         found: dict[str, Any] = json.loads(bytes(reply.payload))
-        return [str(device["name"]) for device in found["devices"]]
+        return {str(device["name"]): int(device["memory_bytes"]) for device in found["devices"]}
     except (EOFError, TimeoutError, ValueError, KeyError) as error:
         raise StartError(f"cannot find out which devices there are: {str(error) or type(error).__name__}") from None
     finally:
         await processes.ended(process)
 
 
-def choose(asked: Sequence[str], found: Sequence[str]) -> list[str]:
+def choose(asked: Sequence[str], found: Collection[str]) -> list[str]:
     """The devices to serve, the default one first. Raises SettingsError where one is asked for that is not there."""
     gpus = [name for name in found if name.startswith("cuda:")]
     chosen: list[str] = []
@@ -55,17 +56,23 @@ def choose(asked: Sequence[str], found: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def shares(settings: Settings, devices: Sequence[str], cores: int) -> list[Share]:
-    """How many workers and threads each device gets: a worker for each core, or for each GPU, unless told otherwise."""
+def shares(settings: Settings, devices: Sequence[str], cores: int, memory: Mapping[str, int]) -> list[Share]:
+    """How many workers, threads and bytes of `memory` each device gets: a worker for each core, or for each GPU, unless
+    told otherwise."""
     made = []
     for device in devices:
         workers = settings.workers or (cores if device == "cpu" else 1)
+        limit = settings.max_memory_bytes
+        if limit is None:
+            limit = int(memory[device] * (_OF_MEMORY if device == "cpu" else _OF_A_GPU) / workers)
         options = WorkerOptions(
             device=device,
             threads=settings.threads or max(1, cores // workers),
             max_graph_nodes=settings.max_graph_nodes,
             max_tensor_bytes=settings.max_tensor_bytes,
-            max_memory_bytes=settings.max_memory_bytes,
+            max_memory_bytes=limit,
+            sandbox=settings.sandbox,
+            log_format=settings.log_format,
         )
         made.append(Share(options, workers))
     return made
@@ -79,3 +86,19 @@ def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return max(1, min(cores, -(-int(quota) // int(period))))
     except (OSError, ValueError):  # no control groups, or "max"
         return cores
+
+
+def usable_memory(
+    limit_files: Sequence[Path] = (
+        Path("/sys/fs/cgroup/memory.max"),
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+    ),
+) -> int:
+    """The bytes of memory of this machine, or fewer where this process's container has less."""
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for file in limit_files:
+        try:
+            found = min(found, int(file.read_text()))
+        except (OSError, ValueError):  # no such version of control groups, or "max"
+            continue
+    return found

@@ -1,19 +1,22 @@
 """The workers of every device: who runs which request, and what happens when one dies.
 
-A worker that dies is replaced at once, and the request that it ran is answered WORKER_CRASHED. Where the death may come
-from outside (a kill, the kernel out of memory) the request is first tried once more on another worker.
+A worker that dies is replaced at once by a spare one that stands by, and the request that it ran is answered
+WORKER_CRASHED. Where the death may come from outside (a kill, the kernel out of memory) the request is first tried once
+more on another worker.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from gradoracle_server import launch
+from gradoracle_server.frames import Job
 from gradoracle_server.front import statuses
 from gradoracle_server.front.admission import Full, Queue, Ticket
 from gradoracle_server.front.deadlines import Deadlines
@@ -29,7 +32,8 @@ _FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHU
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds before a worker that did not come up is started again
 _LIVED = 1.0  # seconds after which the end of an idle worker is no reason to pause
 _STARTS_AT_FIRST = 3  # failures in a row after which the server gives up coming up
-_CLOSING = 1.0  # seconds that idle workers get to end by themselves
+_CLOSING = 5.0  # seconds for workers to end that were told to; the kernel ends them with their fork server otherwise
+_LOOK = 1.0  # seconds between two looks for workers that somebody has stopped
 
 _log = logging.getLogger(__name__)
 
@@ -49,10 +53,12 @@ class Lane:
         target: Callable[..., None],
         workers: int,
         on_change: Callable[[], None],
+        spares: int = 0,
     ) -> None:
         self.device = options.device
         self.queue = queue
-        self.workers = [Worker(target, options, processes, self._free, self._gone) for _ in range(workers)]
+        self.size = workers  # how many serve at once; which of `self.workers` those are changes as they die
+        self.workers = [Worker(target, options, processes, self._free, self._gone) for _ in range(workers + spares)]
         self.restarts: Counter[str] = Counter()
         self.quarantine = Quarantine()
         self.description = ""
@@ -65,6 +71,7 @@ class Lane:
         self._failures = 0  # starts in a row that failed
         self._tasks: list[asyncio.Task[None]] = []
         self._deadlines = Deadlines(self._pending, self._expire)
+        self._next_look: asyncio.TimerHandle | None = None
 
     @property
     def alive(self) -> int:
@@ -83,10 +90,13 @@ class Lane:
     def start(self) -> None:
         """Starts every worker and keeps them alive from now on."""
         self._tasks = [asyncio.create_task(self._keep(worker)) for worker in self.workers]
+        self._look()
 
     async def close(self) -> None:
         """Ends every worker. What still waits or runs is answered SHUTTING_DOWN."""
         self._deadlines.close()
+        if self._next_look is not None:
+            self._next_look.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -97,7 +107,10 @@ class Lane:
                 worker.ticket.fail(statuses.shutting_down())
                 worker.kill()
             worker.close()
-        await asyncio.gather(*(worker.ended() for worker in self.workers))
+        endings = [asyncio.ensure_future(worker.ended()) for worker in self.workers]
+        _, running = await asyncio.wait(endings, timeout=_CLOSING)
+        if running:
+            _log.warning("%d workers of %s have not ended within %g s", len(running), self.device, _CLOSING)
 
     def submit(self, ticket: Ticket, seconds: float | None) -> None:
         """Gives a request to a worker, or makes it wait; `seconds` are left to its deadline. Raises Failure."""
@@ -145,15 +158,37 @@ class Lane:
     def _gone(self, worker: Worker) -> None:
         if worker in self._idle:
             self._idle.remove(worker)
+        spare = next((each for each in self.workers if each.state == "spare"), None)
+        if spare is not None and self.alive < self.size:
+            self._serve(spare)
         self._on_change()
 
-    def took(self, seconds: float) -> None:
-        """Notes how long a request ran."""
+    def _serve(self, worker: Worker) -> None:
+        """A worker that has come up serves from now on."""
+        worker.state = "idle"
+        self._free(worker)
+
+    def withstood(self, job: Job, seconds: float) -> None:
+        """Notes that a worker answered a request, and how long it took."""
         self._seconds += 0.05 * (seconds - self._seconds)
+        if self.quarantine:
+            self.quarantine.forgive(job)
 
     def _retry_after(self) -> float:
-        """When there is probably room again: the time in which half of the queue is served."""
-        return min(10.0, max(0.05, self.queue.depth / 2 * self._seconds / max(1, self.alive)))
+        """When there is probably room again: about the time in which half of the queue is served.
+
+        Drawn anew for each, so that those who are refused together do not come back together.
+        """
+        half = min(10.0, max(0.05, self.queue.depth / 2 * self._seconds / max(1, self.alive)))
+        return half * random.uniform(0.75, 1.25)  # noqa: S311 - no secret
+
+    def _look(self) -> None:
+        """Ends workers that somebody has stopped (SIGSTOP), now and later: what they have is as lost as if killed."""
+        for worker in self.workers:
+            if worker.is_stopped():
+                _log.warning("worker %s of %s is stopped; it is replaced", worker.greeting.get("pid"), self.device)
+                worker.kill()
+        self._next_look = asyncio.get_running_loop().call_later(_LOOK, self._look)
 
     async def _keep(self, worker: Worker) -> None:
         """Starts a worker's process again and again, whenever it ends."""
@@ -193,10 +228,16 @@ class Lane:
         self.description = str(worker.greeting.get("description", ""))
         self.memory_bytes = int(worker.greeting.get("memory_bytes", 0))
         self.torch_version = str(worker.greeting.get("torch", ""))
-        worker.state = "idle"
-        self._free(worker)
+        if self.alive < self.size:
+            self._serve(worker)
+        else:
+            worker.state = "spare"
         if not self.came_up.done():
             self.came_up.set_result(None)
+            held = ", ".join(worker.greeting.get("confined_by", ())) or "nothing"
+            _log.info("workers of %s are confined by: %s", self.device, held)
+            if missing := ", ".join(worker.greeting.get("not_by", ())):
+                _log.warning("workers of %s could not be confined by: %s", self.device, missing)
         self._on_change()
 
     def _bury(self, worker: Worker, ticket: Ticket | None, exit_code: int | None, started: bool) -> str:
@@ -216,12 +257,12 @@ class Lane:
         if ticket is None or worker.stopped_for:
             return reason
         ticket.worker = None
-        innocent = reason == "exit" or (reason == "killed" and ticket.attempts == 1)
+        first = ticket.attempts == 1 and not self.quarantine.suspects(ticket.job)
+        innocent = reason == "exit" or (reason == "killed" and first)
         if innocent and not ticket.future.done():
             self._again(ticket)
         elif not innocent:
-            # A death from outside says nothing about the request, but two in a row do.
-            self.quarantine.record(ticket.job, exit_code, deaths=2 if reason == "killed" else 1)
+            self.quarantine.record(ticket.job, exit_code)
             ticket.fail(statuses.worker_crashed(exit_code))
         return reason
 

@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 _DYING = 0.25  # seconds that a process may take to end after it closed its socket, before it is killed
+_TELLING = 10.0  # seconds that the fork server may take to tell how a process ended
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>: the signal that a process gets when its parent ends
 _UNKNOWN = 255  # multiprocessing's exit code of a process whose fork server has gone
 
@@ -50,12 +51,19 @@ class Processes:
 
     async def ended(self, process: BaseProcess) -> int | None:
         """How a process ended that has closed its socket: its exit code, negative for a signal, None if unknown."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, _ended, process)
+        try:
+            async with asyncio.timeout(_TELLING):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, _ended, process)
+        except TimeoutError:
+            return (
+                None  # the fork server, which would know, does not answer; the process's request must not wait for it
+            )
 
     def close(self) -> None:
         """Starts nothing any more, and ends the fork server."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
-        self.kill()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self.kill()  # the thread may be waiting for it
+        self._thread.shutdown(wait=True)
 
     def kill(self) -> None:
         """Ends the fork server at once, and with it whatever it started: the kernel sees to that."""
@@ -77,6 +85,10 @@ def _start_fork_server() -> None:
     A signal to the whole process group or control group (an interrupt typed at a terminal, systemd's stop) would end
     the workers before the front could drain. Blocked in this thread, they are blocked in all that it starts.
     """
+    # Zeroed memory (engine/fresh.py) is only complete where the C library keeps no freed pieces aside for each thread.
+    # It reads this when a program starts.
+    others = [one for one in os.environ.get("GLIBC_TUNABLES", "").split(":") if one and "tcache_count" not in one]
+    os.environ["GLIBC_TUNABLES"] = ":".join([*others, "glibc.malloc.tcache_count=0"])
     resource_tracker.ensure_running()  # before the signals are blocked: it unblocks them
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     forkserver.ensure_running()

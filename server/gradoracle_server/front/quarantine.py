@@ -1,4 +1,8 @@
-"""Requests that end the processes that run them are refused for a while, so that one caller cannot burn the workers."""
+"""Requests that end the processes that run them are refused for a while, so that one caller cannot burn the workers.
+
+Two deaths are enough. A request whose process was killed from outside, and again at the second try, counts as having
+one: somebody may be killing processes, and the same request may be many callers'. What runs to its end is forgiven.
+"""
 
 from __future__ import annotations
 
@@ -38,26 +42,42 @@ class Quarantine:
     def __bool__(self) -> bool:
         return bool(self._entries)
 
-    def record(self, job: Job, exit_code: int | None, deaths: int = 1) -> None:
-        """Notes that a request ended workers; `exit_code` is the last one's."""
+    def record(self, job: Job, exit_code: int | None) -> None:
+        """Notes that a request ended a worker, and how."""
         key = (job.method, _size(job))
         if key[1] > _LARGEST or (job.attachments is not None and job.attachments.descriptor < 0):
             return
         self._forget()
         entry = self._entries.setdefault(key, {}).setdefault(_hash(job), _Entry(0, exit_code, 0.0))
-        entry.deaths += deaths
+        entry.deaths += 1
         entry.exit_code = exit_code
         entry.until = self._clock() + self._seconds
 
+    def suspects(self, job: Job) -> bool:
+        """Whether a request has ended a worker lately."""
+        entry = self._find(job)
+        return entry is not None and entry.until > self._clock()
+
+    def forgive(self, job: Job) -> None:
+        """A worker has withstood a request: forgets what it did before."""
+        if self._find(job) is not None:
+            key = (job.method, _size(job))
+            del self._entries[key][_hash(job)]
+            if not self._entries[key]:
+                del self._entries[key]
+
     def refused(self, job: Job) -> tuple[int | None, float] | None:
         """Whether a request is refused: the exit code of the last worker that it ended, and the seconds left."""
-        entries = self._entries.get((job.method, _size(job)))
-        if not entries:
-            return None
-        entry = entries.get(_hash(job))
+        entry = self._find(job)
         if entry is None or entry.deaths < self._deaths or (left := entry.until - self._clock()) <= 0:
             return None
         return entry.exit_code, left
+
+    def _find(self, job: Job) -> _Entry | None:
+        entries = self._entries.get((job.method, _size(job)))
+        if not entries or (job.attachments is not None and job.attachments.descriptor < 0):
+            return None
+        return entries.get(_hash(job))
 
     def _forget(self) -> None:
         """Drops what is over, and the oldest where there are too many."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -89,11 +90,14 @@ class Front:
 
     async def _make_pool(self) -> Pool:
         settings = self._settings
-        found = ["cpu"]
+        found = {"cpu": 0}
         if set(settings.device) != {"cpu"}:
             found = await devices.find(self._processes, self._scout)
         chosen = devices.choose(settings.device, found)
-        shares = devices.shares(settings, chosen, devices.usable_cores())
+        memory = {**found, "cpu": devices.usable_memory()}
+        shares = devices.shares(settings, chosen, devices.usable_cores(), memory)
+        # What callers are told of the limit is what holds for the default device.
+        self._settings = dataclasses.replace(settings, max_memory_bytes=shares[0].options.max_memory_bytes)
         return Pool(
             [
                 Lane(
@@ -103,6 +107,7 @@ class Front:
                     self._target,
                     share.workers,
                     self._workers_changed,
+                    settings.spare_workers,
                 )
                 for share in shares
             ]

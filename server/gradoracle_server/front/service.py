@@ -64,7 +64,7 @@ class Service:
                 service_pb2.DeviceInfo(
                     name=name,
                     description=lane.description,
-                    workers=len(lane.workers),
+                    workers=lane.size,
                     workers_alive=lane.alive,
                     memory_bytes=lane.memory_bytes,
                 )
@@ -117,7 +117,7 @@ class Service:
 
     def response(self, lane: Lane, ticket: Ticket, reply: Reply) -> tuple[bytes | memoryview, bytes]:
         """Takes note of an answer; returns the response's bytes, in two parts. Raises Failure where it is an error."""
-        lane.took(time.perf_counter() - ticket.arrived - ticket.queue_seconds)
+        lane.withstood(ticket.job, time.perf_counter() - ticket.arrived - ticket.queue_seconds)
         self.metrics.replied(lane, ticket.job.method, reply, ticket.queue_seconds)
         failure = None
         size = len(reply.payload) + _TIMING_SIZE
@@ -182,9 +182,18 @@ def gone(context: Context) -> grpc.StatusCode:
     return grpc.StatusCode.CANCELLED if remaining is None or remaining > 0 else grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+class _Others(grpc.GenericRpcHandler):
+    """Methods of GradientService that are not served: a later version's, or a caller's mistake."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """gRPC's hook: the handler of a call that no handler before this one took."""
+        _, service, method = ("/" + handler_call_details.method).rsplit("/", 2)
+        return statuses.refusal(statuses.not_served(method)) if service == SERVICE else None
+
+
 def register(server: grpc.aio.Server, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
     """Makes a server serve the handlers as GradientService."""
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers), _Others()))
 
 
 def _too_long(what: str, allowed: int, asked: int) -> statuses.Failure:

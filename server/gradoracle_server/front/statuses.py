@@ -43,12 +43,23 @@ class Failure(Exception):  # noqa: N818 - a status, which only the caller may ca
         made: tuple[tuple[str, str | bytes], ...] = (("grpc-status-details-bin", self.status.SerializeToString()),)
         if self.retry_after is not None:
             made += (("grpc-retry-pushback-ms", str(round(self.retry_after * 1000))),)
+        elif self.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            made += (("grpc-retry-pushback-ms", "-1"),)  # clients repeat such calls, but this one is over a limit
         return made
 
     async def abort(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> NoReturn:
         """Ends the call with this status."""
         await context.abort(self.code, self.status.message, self.metadata())
         raise AssertionError("abort returned")
+
+
+def refusal(failure: Failure) -> grpc.RpcMethodHandler[Any, Any]:
+    """A handler that ends any call, of whatever kind, before a message of it is read."""
+
+    async def refuse(_: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        await failure.abort(context)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def device_unavailable(device: str, devices: Iterable[str]) -> Failure:
@@ -121,6 +132,12 @@ def unauthenticated(got: str) -> Failure:
 def malformed(method: str, text: str) -> Failure:
     """The bytes do not follow the protocol."""
     return _failure(grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST", text, method=method)
+
+
+def not_served(method: str) -> Failure:
+    """A method that this version does not know."""
+    text = f"expected a method of gradoracle.v1.GradientService as this version has it, got {_short(method)}"
+    return _failure(grpc.StatusCode.UNIMPLEMENTED, "NOT_SERVED", text, method=method)
 
 
 def internal(error: BaseException, where: str) -> Failure:

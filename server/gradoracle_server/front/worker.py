@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from gradoracle_server.frames import Reply
@@ -16,7 +17,8 @@ from gradoracle_server.front.processes import Processes
 from gradoracle_server.front.transport import Connection
 from gradoracle_server.launch import WorkerOptions
 
-STATES = ("starting", "idle", "busy", "dead")
+STATES = ("starting", "idle", "busy", "spare", "dead")
+"""A spare one has come up and waits for another to die, whose place it takes at once."""
 
 GRACE = 0.1
 """Seconds that a worker has to finish a request that nobody waits for any more, before it is killed.
@@ -66,7 +68,18 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
+        """Whether it serves."""
         return self.state in ("idle", "busy")
+
+    def is_stopped(self) -> bool:
+        """Whether its process is held by a signal, and does nothing until another one."""
+        if self._process is None or self.state in ("starting", "dead"):
+            return False
+        try:
+            stat = Path(f"/proc/{self._process.pid}/stat").read_bytes()
+        except OSError:  # it has just ended
+            return False
+        return stat.rpartition(b") ")[2][:1] == b"T"
 
     async def start(self) -> None:
         """Starts a process and waits for its greeting. Raises OSError, EOFError, TimeoutError or ValueError."""
