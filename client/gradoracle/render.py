@@ -16,12 +16,12 @@ def text(graph: graph_pb2.Graph) -> str:
 
 def _lines(graph: graph_pb2.Graph) -> Iterator[str]:
     for one in graph.inputs:
-        yield f"{one.name} = input({_input_options(one)})"
+        yield f"{one.name} = input({input_options(one)})"
     for constant in graph.constants:
-        yield f"{constant.name} = constant({_tensor(constant.value)})"
+        yield f"{constant.name} = constant({tensor_text(constant.value)})"
     for node in graph.nodes:
         note = "  # no_grad" if node.no_grad else ""
-        yield f"{node.name} = {node.target}({_arguments(node)}){note}"
+        yield f"{node.name} = {node.target}({arguments(node)}){note}"
     for output in graph.outputs:
         yield f"output {output.name} = {output.value}"
 
@@ -30,18 +30,18 @@ def dot(graph: graph_pb2.Graph) -> str:
     """A digraph in Graphviz' language: inputs and constants as boxes, nodes as ellipses, outputs as double boxes."""
     lines = ["digraph gradoracle {", "  rankdir=TB;", '  node [fontname="Helvetica"];']
     lines += [
-        f"  {_quoted('v:' + one.name)} [shape=box, label={_label(one.name, _input_options(one))}];"
+        f"  {_quoted('v:' + one.name)} [shape=box, label={_label(one.name, input_options(one))}];"
         for one in graph.inputs
     ]
     lines += [
-        f"  {_quoted('v:' + one.name)} [shape=box, style=dashed, label={_label(one.name, _tensor(one.value))}];"
+        f"  {_quoted('v:' + one.name)} [shape=box, style=dashed, label={_label(one.name, tensor_text(one.value))}];"
         for one in graph.constants
     ]
     for node in graph.nodes:
         style = ", style=dotted" if node.no_grad else ""
         name = _quoted("v:" + node.name)
         lines.append(f"  {name} [shape=ellipse{style}, label={_label(node.name, node.target)}];")
-        lines += [f"  {_quoted('v:' + source)} -> {name};" for source in _references(node)]
+        lines += [f"  {_quoted('v:' + source)} -> {name};" for source in references(node)]
     for output in graph.outputs:
         name = _quoted("o:" + output.name)
         lines.append(f"  {name} [shape=box, peripheries=2, label={_label(output.name)}];")
@@ -49,7 +49,8 @@ def dot(graph: graph_pb2.Graph) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _input_options(one: graph_pb2.Input) -> str:
+def input_options(one: graph_pb2.Input) -> str:
+    """What was said of an input beside its name."""
     tracked = one.requires_grad if one.HasField("requires_grad") else True
     options = [] if tracked else ["requires_grad=False"]
     if one.structure:
@@ -58,7 +59,7 @@ def _input_options(one: graph_pb2.Input) -> str:
     return ", ".join(options)
 
 
-def _tensor(tensor: tensor_pb2.Tensor) -> str:
+def tensor_text(tensor: tensor_pb2.Tensor) -> str:
     """ "float64[2, 3]", and the number where it is one."""
     from gradoracle import tensors
 
@@ -68,7 +69,8 @@ def _tensor(tensor: tensor_pb2.Tensor) -> str:
     return described
 
 
-def _arguments(node: graph_pb2.Node) -> str:
+def arguments(node: graph_pb2.Node) -> str:
+    """The arguments of a node as they would be typed."""
     given = [_argument(one) for one in node.args]
     return ", ".join(given + [f"{one.name}={_argument(one.argument)}" for one in node.kwargs])
 
@@ -95,7 +97,7 @@ def _argument(argument: graph_pb2.Argument) -> str:
     return str(getattr(argument, kind))
 
 
-def _references(node: graph_pb2.Node) -> Iterator[str]:
+def references(node: graph_pb2.Node) -> Iterator[str]:
     """Names that the arguments refer to, each once."""
     found: dict[str, None] = {}
     waiting = [*node.args, *(one.argument for one in node.kwargs)]

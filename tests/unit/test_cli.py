@@ -36,8 +36,9 @@ def test_help_lists_the_commands(capsys: Captured) -> None:
     code, out, err = run(capsys, "--help")
 
     assert (0, "") == (code, err)
+    width = max(map(len, cli.COMMANDS))
     for name, text in cli.COMMANDS.items():
-        assert f"  {name:<6}  {text}" in out
+        assert f"  {name:<{width}}  {text}" in out
     assert "2 usage or bad input" in out
 
 

@@ -108,12 +108,14 @@ def test_wheel_holds_both_packages_and_their_data(wheel: Path) -> None:
 
 
 def test_wheel_declares_its_entry_points(wheel: Path) -> None:
-    """The wheel installs the command `gradoracle`."""
+    """The wheel installs the command `gradoracle`, the pytest plugin, and the engine for what runs in process."""
     with zipfile.ZipFile(wheel) as archive:
         [name] = [name for name in archive.namelist() if name.endswith("/entry_points.txt")]
         text = archive.read(name).decode()
 
     assert "[console_scripts]\ngradoracle = gradoracle.cli:main" in text
+    assert "[pytest11]\ngradoracle = gradoracle.pytest_plugin" in text
+    assert "[gradoracle.engine]\ncallables = gradoracle_server.worker.callables" in text
 
 
 def test_command_line_runs_from_the_wheel(wheel: Path, tmp_path: Path) -> None:

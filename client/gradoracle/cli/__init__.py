@@ -22,14 +22,18 @@ from typing import cast
 import click
 
 COMMANDS = {
+    "batch": "Run many cases from a file and keep each result.",
     "check": "Check gradients of a graph, autograd's own or claimed ones.",
+    "compare": "Compare the results of two batches.",
     "demo": "Run the ten tutorial cases through a server and show the results.",
     "eval": "Evaluate a graph.",
     "grad": "Compute gradients of a graph (a vector-Jacobian product).",
     "health": "Ask a server whether it is well.",
     "info": "Show a server's versions, devices and limits.",
+    "judge": "Judge candidate implementations against a reference.",
     "ops": "Show the operators that a graph may use.",
     "serve": "Run the server.",
+    "sweep": "Print cases that check operators, for batch.",
 }
 """The commands, each a module here with a `command`. The texts stand here so that listing them imports nothing."""
 

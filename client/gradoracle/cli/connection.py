@@ -55,8 +55,10 @@ def secured(function: Function) -> Function:
 
 
 @contextlib.contextmanager
-def client(address: str | None, timeout: float | None, **security: Any) -> Iterator[go.Client]:
-    """A client of the server that the options name, or of one that is started now."""
+def client(
+    address: str | None, timeout: float | None, *, workers: int | None = 1, **security: Any
+) -> Iterator[go.Client]:
+    """A client of the server that the options name, or of one that is started now with so many workers a device."""
     if address or os.environ.get(channel.ADDRESS):
         with _checked():
             found = go.Client(address, timeout=timeout, **credentials(**security))
@@ -68,7 +70,9 @@ def client(address: str | None, timeout: float | None, **security: Any) -> Itera
             channel.target("localhost", tls=None, token=None, timeout=timeout, channels=1)
         if sys.stderr.isatty():
             click.echo("starting a server (--address uses a running one) ...", err=True)
-        found = go.Client.local(timeout=timeout)
+        with go.local_server(workers) as own, go.Client(own, timeout=timeout) as found:
+            yield found
+        return
     with found:
         yield found
 

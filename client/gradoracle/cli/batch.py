@@ -1,0 +1,202 @@
+"""`gradoracle batch`: many cases from a file, each judged and kept."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradoracle.cli import batch_options, connection, failures, output
+from gradoracle.cli.batch_options import BatchOptions
+from gradoracle.cli.failures import InputError
+
+if TYPE_CHECKING:
+    from gradoracle.batch.case_files import CaseFile
+    from gradoracle.batch.progress import Progress
+    from gradoracle.batch.results import ResultsFile
+    from gradoracle.batch.runner import Run
+    from gradoracle.batch.shards import Plan
+
+HELP = """\b
+A case is one JSON object a line:
+  {"id": "one", "expression": "softmax(x, dim=-1)",
+   "inputs": {"x": {"random": "normal", "shape": [8, 64]}}}
+with "graph" (the proto's JSON) or "graph_file" in place of "expression", and
+"method" (default "check"), "cotangents", "claimed", "tangents", "vectors",
+"options" (the method's: device, seed, wrt, …), "labels" (texts by name).
+An array is nested numbers, {"data": …, "dtype": …}, {"npy": FILE},
+{"npz": FILE, "key": …}, {"safetensors": FILE, "key": …}, or one that the
+server makes: {"random": "normal"|"uniform"|"integers", "shape": …,
+"dtype": …, "seed": …, …} or {"fill": …, "shape": …}. Files are looked for
+beside the file of cases. A protobuf file holds length-delimited
+gradoracle.v1.StreamRequest messages.
+
+\b
+Exit codes: 0 all good, 1 a gradient is wrong, 2 usage or a case that cannot
+be run, 3 the service failed, 4 no verdict, 130 interrupted. Where there are
+several: 1, then 3, 2, 4.
+"""
+"""What a file of cases holds, at the end of --help."""
+
+
+@click.command("batch", epilog=HELP)
+@batch_options.options
+@connection.options
+def command(cases: str, **given: Any) -> int:
+    """Run the cases of the file CASES and write each result to a file as it comes.
+
+    "-" stands for stdin, and "corpus:float64" for a sweep over every operator that comes with gradoracle.
+
+    What is interrupted, in whatever way, goes on with --resume. Without it, results that are there already are set
+    aside as FILE.old.
+    """
+    from gradoracle.batch.survey import BadCasesError
+
+    options = BatchOptions.taken(given)
+    if options.retry_errors and not options.resume:
+        raise InputError("--retry-errors: expected --resume too; a run that starts anew has no errors to retry")
+    try:
+        return _batch(cases, options, given)
+    except BadCasesError as error:
+        for problem in error.problems:
+            click.echo(f"{cases}, {problem}", err=True)
+        raise InputError(f"{cases}: {error.count} problem{'s'[: error.count > 1]}; nothing was sent") from error
+
+
+def _batch(cases: str, options: BatchOptions, where: dict[str, Any]) -> int:
+    from gradoracle.batch.case_files import CaseFile
+
+    plan = options.plan()
+    with _file(cases):
+        file = CaseFile(cases, options.form)
+    with contextlib.closing(file):
+        return _over(file, plan, options, where)
+
+
+def _over(file: CaseFile, plan: Plan, options: BatchOptions, where: dict[str, Any]) -> int:
+    """The run over a file that is open."""
+    from gradoracle.batch.array_files import ArrayFiles
+    from gradoracle.batch.progress import Progress
+    from gradoracle.batch.results import ResultsFile
+    from gradoracle.batch.runner import Run
+    from gradoracle.batch.survey import survey
+
+    path = Path(options.out.replace("{shard}", str(plan.shard.index)))
+    with _file(f"--out {path}"):
+        results = ResultsFile(path, resume=options.resume, retry=options.retry_errors)
+    try:
+        files = ArrayFiles(file.base)
+        with _file(file.name):
+            before = survey(file, plan, files, results.done)
+        progress = Progress(before.cases, before.done, quiet=options.quiet)
+        settings = options.settings(where["timeout"])
+        run = Run(file, plan, results, settings, files=files, added=progress.add, notice=progress.say)
+        ended = _run(run, progress, where) if before.remaining else None
+    finally:
+        results.finish()
+    return _finish(run, results, progress, options, file.name, ended)
+
+
+def _run(run: Run, progress: Progress, where: dict[str, Any]) -> BaseException | None:
+    """Runs to the end, or to what ended it before."""
+    from gradoracle.errors import GradOracleError
+
+    try:
+        with _signals(), connection.client(workers=None, **where) as client:
+            client.server_info()  # a server that is not there, or wants credentials, is told at once
+            with progress:
+                run.run(client)
+    except (KeyboardInterrupt, GradOracleError) as error:
+        return error
+    return None
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM, with which pods are stopped, ends a run as Ctrl-C does."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread, which alone gets signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _finish(
+    run: Run,
+    results: ResultsFile,
+    progress: Progress,
+    options: BatchOptions,
+    cases: str,
+    ended: BaseException | None,
+) -> int:
+    tally = results.earlier + run.tally
+    for text in run.remarks:
+        click.echo(text, err=True)
+    click.echo(progress.summary(tally), err=True)
+    _reports(results.path, options, cases)
+    code = tally.exit_code(allow_inconclusive=options.allow_inconclusive)
+    if ended is None:
+        return code
+    kept = f"{results.path} has what was finished; --resume goes on"
+    if isinstance(ended, KeyboardInterrupt):
+        click.echo(f"interrupted; {kept}", err=True)
+        return 128 + (ended.args[0] if ended.args else signal.SIGINT)
+    code, message = failures.explain(ended) if isinstance(ended, Exception) else (failures.SERVICE, str(ended))
+    click.echo(f"error: {message}. {kept}", err=True)
+    return code
+
+
+def _reports(results: Path, options: BatchOptions, cases: str) -> None:
+    """Writes what was asked for beside the results."""
+    name = Path(cases).name
+    if options.report is not None:
+        from gradoracle.batch import report
+
+        _write("--report", options.report, lambda out: report.write_report(results, out, title=name))
+    if options.junit is not None:
+        from gradoracle.batch import junit
+
+        _write("--junit", options.junit, lambda out: junit.write_junit(results, out, name=name))
+    if options.json_summary is not None or options.as_json:
+        from gradoracle.batch import summary
+
+        allowed = options.allow_inconclusive
+        if options.json_summary is not None:
+            _write(
+                "--json-summary",
+                options.json_summary,
+                lambda out: summary.write_summary(results, out, allow_inconclusive=allowed),
+            )
+        if options.as_json:
+            output.print_json(summary.summarise(results, allow_inconclusive=allowed))
+    if options.annotations:
+        from gradoracle.batch import annotations
+
+        annotations.print_all(results, cases=cases)
+
+
+def _write(flag: str, path: Path, write: Callable[[Path], object]) -> None:
+    with _file(f"{flag} {path}"):
+        write(path)
+
+
+@contextlib.contextmanager
+def _file(what: str) -> Iterator[None]:
+    """Turns an error of the system into one that names the argument."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what}: expected a file that can be used, got: {error.strerror or error}") from error

@@ -1,0 +1,144 @@
+"""`gradoracle judge`: candidate implementations against a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradoracle.cli import connection, output, request, tables, values
+from gradoracle.cli.failures import InputError
+
+if TYPE_CHECKING:
+    from gradoracle.batch.records import Record
+
+HELP = f"""\b
+A candidate is a file of the folder CANDIDATES:
+  .py           functions forward and backward(*cotangents, *inputs), or one
+                torch.autograd.Function, or one function that torch
+                differentiates. Each runs in a process of its own, on this
+                machine, as whoever calls this: judge what you would run.
+  .npz, .safetensors   saved results: arrays outputs.NAME and gradients.NAME
+Inputs come by position, in the reference's order; outputs go back as one
+tensor, a tuple or a dict by name.
+
+{values.HELP}"""
+
+
+@click.command("judge", epilog=HELP)
+@click.argument("reference", metavar="REFERENCE")
+@click.argument("folder", metavar="CANDIDATES", type=click.Path(path_type=Path))
+@click.argument("inputs", nargs=-1, metavar="[NAME=VALUE]...")
+@click.option(
+    "--inputs",
+    "inputs_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Take inputs from a .npz file, or the one remaining input from a .npy file.",
+)
+@click.option("--cotangent", "cotangents", multiple=True, metavar="NAME=VALUE", help="The cotangent of this output.")
+@click.option("--device", metavar="NAME", help="Where the reference runs.")
+@click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of the reference's own random operators.")
+@click.option("--on", "candidate_device", metavar="DEVICE", help="Give torch candidates their tensors on this device.")
+@click.option(
+    "--candidate-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For one candidate.",
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write results as gradoracle batch does.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML page of the results.")
+@click.option("--allow-inconclusive", is_flag=True, help="Exit with 0 where there is no verdict, too.")
+@connection.options
+@output.json_option
+def command(
+    reference: str,
+    folder: Path,
+    inputs: Sequence[str],
+    inputs_file: Path | None,
+    cotangents: Sequence[str],
+    device: str | None,
+    seed: int | None,
+    candidate_device: str | None,
+    candidate_timeout: float,
+    out: Path | None,
+    report: Path | None,
+    allow_inconclusive: bool,
+    as_json: bool,
+    **where: Any,
+) -> int:
+    """Judge the candidates in the folder CANDIDATES against REFERENCE: an expression, or a .json file of a graph.
+
+    The best come first. An output is right where it is as near to the reference in double precision as torch's own,
+    twice over; a gradient, where gradoracle check says so. Exit codes: 0 all right, 1 one is wrong, 2 one gave no
+    results, 4 no verdict.
+    """
+    from gradoracle.batch.tally import Tally
+    from gradoracle.kernels import candidates
+    from gradoracle.kernels.judge import Judge, rank
+
+    graph = request.program(reference, ())
+    tensors = request.Tensors()
+    primals = tensors.primals(graph, inputs, inputs_file)
+    vectors = tensors.named(cotangents, "--cotangent")
+    try:
+        paths = candidates.found(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: expected a folder of candidates, got: {error.strerror}") from error
+    if not paths:
+        raise InputError(f"{folder}: expected candidates ({', '.join(candidates.SUFFIXES)}), got none")
+    with connection.client(**where) as client:
+        judge = Judge(
+            client,
+            graph,
+            primals,
+            vectors or None,
+            seed=seed,
+            device=device,
+            candidate_timeout=candidate_timeout,
+            candidate_device=candidate_device,
+        )
+        records = rank([judge.judge(path, place) for place, path in enumerate(paths, 1)])
+    tally = Tally()
+    for record in records:
+        tally.add(record)
+    _write(records, out, report, str(folder))
+    if as_json:
+        output.print_json([{"rank": place, **record.to_json()} for place, record in enumerate(records, 1)])
+    else:
+        _show(records)
+    return tally.exit_code(allow_inconclusive=allow_inconclusive)
+
+
+def _write(records: list[Record], out: Path | None, report: Path | None, title: str) -> None:
+    try:
+        if out is not None:
+            out.write_bytes(b"".join(record.to_line() for record in records))
+        if report is not None:
+            from gradoracle.batch.report import write_report
+
+            write_report(iter(records), report, title=title)
+    except OSError as error:
+        raise InputError(f"{error.filename}: expected a file that can be written, got: {error.strerror}") from error
+
+
+def _show(records: list[Record]) -> None:
+    from gradoracle.batch.runner import remark
+    from gradoracle.kernels.judge import worst_ratio
+
+    listed = tables.table("rank", "candidate", "verdict", "outputs", "gradients", "")
+    for place, record in enumerate(records, 1):
+        outputs = gradients = "-"
+        if record.report is not None:
+            outputs = f"{worst_ratio(record, of_outputs=True):.2g}"
+            gradients = f"{worst_ratio(record, of_outputs=False):.2g}"
+        listed.add_row(str(place), record.id, record.outcome, outputs, gradients, record.labels.get("kind", ""))
+    tables.console().print(listed)
+    click.echo("outputs and gradients: the largest error over its bound; up to 1 is right")
+    for record in records:
+        if not record.is_good:
+            click.echo(remark(record))
