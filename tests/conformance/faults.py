@@ -1,255 +1,172 @@
-"""A corpus of planted faults: `python tests/conformance/faults.py [--operators N] [--json]`.
+"""A corpus of planted faults: `python tests/conformance/faults.py [--operators N] [--dtype float64 …] [--jobs N] …`.
 
 Operators of PyTorch's own operator database get a backward that is wrong in one of the ways in which backward formulas
-have been wrong in earnest, one way at a time; and the right backward, as the other class. gradoracle's two modes and
-torch.autograd.gradcheck's two judge each case in the same run. The table counts, for each kind of fault, how many of
-its cases each checker rejects, and in the first line how many right gradients it rejects. An operator is in the corpus
-where its sample is smooth, deterministic and small enough for gradcheck's slow mode.
+have been wrong in earnest, one way at a time; and the right backward, as the other class. So do claims, and second
+derivatives. gradoracle's two modes, torch.autograd.gradcheck's two and, where jax is installed, its check_grads judge
+each case in the same run. The table counts, for each kind of fault, how many of its cases each checker rejects, and in
+the lines "right" how many right gradients it rejects. An operator is in the corpus where gradcheck's slow mode passes
+its right gradient at a sample that is small enough for it.
 
-Wanted: every fault of relative size 1e-8 or more rejected, and no right gradient rejected. Results are in faults.md.
+Finished operators are kept in the file that --keep names, and not judged again. Without --only and --operators the
+tables are written into faults.md and faults.json beside this file.
+
+Wanted: every fault of relative size 1e-8 or more rejected, and no right gradient rejected.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
-import dataclasses
+import contextlib
+import datetime
+import fnmatch
 import json
 import math
+import os
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "unit")]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS / "unit"), str(TESTS / "bench")]
+import torch  # noqa: E402 - the path comes first
 
-import check_bars  # noqa: E402 - found through the path above
-import check_cases  # noqa: E402
+from conformance.corpus import jax_peer, known, tally, work  # noqa: E402
+from conformance.corpus.checkers import OURS, PEERS  # noqa: E402
+from conformance.judge import Judgement  # noqa: E402
+from conformance.processes import Serve, judgements  # noqa: E402
+from conformance.samples import full_name, operators  # noqa: E402
 
-from gradoracle_server.engine.report import Mode, Verdict  # noqa: E402
-
-LARGEST = 300  # elements of the inputs, and of the output
-Wrong = Callable[[list[torch.Tensor], torch.Tensor, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One operator with one backward."""
-
-    operator: str
-    fault: str  # "right" for the other class
-    function: Callable[..., torch.Tensor]
-    inputs: tuple[torch.Tensor, ...]
-    order: int = 1
+DTYPES = ("float64", "complex128", "float32")
+MACHINE = "2 cores, shared, one thread a process"
+MARKS = ("<!-- {}: generated -->", "<!-- {}: end -->")
 
 
-def _first(change: Callable[[torch.Tensor], torch.Tensor]) -> Wrong:
-    """Changes the first input's gradient."""
-    return lambda inputs, cotangent, right: (change(right[0]), *right[1:])
+def names_of(dtype: str, only: Sequence[str], most: int | None) -> list[str]:
+    """The operators to judge, and the groups of cases beside them."""
+    found = sorted({full_name(one) for one in operators(getattr(torch, dtype))})
+    groups = [work.KINKS, work.OTHERS] if dtype == "float64" else []
+    if only:
+        return [name for name in found if any(fnmatch.fnmatchcase(name, pattern) for pattern in only)]
+    found.sort(key=lambda name: zlib.crc32(name.encode()))  # in no order, so that some stand for all
+    return [*groups, *found[:most]]
 
 
-def _element(place: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Wrong:
-    def changed(gradient: torch.Tensor) -> torch.Tensor:
-        found = gradient.clone(memory_format=torch.contiguous_format)
-        flat = found.view(-1)
-        flat[place] = change(flat[place])
-        return found
-
-    return _first(changed)
-
-
-def _strided(inputs: Any, cotangent: torch.Tensor, right: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return right if cotangent.is_contiguous() else (right[0] * 0.5, *right[1:])
-
-
-def faults(function: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> dict[str, Wrong]:
-    """The ways in which the backward of a function can be wrong at this point, so that each does change it."""
-    tracked = [one.detach().clone().requires_grad_() for one in inputs]
-    output = function(*tracked)
-    generator = torch.Generator().manual_seed(1)
-    cotangent = torch.randn(output.shape, dtype=output.dtype, generator=generator)
-    (gradient,) = torch.autograd.grad(output, tracked[:1], cotangent, retain_graph=True)
-    flat = gradient.reshape(-1)
-    # An element whose gradient is not small beside the others': smaller ones are within the others' rounding.
-    eligible = (flat.abs() >= 0.3 * flat.abs().max()).nonzero().flatten()
-    place = int(eligible[len(eligible) // 2])
-
-    def for_ones(inputs: list[torch.Tensor], _: torch.Tensor, right: Any) -> tuple[torch.Tensor, ...]:
-        with torch.enable_grad():
-            again = function(*inputs)
-            found = torch.autograd.grad(again, inputs, torch.ones_like(again), allow_unused=True)
-        return tuple(torch.zeros_like(a) if b is None else b for a, b in zip(inputs, found, strict=True))
-
-    def squared(inputs: list[torch.Tensor], cotangent: torch.Tensor, right: Any) -> tuple[torch.Tensor, ...]:
-        with torch.enable_grad():
-            again = function(*inputs)
-            found = torch.autograd.grad(again, inputs, cotangent * cotangent.abs(), allow_unused=True)
-        return tuple(torch.zeros_like(a) if b is None else b for a, b in zip(inputs, found, strict=True))
-
-    found: dict[str, Wrong] = {
-        "element * (1 + 1e-8)": _element(place, lambda g: g * (1 + 1e-8)),
-        "element * (1 + 1e-4)": _element(place, lambda g: g * (1 + 1e-4)),
-        "element * 2": _element(place, lambda g: g * 2),
-        "element zeroed": _element(place, lambda g: g * 0),
-        "element's sign": _element(place, torch.neg),
-        "element NaN": _element(place, lambda g: g * math.nan),
-        "sign": _first(torch.neg),
-        "factor 1 + 1e-8": _first(lambda g: g * (1 + 1e-8)),
-        "factor 1.001": _first(lambda g: g * 1.001),
-        "factor 0.5": _first(lambda g: g * 0.5),
-        "zero": _first(torch.zeros_like),
-        "cotangent ignored": for_ones,
-        "cotangent squared": squared,
-    }
-    if output.numel() > 1:
-        found["wrong for strided cotangents"] = _strided
-    if gradient.is_complex():
-        found["conjugated"] = _first(torch.conj_physical)
-    for axis in range(gradient.dim() - 1):
-        if gradient.shape[axis] == gradient.shape[axis + 1] > 1 and not torch.allclose(gradient, gradient.mT):
-            found["transposed"] = _first(lambda g, axis=axis: g.transpose(axis, axis + 1))
-    if gradient.dim() and gradient.shape[0] > 1 and not torch.allclose(gradient, gradient.flip(0)):
-        found["rows reversed"] = _first(lambda g: g.flip(0))
-    if len(inputs) > 1 and inputs[0].shape == inputs[1].shape:
-        other = torch.autograd.grad(output, tracked[1], cotangent, allow_unused=True)[0]
-        if other is not None and not torch.allclose(other, gradient):
-            found["inputs swapped"] = lambda inputs, cotangent, right: (right[1], right[0], *right[2:])
-    return found
+def judged(
+    dtype: str,
+    names: Sequence[str],
+    peers: Sequence[str],
+    jobs: int,
+    keep: Path | None,
+    *,
+    serve: Serve = work.serve,
+    limit: int | None = None,
+    minutes: float = math.inf,
+) -> Iterator[Any]:
+    """(operator, records) of each, those kept from an earlier run first; of what is done after so many minutes."""
+    until = time.monotonic() + 60 * minutes
+    before = _kept(keep, dtype)
+    for name in names:
+        if name in before:
+            yield name, before[name]
+    rest = [name for name in names if name not in before]
+    with keep.open("a", encoding="utf-8") if keep else contextlib.nullcontext() as file:
+        for name, found in judgements(",".join(peers), dtype, rest, limit=limit, jobs=jobs, serve=serve):
+            records = [_plain(one) for one in found]
+            if file:
+                file.write(json.dumps({"dtype": dtype, "operator": name, "records": records}) + "\n")
+                file.flush()
+            yield name, records
+            if time.monotonic() > until:
+                return
 
 
-def corpus(most: int, dtype: torch.dtype = torch.float64) -> Iterator[Case]:
-    """The cases of up to `most` operators."""
-    seen: set[str] = set()
-    for name, everything, inputs in check_bars.samples(dtype, 5):
-        if name in seen or len(seen) >= most:
-            continue
-        fitting = all(one.dtype == dtype and 1 < one.numel() <= LARGEST for one in inputs)
-        if not fitting:
-            continue
-
-        def function(*args: torch.Tensor, everything: Any = everything) -> torch.Tensor:
-            return everything(*args)[0]
-
-        try:
-            cases = list(_cases(name, function, tuple(inputs)))
-        except Exception as error:
-            print(f"{name}: left out: {type(error).__name__}: {str(error)[:80]}", file=sys.stderr)
-            continue
-        if cases:
-            seen.add(name)
-            yield from cases
+def _kept(keep: Path | None, dtype: str) -> dict[str, list[dict[str, Any]]]:
+    if keep is None or not keep.exists():
+        return {}
+    lines = [json.loads(line) for line in keep.read_text(encoding="utf-8").splitlines()]
+    return {line["operator"]: line["records"] for line in lines if line["dtype"] == dtype}
 
 
-def _cases(name: str, function: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> Iterator[Case]:
-    output = function(*inputs)
-    if not output.numel() or output.numel() > LARGEST or output.dtype not in (torch.float64, torch.complex128):
-        return
-    tracked = [one.detach().clone().requires_grad_() for one in inputs]
-    gradients = torch.autograd.grad(function(*tracked).abs().sum(), tracked, allow_unused=True)
-    if any(one is None or not one.isfinite().all() or not one.any() for one in gradients):
-        return
-    moved = (gradients[0] * inputs[0]).abs().max()
-    if moved <= 1e-6 * output.abs().max():  # rounding, as of corrcoef of two observations: no fault of it is one
-        return
-    right = check_cases.planted(function, lambda inputs, cotangent, right: right)
-    if check_cases.check(right, *inputs).verdict is not Verdict.PASS:
-        return
-    yield Case(name, "right", right, inputs)
-    for fault, wrong in faults(function, inputs).items():
-        yield Case(name, fault, check_cases.planted(function, wrong), inputs)
+def _plain(one: Any) -> dict[str, Any]:
+    """A record; what `judgements` puts in the place of those of a process that died becomes one, too."""
+    return {"operator": one.operator, "broken": one.reason} if isinstance(one, Judgement) else one
 
 
-# ---- Checkers: each tells whether it rejects
+def counted(dtype: str, checkers: Sequence[str], found: Iterator[Any], total: int) -> tuple[tally.Tally, int]:
+    """The tally of all that comes, and how many names did, with a line on stderr now and then."""
+    wrong: dict[str, str] = {}
+    counts = tally.Tally(checkers, wrong)
+    start, done = time.monotonic(), 0
+    for done, (name, records) in enumerate(found, 1):
+        reason = known.why(name, dtype, 1)
+        if reason:
+            wrong[name] = reason
+        counts.add(records)
+        if done % 25 == 0 or done == total:
+            line = (f"{dtype}: {done} of {total} names, {len(counts.operators)} operators, "
+                    f"{sum(counts.cases.values())} cases, {len(counts.missed)} missed, {len(counts.alarms)} alarms, "
+                    f"{time.monotonic() - start:.0f} s")  # fmt: skip
+            print(line, file=sys.stderr, flush=True)
+    return counts, done
 
 
-def _ours(mode: Mode) -> Callable[[Case], bool]:
-    def rejects(case: Case) -> bool:
-        return check_cases.check(case.function, *case.inputs, mode=mode, order=case.order).verdict is Verdict.FAIL
-
-    return rejects
-
-
-def _gradchecks(fast: bool) -> Callable[[Case], bool]:
-    def rejects(case: Case) -> bool:
-        tracked = [one.detach().clone().requires_grad_() for one in case.inputs]
-        return not torch.autograd.gradcheck(case.function, tracked, raise_exception=False, fast_mode=fast)
-
-    return rejects
-
-
-CHECKERS = {
-    "probe": _ours(Mode.PROBE),
-    "full": _ours(Mode.FULL),
-    "gradcheck fast": _gradchecks(True),
-    "gradcheck slow": _gradchecks(False),
-}
+def write(pages: Mapping[str, str], figures: Mapping[str, Any]) -> None:
+    """Each dtype's section into faults.md, between its markers, and its figures into faults.json; others' stay."""
+    path, data = HERE / "faults.md", HERE / "faults.json"
+    text = path.read_text(encoding="utf-8")
+    for dtype, page in pages.items():
+        start, end = (mark.format(dtype) for mark in MARKS)
+        before, _, rest = text.partition(start)
+        _, _, after = rest.partition(end)
+        text = f"{before}{start}\n\n{page}\n{end}{after}"
+    path.write_text(text, encoding="utf-8")
+    kept = json.loads(data.read_text(encoding="utf-8")) if data.exists() else {}
+    data.write_text(json.dumps({**kept, **figures}, indent=1) + "\n", encoding="utf-8")
 
 
-@dataclasses.dataclass
-class Tally:
-    """What the checkers made of the cases of each kind."""
-
-    operators: int = 0
-    cases: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    rejected: dict[str, collections.Counter[str]] = dataclasses.field(
-        default_factory=lambda: {name: collections.Counter() for name in CHECKERS}
-    )
-    seconds: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    wrong: list[str] = dataclasses.field(default_factory=list)  # where our modes were wrong
-
-    def judge(self, case: Case) -> None:
-        self.operators += case.fault == "right"
-        self.cases[case.fault] += 1
-        for name, rejects in CHECKERS.items():
-            start = time.perf_counter()
-            try:
-                answer = rejects(case)
-            except Exception as error:
-                answer = True
-                print(f"{name}: {case.operator}: {case.fault}: {error!r:.120}", file=sys.stderr)
-            self.seconds[name] += time.perf_counter() - start
-            self.rejected[name][case.fault] += answer
-            if answer == (case.fault == "right") and not name.startswith("gradcheck"):
-                self.wrong.append(f"{name}: {case.operator}: {case.fault}")
-
-    def table(self) -> str:
-        """In Markdown."""
-        heads = ["fault", "cases", *CHECKERS]
-        lines = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
-        for fault, count in self.cases.items():
-            figures = [str(self.rejected[name][fault]) for name in CHECKERS]
-            lines.append(f"| {fault} | {count} | " + " | ".join(figures) + " |")
-        seconds = [f"{self.seconds[name]:.0f}" for name in CHECKERS]
-        lines.append("| seconds | | " + " | ".join(seconds) + " |")
-        return "\n".join(lines)
+def figures_of(key: str) -> dict[str, Any]:
+    """What faults.json has under a key; nothing where it has none."""
+    data = HERE / "faults.json"
+    kept: dict[str, dict[str, Any]] = json.loads(data.read_text(encoding="utf-8")) if data.exists() else {}
+    return kept.get(key, {})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--operators", type=int, default=1000, help="operators at most")
-    parser.add_argument("--dtype", default="float64", choices=["float64", "complex128"])
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    warnings.simplefilter("ignore")
-    tally = Tally()
-    try:
-        for case in corpus(options.operators, getattr(torch, options.dtype)):
-            tally.judge(case)
-    except KeyboardInterrupt:
-        print("Interrupted: what follows is of the operators until then.")
-    if options.json:
-        print(json.dumps({"operators": tally.operators, "cases": tally.cases, "rejected": tally.rejected}))
-        return
-    print(f"{tally.operators} operators, {sum(tally.cases.values())} cases\n\n{tally.table()}\n")
-    print("Wrong answers of ours:", *tally.wrong, sep="\n  ")
+def main(arguments: Sequence[str]) -> int:
+    """Runs the corpus. Exit code 1 where one of our modes misses a fault or fails a right gradient."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--operators", type=int, metavar="N", help="so many operators, in a fixed random order")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="operators, patterns too")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes")
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), help="default: all that are installed")
+    parser.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="for each dtype, at most")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="where finished operators are kept, one a line")
+    options = parser.parse_args(arguments)
+    peers = options.peers
+    if peers is None:
+        peers = [name for name in PEERS if name != "jax" or jax_peer.installed()]
+    checkers = [*OURS, *peers]
+    pages, figures, failed = {}, {}, False
+    for dtype in options.dtype:
+        names = names_of(dtype, options.only, options.operators)
+        found = judged(dtype, names, peers, options.jobs, options.keep, minutes=options.minutes)
+        counts, done = counted(dtype, checkers, found, len(names))
+        note = f"{datetime.date.today().isoformat()}, torch {torch.__version__} CPU, {MACHINE}"
+        note += f"; {done} of {len(names)} names done"
+        page = tally.page(dtype, counts, f"python tests/conformance/faults.py --dtype {dtype}", note)
+        pages[dtype] = page
+        figures[dtype] = {"date": datetime.date.today().isoformat(), **counts.figures()}
+        failed |= bool(counts.missed or counts.alarms)
+    print("\n".join(pages.values()))
+    if not options.only and not options.operators:
+        write(pages, figures)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
