@@ -28,6 +28,9 @@ def sessions() -> list[tuple[str, str]]:
     for block in blocks("console"):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, _, printed = part.partition("\n")
+            while printed.startswith("> "):
+                more, _, printed = printed.removeprefix("> ").partition("\n")
+                command = f"{command}\n{more}"
             found.append((command, printed))
     return found
 
