@@ -58,11 +58,11 @@ def _weak(verdict: Verdict) -> Verdict:
 
 def order(passes: Passes, values: Values, slope: float) -> float | None:
     """The power of the step with which the remainder falls; None where it is rounding."""
-    base = float(passes.weight @ passes.centre)
+    base, rounding = passes.total, passes.rounding
     points = []
     for step, value in zip(values.ladder, values.found[0, 0].tolist(), strict=True):
         remainder = abs(value - base - step * slope)
-        if math.isfinite(remainder) and remainder > _LOUD * (passes.rounding + 2.2e-16 * abs(step * slope)):
+        if math.isfinite(remainder) and remainder > _LOUD * (rounding + 2.2e-16 * abs(step * slope)):
             points.append((math.log(step), math.log(remainder)))
     points = points[-_FITTED:]
     if len(points) < 2:

@@ -195,6 +195,10 @@ class Examiner:
 
     def notices(self, gradient: torch.Tensor, coordinate: int, relative: float) -> bool:
         """Whether a relative fault in one element would be seen: the negative control of a gradient that passed."""
+        if self._alone is not None:
+            size = float(gradient[coordinate] * self._alone[coordinate])
+            off = abs((1 + relative) * size - float(self.slopes.value[coordinate]))
+            return off > float(self.slopes.bar[coordinate]) + (tolerances.RELATIVE + _LAST_BITS) * abs(size)
         products = self._products(gradient)
         fault = torch.zeros_like(gradient)
         fault[coordinate] = relative * gradient[coordinate]

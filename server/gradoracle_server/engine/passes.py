@@ -74,6 +74,11 @@ class Passes:
         return float((self.weight * self.centre).abs().nan_to_num(0.0, 0.0).sum())
 
     @functools.cached_property
+    def total(self) -> float:
+        """The sum of weight * output at the base point."""
+        return float(self.weight @ self.centre)
+
+    @functools.cached_property
     def rounding(self) -> float:
         """What rounding may add to that."""
         return float((self.weight * self.centre * self.epsilon).abs().nan_to_num(0.0, 0.0).sum())

@@ -220,7 +220,10 @@ def _climbed(passes: Passes, question: Question, slopes: Slopes, values: Values)
 def _wide(passes: Passes, question: Question, slopes: Slopes) -> torch.Tensor:
     """(P,) of bool: directions that shorter steps may tell more of. What looks like a kink may be one that is near."""
     bar = noise(passes, slopes) if question.quickly else slopes.bar
-    wide = ~(bar <= question.wanted)
+    narrow = bar <= question.wanted
+    if slopes.smooth and bool(narrow.all()):
+        return torch.zeros_like(narrow)
+    wide = ~narrow
     if slopes.coordinates.settled is not None and bool(wide.any()):
         open_ = _weighted(torch.where(slopes.coordinates.settled, 0.0, slopes.coordinates.bar), passes.weight)
         wide = wide & ((open_ > question.wanted) | ~(bar <= _HOPELESS * question.wanted))
