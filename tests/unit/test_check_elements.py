@@ -245,6 +245,18 @@ def test_stairs_are_no_slope_and_no_fault():
     assert check(lambda x: x.half().double(), draw(3)).verdict is Verdict.INCONCLUSIVE
 
 
+@pytest.mark.parametrize("function", [torch.relu, torch.nn.functional.hardshrink, lambda x: x.clamp(-0.5, 0.5)])
+@pytest.mark.parametrize("size", [5, 300])
+def test_flat_beside_a_kink_is_no_stairs(function, size):
+    """Long steps reach the kink and short ones do not: the slope is 0, for sure."""
+    assert check(function, draw(size)).verdict is Verdict.PASS
+
+
+def test_many_that_change_places_under_long_steps():
+    """Sorted, two thousand numbers are smooth for short steps only."""
+    assert check(lambda x: x.sort(0)[0], torch.linspace(-2, 2, 2000, dtype=F64).roll(700)).verdict is Verdict.PASS
+
+
 def test_points_that_an_operator_refuses_are_outside_of_the_domain():
     """binary_cross_entropy raises for targets above 1: the derivative at 1 is the one from below."""
     report = check(

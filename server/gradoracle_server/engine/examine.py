@@ -241,9 +241,15 @@ class Examiner:
         rows = torch.arange(count, device=gradient.device) * masks.shape[0] // count
         masks[rows, largest_first] = True
         directions = self.space.drawn(masks.shape[0], self.generator, masks)
+        found = self.measured(directions, math.inf)
+        useful = (
+            found.bar <= self.slopes.bar.max()
+        ) & ~found.kinked  # on one ladder, some have wider bars than the whole
+        if not bool(useful.any()):
+            return False
         self._blind = None
-        self._directions = torch.cat([self.directions, directions])
-        self.slopes = Slopes.joined([self.slopes, self.measured(directions, math.inf)])
+        self._directions = torch.cat([self.directions, directions[useful]])
+        self.slopes = Slopes.joined([self.slopes, found.of(useful)])
         return True
 
     def confirm(self, assessment: Assessment) -> None:

@@ -127,9 +127,11 @@ def one_sided(
 
 
 def least_change(values: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-    """(P, M): the smallest change that the values of a ladder, (P, 2, K, M), show; infinite where they show none."""
-    change = (values - centre).abs().flatten(1, 2)
-    return torch.where(change > 0, change, torch.inf).amin(1)
+    """(P, M): the smallest change that the values of a ladder, (P, 2, K, M), show; infinite where a side shows none, as
+    beside the kink of a function that is flat here: that is no grain."""
+    change = (values - centre).abs()
+    sides = torch.where(change > 0, change, torch.inf).amin(2)
+    return torch.where(sides.isinf().any(1), torch.inf, sides.amin(1))
 
 
 def loud(centre: torch.Tensor) -> float:
