@@ -237,6 +237,18 @@ def test_second_gradients_that_ignore_what_they_are_weighted_with(weighted):
     assert ("linear_cotangent" in failed) == (not weighted)
 
 
+@pytest.mark.parametrize("dim", [0, 1])
+def test_expanded_cotangents_of_a_softmax(dim):
+    """For ones a softmax has the gradient 0, which hides what is wrong for strides of 0; other expansions do not."""
+
+    def wrong(inputs, cotangent, right):
+        return (2 * right[0] if 0 in cotangent.stride() else right[0],)
+
+    report = check(planted(lambda x: torch.softmax(x, dim), wrong), draw(3, 4))
+    assert report.verdict is Verdict.FAIL
+    assert {"linear_expanded"} == {one.name for one in report.opinions if one.verdict is Verdict.FAIL}
+
+
 # ---- Where differences end
 
 

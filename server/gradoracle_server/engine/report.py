@@ -110,6 +110,7 @@ class Opinion:
     error: float
     bound: float
     explanation: str
+    faint: bool = False  # the gradients in question were so small that it says little
 
     @property
     def verdict(self) -> Verdict:
