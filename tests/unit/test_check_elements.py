@@ -6,7 +6,7 @@ import pytest
 import torch
 from check_cases import F64, check, planted
 
-from gradoracle_server.engine import curves, jacobians
+from gradoracle_server.engine import curves, jacobians, trial
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.report import Diagnosis, Mode, Verdict
 
@@ -46,6 +46,26 @@ def test_one_element_off_by_1e_8_is_named_among_many(size, seed):
     assert found.worst[0].index == (place,)
     assert found.diagnosis is Diagnosis.SINGLE_ELEMENTS
     assert len(found.worst) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_gradients_that_copy_the_cotangent_do_not_cancel(seed):
+    """Where an input is selected for several outputs its gradient is a sum of cotangents, which must not be 0."""
+    x = draw(40, 3, seed=seed)
+    found = check(lambda x: torch.cummin(x, 0)[0], x, seed=seed)
+    assert found.verdict is Verdict.PASS
+    cotangent = trial.drawn_like(x, torch.Generator().manual_seed(seed))
+    sums = cotangent.flatten()[:, None] + cotangent.flatten()
+    assert not (sums == 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64])
+def test_random_cotangents_are_exact(dtype):
+    """They are the same numbers in every precision that a check works in."""
+    drawn = trial.drawn_like(torch.zeros(100, dtype=dtype), torch.Generator().manual_seed(0))
+    wide = torch.view_as_real(drawn.to(torch.complex128)) if dtype.is_complex else drawn.to(F64)
+    assert ((wide.abs() >= 1) & (wide.abs() < 2)).all()
+    assert len(wide.abs().unique()) > 40
 
 
 def test_what_is_right_to_nine_digits_only_passes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -12,7 +13,7 @@ from gradoracle_server.engine.errors import Fault, listed, nearest, suggestion
 from gradoracle_server.engine.evaluate import check_outputs, has_gradient, leaves, seed_everything
 from gradoracle_server.engine.plan import Plan
 
-_EIGHTHS = 8  # random cotangents are odd numbers of eighths' neighbours: exact in every floating dtype
+_FINEST = 20  # bits of random cotangents after the point: sums of a few do not cancel, as those of eighths would
 
 
 @dataclasses.dataclass(slots=True)
@@ -94,12 +95,13 @@ def cotangents(
 
 
 def drawn_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random signed numbers of magnitude 1 to 2, in eighths, real and imaginary parts alike."""
+    """Random signed numbers of magnitude 1 to 2, exact in the tensor's dtype, real and imaginary parts alike."""
+    grain = 1 << min(_FINEST, round(-math.log2(torch.finfo(tensor.dtype).eps)))
 
     def part() -> torch.Tensor:
-        eighths = torch.randint(_EIGHTHS, 2 * _EIGHTHS, tensor.shape, generator=generator)
+        magnitude = torch.randint(grain, 2 * grain, tensor.shape, generator=generator)
         sign = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
-        return (eighths * sign).to(torch.float64) / _EIGHTHS
+        return (magnitude * sign).to(torch.float64) / grain
 
     values = torch.complex(part(), part()) if tensor.dtype.is_complex else part()
     return values.to(tensor.device, tensor.dtype)
