@@ -218,3 +218,16 @@ def test_a_name_stands_once_in_a_list_of_tensors():
     one = pb.NamedTensor(name="x", tensor=pb.Tensor(dtype=pb.DTYPE_BOOL, data=b"\1"))
     with pytest.raises(Fault, match='cotangents: the name "x" stands twice'):
         Incoming(CPU, 0, None).named([one, one], "cotangents")
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
+def test_results_without_a_wire_form_are_refused() -> None:
+    """complex32 cannot be sent, and a negative view of bools not even be read: the caller is told, and nobody else."""
+    outgoing = Outgoing(attachments_welcome=False)
+    with pytest.raises(Fault) as caught:
+        outgoing.fill(pb.Tensor(), torch.zeros(2, dtype=torch.complex32))
+    expected = "outputs: a result has a dtype that has no wire form, got complex32"
+    assert ("INVALID_TENSOR", expected) == (caught.value.reason, caught.value.message)
+    with pytest.raises(Fault) as caught:
+        outgoing.fill(pb.Tensor(), torch._neg_view(torch.zeros(2, dtype=torch.bool)))
+    assert "COMPUTATION_FAILED" == caught.value.reason

@@ -13,6 +13,7 @@ import torch
 from gradoracle.v1 import tensor_pb2 as pb
 from gradoracle_server.engine import memory
 from gradoracle_server.engine.errors import Fault
+from gradoracle_server.engine.plan import computation_failed
 from gradoracle_server.frames import Attachments
 
 DTYPES: dict[int, torch.dtype] = {
@@ -163,9 +164,16 @@ class Outgoing:
 
     def fill(self, message: pb.Tensor, tensor: torch.Tensor) -> None:
         """Puts a tensor into a message: row-major, conjugations and negations carried out."""
-        message.dtype = NUMBERS[tensor.dtype]
+        number = NUMBERS.get(tensor.dtype)
+        if number is None:
+            got = str(tensor.dtype).removeprefix("torch.")
+            raise _invalid("outputs", "a result has a dtype that has no wire form", expected="one that has", got=got)
+        message.dtype = number
         message.shape.extend(tensor.shape)
-        plain = row_major(tensor)
+        try:
+            plain = row_major(tensor)
+        except RuntimeError as error:  # a view as the negative of bools, say
+            raise computation_failed(error) from error
         size = plain.nbytes
         self.bytes += size
         if self._welcome and size >= _ATTACHED_FROM:
