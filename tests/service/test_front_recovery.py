@@ -90,6 +90,17 @@ def test_stopped_fork_server_does_not_hold_up_the_end() -> None:
         eventually(lambda: not is_running(other) and not is_running(fork_server))
 
 
+def test_stopped_fork_server_ends_with_a_killed_front() -> None:
+    """A fork server that is held cannot see that its front has gone: the kernel ends it."""
+    with start("--workers", "1") as server, connect(server) as stub:
+        worker = pid_of(stub.Evaluate(command()))
+        fork_server = parent(worker)
+        os.kill(fork_server, signal.SIGSTOP)
+        server.process.kill()
+
+        eventually(lambda: not is_running(worker) and not is_running(fork_server))
+
+
 def test_overload_says_when_and_a_limit_says_never(tmp_path: Path) -> None:
     """Clients repeat RESOURCE_EXHAUSTED: one that is over a limit is told not to be, one that met a full queue when."""
     with (

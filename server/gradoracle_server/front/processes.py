@@ -20,6 +20,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+_FORK_SERVER = "gradoracle_server.front.fork_server"  # what the fork server imports first
 _DYING = 0.25  # seconds that a process may take to end after it closed its socket, before it is killed
 _TELLING = 10.0  # seconds that the fork server may take to tell how a process ended
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>: the signal that a process gets when its parent ends
@@ -35,7 +36,7 @@ class Processes:
     def __init__(self, preload: Sequence[str]) -> None:
         """Starts the fork server, which imports the modules of `preload` once, while the front goes on."""
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__, *preload])
+        self._context.set_forkserver_preload([_FORK_SERVER, *preload])
         self._thread = ThreadPoolExecutor(1, "gradoracle-starter")
         self._thread.submit(_start_fork_server)
 
@@ -94,13 +95,17 @@ def _start_fork_server() -> None:
     forkserver.ensure_running()
 
 
+def end_with_parent() -> None:
+    """The kernel ends this process, whatever it is doing then, when the one that started it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _born(target: Callable[..., None], sock: socket.socket, *args: object) -> None:
     """The first function of a new process."""
     # The fork server ends when nobody holds the other end of this pipe, and its children with it. If children held it
     # too, a busy one would outlive a front that was killed, and the fork server with it.
     os.close(_fork_server._forkserver_alive_fd)
-    # Whatever it is doing then. It cannot miss the moment: if the front has gone already, so has the end of its socket.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()  # it cannot miss the moment: if the front has gone already, so has the end of its socket
     # A core dump would take seconds, and put the caller's tensors on disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
