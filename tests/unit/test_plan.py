@@ -6,7 +6,7 @@ import pytest
 import torch
 from engine_cases import CPU, build, graph, node, phases, same_bits
 
-from gradoracle_server.engine import autodiff, evaluate, plan
+from gradoracle_server.engine import autodiff, evaluate, limits, plan
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.graph import InputSpec
 
@@ -434,3 +434,29 @@ def test_running_statistics_are_not_changed_behind_the_schemas_back():
     assert same_bits(first[1], mean)
     assert not made.constants["mean"].any()
     assert v.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("target", "named"),
+    [
+        ("uniform.default", {"self": "%x", "from": 2.0, "to": 3.0}),  # "from" is a word of Python's own
+        ("hsplit.int", {"self": "%x", "sections": 2}),
+        ("unbind.int", {"self": "%x", "dim": 0}),
+        ("combinations.default", {"self": "%row", "r": 2}),
+    ],
+)
+def test_arguments_by_name_are_those_in_their_places(target, named):
+    """A node may give every argument by name, and is estimated and run as if they stood in their places."""
+    x = torch.arange(6.0).reshape(1, 6)
+    nodes = [node("row", "reshape.default", "%x", [-1])]
+
+    def value(*args, **kwargs):
+        many = target in ("hsplit.int", "unbind.int")
+        last = [node("y", "getitem", "%several", 0)] if many else []
+        called = node("several" if many else "y", target, *args, **kwargs)
+        made = build([InputSpec("x")], [*nodes, called, *last], "y")
+        limits.require(made, {"x": x}, 1 << 30, limits.Work.EVALUATE)
+        torch.manual_seed(0)
+        return evaluate.evaluate(made, {"x": x}, phases())[0]
+
+    assert same_bits(value(*named.values()), value(**named))
