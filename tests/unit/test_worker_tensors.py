@@ -231,3 +231,15 @@ def test_results_without_a_wire_form_are_refused() -> None:
     with pytest.raises(Fault) as caught:
         outgoing.fill(pb.Tensor(), torch._neg_view(torch.zeros(2, dtype=torch.bool)))
     assert "COMPUTATION_FAILED" == caught.value.reason
+
+
+def test_a_number_that_the_dtype_cannot_hold_is_refused() -> None:
+    """torch raises for a fill of 1e300 in half precision: that is the request's fault."""
+    message = pb.Tensor(dtype=pb.DTYPE_FLOAT16, shape=[2], fill=pb.Scalar(real=1e300))
+    with pytest.raises(Fault) as caught:
+        Incoming(CPU, 0, None).tensor(message, "inputs[0]")
+    assert "INVALID_TENSOR" == caught.value.reason
+    assert caught.value.message == (
+        "inputs[0]: torch cannot make a float16 tensor of shape [2], got "
+        '"value cannot be converted to type c10::Half without overflow"'
+    )
