@@ -33,11 +33,12 @@ def filled(environment: Mapping[str, str]) -> dict[str, str] | None:
     """The environment in which new memory has the same contents everywhere; None where this is one.
 
     torch.linalg.lstsq gives LAPACK's gelsy a list of pivots that it did not write. Without tcache, whose pointers would
-    lie in it, and with a fill, both sides read the same.
+    lie in it, and filled with zeros, as the server's memory is for it (255: the complement is the fill), both sides
+    read the same.
     """
     if "MALLOC_PERTURB_" in environment:
         return None
-    return {**environment, "MALLOC_PERTURB_": "85", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+    return {**environment, "MALLOC_PERTURB_": "255", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
 
 
 def _chosen(dtype: torch.dtype, patterns: Sequence[str]) -> list[str]:

@@ -191,7 +191,7 @@ def test_the_table(tmp_path: Path) -> None:
 def test_memory_is_filled() -> None:
     """The command starts itself again with malloc's fill, and only once."""
     environment = run.filled({"HOME": "/"})
-    assert environment == {"HOME": "/", "MALLOC_PERTURB_": "85", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+    assert environment == {"HOME": "/", "MALLOC_PERTURB_": "255", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
     assert run.filled(environment or {}) is None
 
 
