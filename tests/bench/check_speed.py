@@ -13,16 +13,18 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "unit"), str(HERE.parent)]
 
 import check_cases
 
+from bench.table import Row, at_least, at_most
 from gradoracle_server.engine.report import Mode
 
 F64 = torch.float64
@@ -59,33 +61,49 @@ def seconds(call: Callable[[], Any], times: int) -> float:
     return statistics.median(spent)
 
 
-def measured() -> list[dict[str, Any]]:
-    """One row a function."""
-    rows = []
+def measured(*, slow_large: bool = True) -> Iterator[dict[str, Any]]:
+    """One row a function and mode, in seconds; gradcheck's slow mode on the largest takes 10 s, and may be left out."""
     for name, (function, inputs, times, small) in functions().items():
+        if not (slow_large or small or times > 1):
+            continue
         tracked = [one.clone().requires_grad_() for one in inputs]
         report = check_cases.check(function, *inputs)
         ours = seconds(lambda: check_cases.check(function, *inputs), max(3, times))  # noqa: B023 - called at once
         fast = seconds(lambda: torch.autograd.gradcheck(function, tracked, fast_mode=True), max(3, times))  # noqa: B023
         slow_times = 1 if not small else 3
         slow = seconds(lambda: torch.autograd.gradcheck(function, tracked), slow_times)  # noqa: B023
-        rows.append(
-            {
-                "function": name,
-                "mode": "probe",
-                "verdict": report.verdict.name,
-                "passes": report.evaluations,
-                "ours": ours,
-                "fast": fast,
-                "slow": slow,
-            }
-        )
+        probe = {
+            "function": name,
+            "mode": "probe",
+            "verdict": report.verdict.name,
+            "passes": report.evaluations,
+            "ours": ours,
+            "fast": fast,
+            "slow": slow,
+            "small": small,
+        }
+        yield probe
         if not small:
             report = check_cases.check(function, *inputs, mode=Mode.FULL)
             ours = seconds(lambda: check_cases.check(function, *inputs, mode=Mode.FULL), 1)  # noqa: B023
             full = {"mode": "full", "verdict": report.verdict.name, "passes": report.evaluations, "ours": ours}
-            rows.append({**rows[-1], **full})
-    return rows
+            yield {**probe, **full}
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    """Large functions beside gradcheck's slow mode, small ones beside its fast mode."""
+    torch.set_num_threads(1)
+    wanted = {("probe", True): 50, ("probe", False): 20, ("full", True): 3, ("full", False): 10}  # by mode, and dense
+    for row in measured(slow_large=not quick):
+        name = f"check, {row['function']}, {row['mode']}"
+        ours = f"ours {row['ours'] * 1e3:.2f} ms, {row['verdict']}"
+        if row["small"]:
+            beside = f"gradcheck's fast mode, {row['fast'] * 1e3:.2f} ms"
+            yield Row(name, row["ours"] / row["fast"], "x", at_most(3), None, beside, ours)
+        else:
+            bound = wanted[row["mode"], "W" in row["function"]]
+            beside = f"gradcheck's slow mode, {row['slow'] * 1e3:,.0f} ms"
+            yield Row(name, row["slow"] / row["ours"], "x faster", at_least(bound), None, beside, ours)
 
 
 def main() -> None:
@@ -93,7 +111,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = measured()
+    rows = list(measured())
     if options.json:
         print(json.dumps(rows))
         return

@@ -55,11 +55,23 @@ def check(
     **options: Any,
 ) -> Report:
     """Checks a function's gradients, or claims; inputs are named after its parameters, or x0, x1, …"""
-    names = _names(function, len(args))
-    inputs = dict(zip(names, args, strict=True))
+    inputs = dict(zip(_names(function, len(args)), args, strict=True))
     made = plan_of(function, inputs, **(structures or {}))
+    return planned(made, inputs, claimed=claimed, cotangents=cotangents, wrt=wrt, **options)
+
+
+def planned(
+    plan: Plan,
+    inputs: Mapping[str, torch.Tensor],
+    *,
+    claimed: Mapping[str, torch.Tensor] | None = None,
+    cotangents: Mapping[str, torch.Tensor] | None = None,
+    wrt: Sequence[str] = (),
+    **options: Any,
+) -> Report:
+    """The same where there is a plan already, as there is in a server that has seen the graph."""
     return checks.check(
-        made,
+        plan,
         inputs,
         Phases(torch.device("cpu")),
         claimed=claimed or {},

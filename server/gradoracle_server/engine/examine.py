@@ -88,7 +88,8 @@ class Examiner:
         `spread` gives what rounding of the inputs does to each gradient element, (C,), when it comes to that.
         Nothing is measured yet: `slopes` are to be those of `question`."""
         self.passes, self.space, self.generator = passes, space, generator
-        self._expected = expected.nan_to_num(0.0, 0.0, 0.0)
+        finite = math.isfinite(float(expected.sum()))
+        self._expected = expected if finite else expected.nan_to_num(0.0, 0.0, 0.0)
         self._spread, self._asked, self._quickly = spread, asked, every and space.size > FEW_UNITS
         self.units = every or space.size <= FEW_UNITS
         self._directions = None if self.units else space.drawn(probes, generator)
@@ -96,6 +97,7 @@ class Examiner:
         self.slopes: Slopes
         self._refined = False
         self._blind: torch.Tensor | None = None
+        self._last: tuple[torch.Tensor, torch.Tensor | None, _Products] | None = None
 
     @property
     def directions(self) -> torch.Tensor:
@@ -105,10 +107,15 @@ class Examiner:
         return self._directions
 
     def _products(self, gradient: torch.Tensor) -> _Products:
-        """The gradient, (C,), along the directions."""
-        return (
-            _Products.of(gradient, self.directions) if self._alone is None else _Products.alone(gradient, self._alone)
-        )
+        """The gradient, (C,), along the directions; kept for the last one, of which much is asked."""
+        if self._last is None or self._last[0] is not gradient or self._last[1] is not self._directions:
+            found = (
+                _Products.of(gradient, self.directions)
+                if self._alone is None
+                else _Products.alone(gradient, self._alone)
+            )
+            self._last = gradient, self._directions, found
+        return self._last[2]
 
     @property
     def question(self) -> Question:
@@ -175,15 +182,14 @@ class Examiner:
         """(P,): the size of a gradient along directions; along single axes not less than a typical element's."""
         if not self.units or not gradient.numel():
             return products.size
-        typical = gradient.square().mean().sqrt()
-        if not math.isfinite(float(typical)):
-            known = gradient[gradient.isfinite()]
-            typical = known.square().mean().sqrt() if known.numel() else products.size.new_zeros(())
+        typical = _root_mean_square(gradient)
+        if not math.isfinite(typical):
+            typical = _root_mean_square(gradient[gradient.isfinite()])
         return torch.maximum(products.size, products.length * typical)
 
     def _noise(self, found: Slopes, products: _Products) -> torch.Tensor:
         """(P,): what slopes and a right gradient differ by where nothing is wrong."""
-        return slopes.noise(self.passes, found) + _LAST_BITS * products.size
+        return torch.add(found.noise(self.passes.weight), products.size, alpha=_LAST_BITS)
 
     def doubts(self, part: torch.Tensor, gradient: torch.Tensor, found: Slopes, *, loudly: bool) -> tuple[float, float]:
         """Claimed minus numerical slope along one direction, (1, C), and what it is held against: the tolerance, or,
@@ -200,9 +206,8 @@ class Examiner:
             off = abs((1 + relative) * size - float(self.slopes.value[coordinate]))
             return off > float(self.slopes.bar[coordinate]) + (tolerances.RELATIVE + _LAST_BITS) * abs(size)
         products = self._products(gradient)
-        fault = torch.zeros_like(gradient)
-        fault[coordinate] = relative * gradient[coordinate]
-        error = _distance(products.sum + self._products(fault).sum, self.slopes)
+        fault = self.directions[:, coordinate] * (relative * gradient[coordinate])
+        error = _distance(products.sum + fault, self.slopes)
         if bool((error > self.slopes.bar + tolerances.rounding(products.total, products.size)).any()):
             return True
         return not self.units and bool((error > self._noise(self.slopes, products)).any())
@@ -213,11 +218,11 @@ class Examiner:
             products = self._products(gradient)
             if self._alone is not None:
                 bound = self.slopes.bar + tolerances.rounding(products.total, products.size)
-                relative = bound / products.total
+                relative = (bound / products.total).nan_to_num(nan=math.inf)
             else:
                 bound = self._noise(self.slopes, products)
                 relative = (bound[:, None] / (self.directions * gradient).abs()).nan_to_num(nan=math.inf).amin(0)
-            self._blind = (2 * relative).nan_to_num(nan=math.inf).clamp(min=tolerances.RELATIVE)
+            self._blind = (2 * relative).clamp(min=tolerances.RELATIVE)
         return self._blind
 
     def refine(self, gradient: torch.Tensor) -> bool:
@@ -320,6 +325,10 @@ class Examiner:
         directions = self.space.drawn(max(2, self.directions.shape[0] // 2), self.generator, among)
         kept = torch.where(among, gradient, 0.0)  # an infinite slope times a step of 0 is no number
         return self.assessed(kept, directions, self.measured(directions))
+
+
+def _root_mean_square(gradient: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(gradient)) / math.sqrt(max(1, gradient.numel()))
 
 
 def _distance(claimed: torch.Tensor, found: Slopes) -> torch.Tensor:

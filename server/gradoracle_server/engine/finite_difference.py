@@ -136,7 +136,7 @@ def least_change(values: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
 
 def loud(centre: torch.Tensor) -> float:
     """What a difference of values must be above, for it not to be rounding."""
-    return _JUMP * float(torch.where(centre.isfinite(), centre.abs(), 0.0).amax())
+    return _JUMP * float(torch.where(centre.isfinite(), centre.abs(), 0.0).max())
 
 
 def diverges(values: torch.Tensor, centre: torch.Tensor, ladder: list[float], side: float) -> torch.Tensor:
@@ -285,15 +285,15 @@ def _extrapolated(triangle: _Triangle, values: torch.Tensor, centre: torch.Tenso
     periods, neither is believed beyond the distance between them.
     """
     moves = values - centre
-    size = torch.maximum(values.abs().amax(1, keepdim=True), centre.abs())
-    whole = bool((size < _LARGE).all())
+    size = torch.maximum(_largest(values), centre.abs())
+    whole = float(size.max()) < _LARGE if size.numel() else True
     if not whole:
         finite = moves.isfinite()
         moves = torch.where(finite, moves, 0.0)
-        size = torch.maximum(torch.where(finite, values.abs(), 0.0).amax(1, keepdim=True), centre.abs())
+        size = torch.maximum(_largest(torch.where(finite, values, 0.0)), centre.abs())
     found = triangle.rows @ moves
     entries, spreads = found[:, : triangle.count], found[:, triangle.count :]
-    estimates = _split(spreads.abs(), triangle.count).amax(1)
+    estimates = _largest(_split(spreads, triangle.count))[:, 0]
     floor, never = _floor(triangle, moves, size, epsilon)
     errors = torch.maximum(estimates, floor)
     if not whole:
@@ -307,6 +307,11 @@ def _extrapolated(triangle: _Triangle, values: torch.Tensor, centre: torch.Tenso
     if not whole:
         value = torch.where(error.isinf(), torch.nan, value)
     return Derivative(value, SAFETY * error, None if never is None else never[:, 0], place < triangle.finest)
+
+
+def _largest(values: torch.Tensor) -> torch.Tensor:
+    """The largest magnitude along the second axis, which stays."""
+    return values.abs().amax(1, keepdim=True)
 
 
 def _split(stacked: torch.Tensor, length: int) -> torch.Tensor:
@@ -331,14 +336,16 @@ def _floor(
     can lie on a straight line by accident.
     """
     floor = triangle.rounding * (size * epsilon)
-    stands = moves == 0
-    if not stands.any():
+    zeros = moves.numel() - int(moves.count_nonzero())
+    if not zeros:
         return floor, None
-    still = _split(stands, len(triangle.steps)).all(1)
-    never = still.all(1, keepdim=True)
+    never = ~moves.any(1, keepdim=True)
     floor = torch.where(never, triangle.still * (size * epsilon), floor)
+    if triangle.sides == 1 or zeros == moves.shape[1] * int(never.count_nonzero()):
+        return floor, never
+    still = ~_split(moves, len(triangle.steps)).any(1)
     stepwise = still.any(1, keepdim=True) ^ never
-    if triangle.sides == 1 or not stepwise.any():
+    if not stepwise.any():
         return floor, never
     change = _split(moves.abs(), len(triangle.steps)).amax(1)
     quantum = torch.where(still, torch.inf, change).amin(1, keepdim=True)

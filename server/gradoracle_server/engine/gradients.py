@@ -22,13 +22,16 @@ class Gradients:
     @property
     def apart(self) -> torch.Tensor:
         """Coordinates whose claim is not the reference's value within the allowance."""
+        if self.claimed is self.reference:
+            return self.reference.isnan()
         same = self.claimed == self.reference  # infinities too
         return ~(((self.claimed - self.reference).abs() <= self.allowance) | same)
 
 
 def gradients_of(case: Case, place: int, space: Space) -> Gradients:
     """Those of the input at that place among the wanted ones."""
-    claimed, reference = space.flat(case.claimed[place]), space.flat(case.reference[place])
+    reference = space.flat(case.reference[place])
+    claimed = reference if case.claimed[place] is case.reference[place] else space.flat(case.claimed[place])
     if case.epsilon <= torch.finfo(torch.float64).eps:
         return Gradients(claimed, reference, tolerances.elementwise(reference, case.epsilon, None))
     moved = spread(case, place, space)

@@ -32,8 +32,21 @@ float64 it is `tolerances.RELATIVE`, because logcumsumexp's backward goes throug
 Cotangents = Sequence[torch.Tensor | None]
 
 
-def linearity(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor]) -> list[Opinion]:
-    """Answers to other cotangents, against those that follow from `gradients`, the answer to `cotangents`."""
+def repeats(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor]) -> bool:
+    """Whether this tape gives for -2 times the cotangents, not contiguous, -2 times the gradients of another to the
+    last bit: then two runs agree, and the gradient is linear."""
+    try:
+        answers = tape.pull([None if u is None else _strided(-2 * u) for u in cotangents])
+    except Fault:
+        return False
+    return all(torch.equal(one, -2 * g) for one, g in zip(answers, gradients, strict=True))
+
+
+def linearity(
+    tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor], *, repeated: bool = False
+) -> list[Opinion]:
+    """Answers to other cotangents, against those that follow from `gradients`, the answer to `cotangents`; `repeated`
+    is what `repeats` said."""
     cases: list[tuple[str, str, Callable[[torch.Tensor], torch.Tensor], float]] = [
         ("zero", "the cotangent 0 must give 0", torch.zeros_like, 0.0),
         ("negative", "the negated cotangent must give the negative", torch.neg, -1.0),
@@ -47,7 +60,9 @@ def linearity(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tens
         return _answered(f"linear_{name}", sentence, tape, changed, expected, gradients)
 
     found = [asked(*cases[0])]
-    together = asked("", "", lambda u: _strided(-2 * u), -2.0)
+    together = Opinion("", [Verdict.PASS] * len(gradients), 0.0, 0.0, "")
+    if not repeated:
+        together = asked("", "", lambda u: _strided(-2 * u), -2.0)
     if together.verdict is Verdict.PASS:  # then each alone is right, too
         found += [dataclasses.replace(together, name=f"linear_{case[0]}", explanation=case[1]) for case in cases[1:]]
     else:
@@ -79,7 +94,7 @@ def _expanded(
     sentence = "an expanded cotangent, of stride 0, must give the same as a contiguous one"
     found = _answered("linear_expanded", sentence, tape, expanded, expected, gradients)
     found.faint = any(
-        bool(one.abs().amax() <= _FAINT * usual.abs().amax()) and bool(usual.any())
+        bool(one.abs().max() <= _FAINT * usual.abs().max()) and bool(usual.any())
         for one, usual in zip(expected, gradients, strict=True)
         if one.numel()
     )

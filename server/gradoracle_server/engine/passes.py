@@ -81,13 +81,18 @@ class Passes:
     @functools.cached_property
     def rounding(self) -> float:
         """What rounding may add to that."""
-        return float((self.weight * self.centre * self.epsilon).abs().nan_to_num(0.0, 0.0).sum())
+        return float((self.weight * self.centre).abs().nan_to_num_(0.0, 0.0) @ self.epsilon)
 
     @functools.cached_property
     def floor(self) -> float:
         """About the narrowest bar that rounding of the outputs allows."""
         step = 0.5**finite_difference.RUNGS * finite_difference.LADDERS[0]
         return finite_difference.SAFETY * self.rounding / step
+
+    @functools.cached_property
+    def strength(self) -> torch.Tensor:
+        """(M,): |weight|."""
+        return self.weight.abs()
 
     @functools.cached_property
     def settled(self) -> torch.Tensor:
@@ -178,4 +183,5 @@ def real_coordinates(stacked: torch.Tensor) -> torch.Tensor:
     """(B, …) to (B, C) in float64: a complex number is two coordinates, its real and its imaginary part."""
     if stacked.dtype.is_complex:
         stacked = torch.view_as_real(stacked.resolve_conj())
-    return stacked.reshape(stacked.shape[0], stacked.numel() // max(1, stacked.shape[0])).to(torch.float64)
+    flat = stacked.reshape(stacked.shape[0], stacked.numel() // max(1, stacked.shape[0]))
+    return flat if flat.dtype is torch.float64 else flat.to(torch.float64)

@@ -9,6 +9,7 @@ cannot cancel either. All of it is short in binary, so that base + step * direct
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -60,6 +61,8 @@ class Space:
 
     def flat(self, gradient: torch.Tensor) -> torch.Tensor:
         """A gradient of the input's shape as (C,)."""
+        if gradient.dtype is torch.float64:
+            return gradient.reshape(-1)
         return real_coordinates(gradient[None])[0]
 
     def unflat(self, coordinates: torch.Tensor) -> torch.Tensor:
@@ -91,9 +94,15 @@ class Space:
 
     def moved(self, directions: torch.Tensor, lengths: Sequence[float]) -> torch.Tensor:
         """The base moved along each direction by each length: (P * L, *shape), lengths innermost."""
-        factors = torch.tensor(lengths, dtype=torch.float64, device=directions.device)[None, :, None]
+        factors = _column(tuple(lengths), directions.device)
         moves = (directions[:, None, :] * factors).reshape(-1, self.size)
         return self.base + self.natural(moves)
+
+
+@functools.lru_cache(maxsize=16)
+def _column(lengths: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """(L, 1); ladders are always the same few."""
+    return torch.tensor(lengths, dtype=torch.float64, device=device)[:, None]
 
 
 def _scale(base: torch.Tensor, smallest: float) -> torch.Tensor:
@@ -102,8 +111,10 @@ def _scale(base: torch.Tensor, smallest: float) -> torch.Tensor:
     Both parts of a complex number share its magnitude. Where that is 0 the median stands for it, and where that is 0
     too, or not finite, 1.
     """
-    magnitude = base.abs().to(torch.float64).reshape(-1)
-    known = torch.where((magnitude > 0) & (magnitude < math.inf), magnitude, math.nan)
+    known = base.abs().to(torch.float64).reshape(-1)
+    least, most = (float(one) for one in known.aminmax()) if known.numel() else (0.0, 0.0)
+    if not 0 < least <= most < math.inf:
+        known = torch.where((known > 0) & (known < math.inf), known, math.nan)
     typical = float(known.nanmedian()) if known.numel() else math.nan
     if math.isnan(typical):
         typical = 1.0

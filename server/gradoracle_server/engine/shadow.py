@@ -34,7 +34,8 @@ _RAISED = {
 
 def raised(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in float64 or complex128, exactly; others as they are."""
-    return tensor.to(_RAISED.get(tensor.dtype, tensor.dtype))
+    wide = _RAISED.get(tensor.dtype)
+    return tensor if wide is None else tensor.to(wide)
 
 
 def epsilon(plan: Plan, inputs: Sequence[torch.Tensor]) -> float:

@@ -34,6 +34,19 @@ class Slopes:
     coordinates: Derivative  # of the outputs, (P, M)
     smooth: bool = False  # no direction has a kink or an infinite bar, so that `low` and `high` are `value`
     first: list[Values] = dataclasses.field(default_factory=list)  # along the first direction, weighted; by ladder
+    _noise: torch.Tensor | None = None
+
+    def noise(self, weight: torch.Tensor) -> torch.Tensor:
+        """(P,): how far the slopes are off, as far as the outputs' errors are independent of each other.
+
+        Bars are added up as if all errors pointed the same way; these are not: it is no bound, but a reason to look.
+        """
+        if self._noise is None:
+            bars = self.coordinates.bar * weight
+            if not self.smooth:
+                bars = torch.where(weight == 0, 0.0, bars)
+            self._noise = torch.linalg.vector_norm(bars, dim=1)
+        return self._noise
 
     def of(self, rows: torch.Tensor | slice) -> Slopes:
         """Those of some directions, (P,) of bool or a slice."""
@@ -202,44 +215,37 @@ def _measured(passes: Passes, question: Question) -> Slopes:
 
 def _climbed(passes: Passes, question: Question, slopes: Slopes, values: Values) -> Slopes:
     """From the first ladder's slopes, and values, down to shorter steps, for those directions that want them."""
+    wide = _wide(passes, question, slopes)
+    if wide is None:
+        return slopes
     least = torch.full_like(slopes.coordinates.value, torch.inf)
     rows = torch.arange(len(slopes.bar), device=slopes.bar.device)
     for longest in question.further:
-        wide = _wide(passes, question, slopes)
-        if not wide.any():
-            break
         least[rows] = torch.minimum(least[rows], finite_difference.least_change(values.found, passes.centre))
         rows = wide.nonzero().flatten()
         values = sample(passes, question.space, question.directions[wide], finite_difference.steps(longest))
         finer = _on_ladder(passes, values, slopes.coordinates.of(wide), least[wide])
         finer.first = _first(passes, values)
         slopes = slopes.replaced(wide, finer)
+        wide = _wide(passes, question, slopes)
+        if wide is None:
+            break
     return slopes
 
 
-def _wide(passes: Passes, question: Question, slopes: Slopes) -> torch.Tensor:
-    """(P,) of bool: directions that shorter steps may tell more of. What looks like a kink may be one that is near."""
-    bar = noise(passes, slopes) if question.quickly else slopes.bar
+def _wide(passes: Passes, question: Question, slopes: Slopes) -> torch.Tensor | None:
+    """(P,) of bool: directions that shorter steps may tell more of; None where there are none. What looks like a kink
+    may be one that is near."""
+    bar = slopes.noise(passes.weight) if question.quickly else slopes.bar
     narrow = bar <= question.wanted
     if slopes.smooth and bool(narrow.all()):
-        return torch.zeros_like(narrow)
+        return None
     wide = ~narrow
     if slopes.coordinates.settled is not None and bool(wide.any()):
         open_ = _weighted(torch.where(slopes.coordinates.settled, 0.0, slopes.coordinates.bar), passes.weight)
         wide = wide & ((open_ > question.wanted) | ~(bar <= _HOPELESS * question.wanted))
-    return wide | slopes.kinked
-
-
-def noise(passes: Passes, found: Slopes) -> torch.Tensor:
-    """(P,): how far the slopes are off, as far as the outputs' errors are independent of each other.
-
-    Bars are added up as if all errors pointed the same way; these are not: it is no bound, but a reason to look.
-    """
-    bars = found.coordinates.bar * passes.weight
-    if not found.smooth:
-        bars = torch.where(passes.weight == 0, 0.0, bars)
-    quiet: torch.Tensor = torch.linalg.vector_norm(bars, dim=1)
-    return quiet
+    wide = wide | slopes.kinked
+    return wide if bool(wide.any()) else None
 
 
 def _first(passes: Passes, values: Values) -> list[Values]:
@@ -254,9 +260,14 @@ def _on_ladder(
     if known is not None and least is not None:
         found = found.with_longer(known, least, values.ladder[0], finite_difference.loud(passes.centre))
     weight = passes.weight
+    settled = found.bar <= torch.maximum(1e-3 * found.value.abs(), passes.settled)
+    if bool(settled.all()):
+        total, bar = found.value @ weight, found.bar @ passes.strength
+        return Slopes(total, bar, total, total, torch.zeros_like(bar, dtype=torch.bool), found, True)
     total = (found.value * weight).nan_to_num().sum(1)
     bar = _weighted(found.bar, weight)
-    doubtful = _doubtful(found, passes)
+    # Coordinates whose two-sided derivative is so unsure that a kink may be the cause.
+    doubtful = ~settled & (weight != 0)
     smooth = not doubtful.any()
     plain = Slopes(total, bar, total, total, torch.zeros_like(bar, dtype=torch.bool), found, smooth)
     return plain if smooth else _with_kinks(passes, values, plain, doubtful)
@@ -265,12 +276,6 @@ def _on_ladder(
 def _weighted(bar: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """(P,) sum of |weight| * bar; an unknown derivative with weight 0 does not matter."""
     return torch.where(weight == 0, 0.0, bar * weight.abs()).sum(1)
-
-
-def _doubtful(found: Derivative, passes: Passes) -> torch.Tensor:
-    """Output coordinates, (P, M) of bool, whose two-sided derivative is so unsure that a kink may be the cause."""
-    settled = torch.maximum(1e-3 * found.value.abs(), passes.settled)
-    return ~(found.bar <= settled) & (passes.weight != 0)
 
 
 def _with_kinks(passes: Passes, values: Values, plain: Slopes, doubtful: torch.Tensor) -> Slopes:

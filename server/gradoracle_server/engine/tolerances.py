@@ -93,11 +93,11 @@ def elementwise(reference: torch.Tensor, epsilon: float, spread: torch.Tensor | 
     What rounding anywhere in the graph does is `spread`, as Monte Carlo arithmetic measured it; beside it stand a few
     units in the last place of the element itself and, for sums inside one operator, of the typical element.
     """
-    magnitude = reference.abs().nan_to_num(posinf=0.0)
-    typical = magnitude.square().mean().sqrt() if magnitude.numel() else magnitude.sum()
-    found = _UNITS * epsilon * (magnitude + typical)
-    if epsilon <= torch.finfo(torch.float64).eps:
-        found = found + RELATIVE * magnitude
+    magnitude = reference.abs().nan_to_num_(posinf=0.0)
+    typical = torch.linalg.vector_norm(magnitude) / math.sqrt(max(1, magnitude.numel()))
+    units = _UNITS * epsilon
+    relative = units + RELATIVE if epsilon <= torch.finfo(torch.float64).eps else units
+    found = torch.add(units * typical, magnitude, alpha=relative)
     return found if spread is None else found + SPREADS * spread
 
 
