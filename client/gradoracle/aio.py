@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, overload
 import grpc
 import grpc.aio
 
-from gradoracle import channel, checks, requests, results, status, stream
+from gradoracle import channel, checks, requests, results, spans, status, stream
 from gradoracle.errors import GradOracleError
 from gradoracle.graph import Graph
 from gradoracle.outbox import AsyncOutbox
@@ -295,7 +295,7 @@ class AsyncClient:
             (result,) = [one async for one in self._converse(_asynchronous((request,)), conversation, timeout)]
             return result
         self._check_open()
-        call = next(self._calls[request.method.path])
+        call = spans.traced_async(next(self._calls[request.method.path]), request.method.path, self._target)
         try:
             answer = await call(request.to_bytes(), timeout=timeout, metadata=self._target.metadata)
         except grpc.RpcError as error:
@@ -310,9 +310,10 @@ class AsyncClient:
         end = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             try:
-                async with contextlib.aclosing(self._over_stream(waiting, conversation, end)) as found:
-                    async for result in found:
-                        yield result
+                with spans.of_stream(stream.PATH, self._target) as metadata:
+                    async with contextlib.aclosing(self._over_stream(waiting, conversation, end, metadata)) as found:
+                        async for result in found:
+                            yield result
                 return
             except stream.Broken as broken:
                 if self._closed:
@@ -321,12 +322,16 @@ class AsyncClient:
             await asyncio.sleep(min(pause, max(0.0, end - time.monotonic())))
 
     async def _over_stream(
-        self, waiting: AsyncIterator[Request[R]], conversation: stream.Conversation, end: float
+        self,
+        waiting: AsyncIterator[Request[R]],
+        conversation: stream.Conversation,
+        end: float,
+        metadata: channel.Metadata,
     ) -> AsyncGenerator[R, None]:
         """Drives a stream: sends what there is room for, hands on what comes. Raises Broken when it breaks."""
         outbox = AsyncOutbox()
         left = None if end == math.inf else max(0.0, end - time.monotonic())
-        call = next(self._streams)(outbox.messages(), timeout=left, metadata=self._target.metadata)
+        call = next(self._streams)(outbox.messages(), timeout=left, metadata=metadata)
         try:
             while True:
                 for result in conversation.ready():

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, overload
 
 import grpc
 
-from gradoracle import channel, checks, requests, results, status, stream
+from gradoracle import channel, checks, requests, results, spans, status, stream
 from gradoracle.errors import GradOracleError
 from gradoracle.graph import Graph
 from gradoracle.outbox import Outbox
@@ -321,10 +321,11 @@ class Client:
     ) -> Iterator[R | GradOracleError]:
         """The results of many requests, made by `gradoracle.request`, over one stream.
 
-        `requests` is read as far ahead as `window` says: that many are sent and not yet taken as results. Results come
-        in the order of the requests, or with `ordered=False` as they are ready; `result.tag` then tells which is which.
-        A request that fails raises at its turn and ends the stream; with `return_exceptions` its exception takes the
-        place of a result. One that the server has no room for waits for it, and a stream that breaks is resumed.
+        `requests` is read as far ahead as `window` says: that many are sent and not yet taken as results; fewer, one at
+        the least, where their tensors come to 64 MiB. Results come in the order of the requests, or with
+        `ordered=False` as they are ready; `result.tag` then tells which is which. A request that fails raises at its
+        turn and ends the stream; with `return_exceptions` its exception takes the place of a result. One that the
+        server has no room for waits for it, and a stream that breaks is resumed.
         `timeout` is for the whole stream; the client's own does not hold here.
         """
         conversation = stream.Conversation(window=window, ordered=ordered, return_exceptions=return_exceptions)
@@ -339,7 +340,7 @@ class Client:
             (result,) = self._converse(iter((request,)), conversation, timeout)
             return result
         self._check_open()
-        call = next(self._calls[request.method.path])
+        call = spans.traced(next(self._calls[request.method.path]), request.method.path, self._target)
         try:
             answer = call(request.to_bytes(), timeout=timeout, metadata=self._target.metadata)
         except grpc.RpcError as error:
@@ -354,7 +355,8 @@ class Client:
         end = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             try:
-                yield from self._over_stream(waiting, conversation, end)
+                with spans.of_stream(stream.PATH, self._target) as metadata:
+                    yield from self._over_stream(waiting, conversation, end, metadata)
                 return
             except stream.Broken as broken:
                 if self._closed:
@@ -362,11 +364,13 @@ class Client:
                 pause = conversation.broken(broken.failure)
             time.sleep(min(pause, max(0.0, end - time.monotonic())))
 
-    def _over_stream(self, waiting: Iterator[Request[R]], conversation: stream.Conversation, end: float) -> Iterator[R]:
+    def _over_stream(
+        self, waiting: Iterator[Request[R]], conversation: stream.Conversation, end: float, metadata: channel.Metadata
+    ) -> Iterator[R]:
         """Drives a stream: sends what there is room for, hands on what comes. Raises Broken when it breaks."""
         outbox = Outbox()
         left = None if end == math.inf else max(0.0, end - time.monotonic())
-        call = next(self._streams)(outbox.messages(), timeout=left, metadata=self._target.metadata)
+        call = next(self._streams)(outbox.messages(), timeout=left, metadata=metadata)
         try:
             while True:
                 yield from conversation.ready()

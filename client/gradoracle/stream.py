@@ -33,6 +33,10 @@ Nor is one message quicker: median seconds of a vjp over loopback, as one messag
 and 0.049, 4 MiB 0.033 and 0.021, 16 MiB 0.130 and 0.055, 64 MiB 1.16 and 0.32.
 """
 
+BYTES = 64 * 1024 * 1024
+"""Bytes of tensors at which nothing more is sent: of calls that are not answered, and of attachments of their answers
+that nobody has taken. The call that reaches it is sent whole, so that a larger one is sent by itself."""
+
 RESUMPTIONS = 10
 """How many streams in a row may break without an answer, where the server has answered before: it may be restarting."""
 
@@ -103,19 +107,20 @@ class Conversation:
         self._waiting: dict[int, Request[Any]] = {}  # not answered
         self._refused: deque[tuple[float, int]] = deque()  # of those, to be sent again: when at the earliest, and id
         self._taken = 0  # of those, how many are with the server or on the way there
+        self._bytes = 0  # of those, and of the results that nobody has taken
         self._takes = float(window)  # how many it takes, as far as is known
         self._heard = 0.0  # when it last answered other than with a refusal
         self._breaks = 0  # streams in a row that broke without an answer
         self._may_break = ATTEMPTS  # so many of them, less one
         self._chunks: dict[int, list[list[bytes]]] = {}  # by call and attachment
-        self._answers: dict[int, Any] = {}  # answered, not yet its turn
+        self._answers: dict[int, tuple[Any, int]] = {}  # answered, not yet its turn: the result and its bytes
         self._turn = 0  # whose turn it is
-        self._ready: deque[Any] = deque()
+        self._ready: deque[tuple[Any, int]] = deque()
 
     @property
     def has_room(self) -> bool:
         """Whether another call may be sent: results that nobody has taken count too, so that they cannot pile up."""
-        if self._refused or self._taken + 1 > self._takes:
+        if self._refused or self._taken + 1 > self._takes or self._bytes >= BYTES:
             return False
         return len(self._waiting) + len(self._answers) + len(self._ready) < self._window
 
@@ -137,6 +142,7 @@ class Conversation:
             self._heard = time.monotonic()
         self._waiting[call_id] = request
         self._taken += 1
+        self._bytes += request.tensor_bytes
         return parts(call_id, request)
 
     def receive(self, data: bytes) -> None:
@@ -163,7 +169,7 @@ class Conversation:
             self._takes = min(float(self._window), self._takes + 1 / self._takes)
             self._heard = time.monotonic()
             self._breaks, self._may_break = 0, RESUMPTIONS
-            self._answered(answer.id, request, result)
+            self._answered(answer.id, request, result, sum(map(len, attached)))
 
     def again(self) -> Iterator[tuple[Iterator[bytes], float]]:
         """What is to be sent again: the messages of a call, and the seconds to wait before."""
@@ -182,13 +188,14 @@ class Conversation:
         self._taken = 0
         return min(_LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._breaks - 1)) * _jitter()
 
-    def _answered(self, call_id: int, request: Request[Any], result: Any) -> None:
+    def _answered(self, call_id: int, request: Request[Any], result: Any, size: int) -> None:
+        self._bytes += size - request.tensor_bytes
         if isinstance(result, results.Result | results.Inspection | GradOracleError):
             result.tag = call_id if request.tag is None else request.tag
         if not self._ordered:
-            self._ready.append(result)
+            self._ready.append((result, size))
             return
-        self._answers[call_id] = result
+        self._answers[call_id] = result, size
         while self._turn in self._answers:
             self._ready.append(self._answers.pop(self._turn))
             self._turn += 1
@@ -196,7 +203,8 @@ class Conversation:
     def ready(self) -> Iterator[Any]:
         """Results whose turn it is, each once. Raises what a call failed with, unless exceptions are results."""
         while self._ready:
-            result = self._ready.popleft()
+            result, size = self._ready.popleft()
+            self._bytes -= size
             if isinstance(result, GradOracleError) and not self._return_exceptions:
                 raise result
             yield result

@@ -9,14 +9,14 @@ The event loop is asyncio's own. uvloop was tried: p50 of a small request throug
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import importlib.metadata
+import logging
 import resource
 import sys
 from collections.abc import Callable, Sequence
 
-from gradoracle_server import launch, settings
+from gradoracle_server import environment, launch, settings
 from gradoracle_server.front import logs
 from gradoracle_server.front.processes import Processes
 
@@ -38,10 +38,14 @@ def main(
     except settings.SettingsError as error:
         return _complain(error, 2)
     logs.configure(told.log_format)
+    for line in environment.unknown_variables():
+        logging.getLogger(__name__).warning("%s", line)
     _allow_many_files()
     processes = Processes([preload])
     try:
         # The fork server imports torch meanwhile.
+        import asyncio
+
         from gradoracle_server.front.pool import StartError
         from gradoracle_server.front.server import Front
 

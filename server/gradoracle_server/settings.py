@@ -11,6 +11,7 @@ import dataclasses
 import ipaddress
 import os
 import re
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -119,6 +120,15 @@ def _file(text: str) -> Path:
     if not text:
         raise ValueError
     return Path(text)
+
+
+def _url(text: str) -> str:
+    parts = urllib.parse.urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # port: ValueError where none
+        raise ValueError
+    if parts.query or parts.fragment or not re.fullmatch(r"[!-~]+", text):
+        raise ValueError
+    return text
 
 
 def _log_format(text: str) -> str:
@@ -253,6 +263,15 @@ OPTIONS: tuple[Option, ...] = (
         "health_without_token", _switch, _SWITCH, "serve grpc.health.v1 to callers without a token too", "false", "BOOL"
     ),
     Option(
+        "otlp_endpoint",
+        _url,
+        'a URL like "http://localhost:4318"',
+        "collector of OpenTelemetry that gets a trace of each call, as OTLP over HTTP, at URL/v1/traces; needs "
+        "gradoracle[otel]. OpenTelemetry's own variables (OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, "
+        "OTEL_EXPORTER_OTLP_HEADERS, ...) hold",
+        metavar="URL",
+    ),
+    Option(
         "log_format", _log_format, '"text" or "json"', "how log lines on stderr look: text or json", "text", "FORMAT"
     ),
     Option(
@@ -292,6 +311,7 @@ class Settings:
     tls_client_ca: Path | None
     token_file: Path | None
     health_without_token: bool
+    otlp_endpoint: str | None
     log_format: str
     sandbox: str
     stop_on_stdin_eof: bool

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from opentelemetry.sdk import environment_variables
 
 from deploy.manifests import (
     Object,
@@ -26,6 +29,9 @@ Check = Callable[[list[Object]], list[str]]
 
 _CLIENTS = {"GRADORACLE_ADDRESS", "GRADORACLE_SHARDS"}
 """Variables that the command line reads, not the server."""
+
+_OPENTELEMETRY = {text for name, text in vars(environment_variables).items() if name.startswith("OTEL_")}
+"""Variables that OpenTelemetry reads, where there are traces."""
 
 _SECRETS = {"gradoracle-tls", "gradoracle-tokens"}
 """What whoever deploys brings along; the README says how."""
@@ -129,13 +135,39 @@ def variables(objects: list[Object]) -> list[str]:
     for workload in workloads(objects):
         for container in containers(workload):
             told = environment(objects, container)
-            wrong += [f"{title(workload)}: {name} is no setting" for name in sorted(told.keys() - known)]
+            more = _OPENTELEMETRY if "GRADORACLE_OTLP_ENDPOINT" in told else set()
+            wrong += [f"{title(workload)}: {name} is no setting" for name in sorted(told.keys() - known - more)]
             if pod(workload).get("enableServiceLinks", True):
                 wrong.append(f"{title(workload)}: Services would put further GRADORACLE_ variables there")
             try:
                 settings.load([], told)
             except settings.SettingsError as error:
                 wrong.append(f"{title(workload)}: {error}")
+    return wrong
+
+
+def traces(objects: list[Object]) -> list[str]:
+    """Where spans are sent, a policy lets them out: to the collector's namespace and port."""
+    wrong = []
+    for workload in workloads(objects):
+        for container in containers(workload):
+            if (text := environment(objects, container).get("GRADORACLE_OTLP_ENDPOINT")) is None:
+                continue
+            url = urllib.parse.urlsplit(text)
+            _, namespace, *_ = [*(url.hostname or "").split("."), ""]
+            allowed = [
+                (
+                    peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name"),
+                    port["port"],
+                )
+                for policy in of_kind(objects, "NetworkPolicy")
+                if policy["spec"]["podSelector"].get("matchLabels", {}).items() <= pod_labels(workload).items()
+                for rule in policy["spec"].get("egress", [])
+                for peer in rule["to"]
+                for port in rule["ports"]
+            ]
+            if (namespace, url.port) not in allowed:
+                wrong.append(f"{title(workload)}: no policy lets spans out to {text}")
     return wrong
 
 
@@ -286,6 +318,7 @@ CHECKS: tuple[Check, ...] = (
     ports,
     health,
     variables,
+    traces,
     drains,
     memory,
     references,

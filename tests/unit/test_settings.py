@@ -66,6 +66,23 @@ def test_addresses(text: str, expected: Address) -> None:
     assert expected == load(["--listen", text], {}).listen
 
 
+@pytest.mark.parametrize("url", ["http://collector:4318", "https://[::1]:4318/otlp/", "http://127.0.0.1/v1/traces"])
+def test_collectors(url: str) -> None:
+    """A collector's URL is taken as it is typed; without one nothing is traced."""
+    assert url == load(["--otlp-endpoint", url], {}).otlp_endpoint
+    assert load([], {}).otlp_endpoint is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["collector:4318", "grpc://collector:4317", "http://", "http://c:x", "http://c:0", "http://c/?a=b", "http://a b"],
+)
+def test_what_is_no_collector(text: str) -> None:
+    """What no span could be sent to over HTTP is refused at the start."""
+    with pytest.raises(SettingsError, match=r'^--otlp-endpoint: expected a URL like "http://localhost:4318", got "'):
+        load(["--otlp-endpoint", text], {})
+
+
 @pytest.mark.parametrize("address", ["[::1]:9", "unix:/run/g.sock", "0.0.0.0:1"])
 def test_address_prints_as_it_is_typed(address: str) -> None:
     """What the ready line says can be given to a client."""

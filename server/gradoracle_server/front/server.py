@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
@@ -29,6 +30,9 @@ from gradoracle_server.front.processes import Processes
 from gradoracle_server.front.service import Service, register
 from gradoracle_server.front.stream import Streams
 from gradoracle_server.settings import Address, Settings, SettingsError
+
+if TYPE_CHECKING:
+    from gradoracle_server.front.tracing import Tracing
 
 _LONGEST_MESSAGE = 2**31 - 1  # gRPC's own limit
 _FLUSH = 0.5  # seconds for the last answers to leave, and for those who only watch health to be told
@@ -60,6 +64,7 @@ class Front:
         self._metrics: Metrics | None = None
         self._tokens: Tokens | None = None
         self._tls: Tls | None = None
+        self._tracing: Tracing | None = None
 
     async def run(self) -> None:
         """Serves until told to stop. Raises SettingsError or StartError where it cannot come up."""
@@ -71,6 +76,7 @@ class Front:
             self._tokens = Tokens(settings.token_file, settings.health_without_token, self._refused)
         http = _metrics_server(settings.metrics_listen)
         try:
+            self._tracing = _tracing(settings.otlp_endpoint, self._version)
             pool = self._pool = await self._make_pool()
             metrics = self._metrics = Metrics(pool, self._version)
             if http is not None:
@@ -83,6 +89,8 @@ class Front:
         finally:
             if http is not None:
                 http.close()
+            if self._tracing is not None:
+                self._tracing.close()
 
     def stop(self) -> None:
         """Drains and ends."""
@@ -127,7 +135,7 @@ class Front:
 
     async def _serve(self, pool: Pool, metrics: Metrics, http: MetricsServer | None) -> None:
         settings = self._settings
-        service = Service(pool, metrics, settings, self._version)
+        service = Service(pool, metrics, settings, self._version, self._tracing)
         streams = Streams(service)
         server = self._make_server(service, streams)
         address = _bind(server, settings.listen, self._tls)
@@ -251,6 +259,23 @@ def _metrics_server(address: Address | None) -> MetricsServer | None:
         return MetricsServer(address)
     except OSError as error:
         raise _cannot_listen("--metrics-listen", address, error.strerror or str(error)) from None
+
+
+def _tracing(endpoint: str | None, version: str) -> Tracing | None:
+    """What makes spans; without an endpoint nothing of OpenTelemetry is imported."""
+    if endpoint is None:
+        return None
+    try:
+        from gradoracle_server.front.tracing import Tracing
+    except ImportError as error:
+        text = f"expected OpenTelemetry beside it (pip install 'gradoracle[otel]'), got: {error}"
+        raise SettingsError(f"--otlp-endpoint: {text}") from None
+    except ValueError as error:  # the one variable that is read by an import
+        raise SettingsError(f"OTEL_PROPAGATORS: {error}") from None
+    try:
+        return Tracing(endpoint, version)
+    except ValueError as error:
+        raise SettingsError(f"--otlp-endpoint: OpenTelemetry refuses its OTEL_ variables: {error}") from None
 
 
 def _bind(server: grpc.aio.Server, address: Address, tls: Tls | None) -> Address:

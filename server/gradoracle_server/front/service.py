@@ -10,7 +10,7 @@ import asyncio
 import platform
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -22,6 +22,9 @@ from gradoracle_server.front.metrics import SERVICE, Metrics
 from gradoracle_server.front.pool import Lane, Pool
 from gradoracle_server.settings import Settings
 
+if TYPE_CHECKING:
+    from gradoracle_server.front.tracing import Tracing
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _LIST_OPERATORS = METHODS.index("ListOperators")
@@ -31,9 +34,12 @@ _TIMING_SIZE = len(wire.timing(0.0, (0.0,) * 7))
 class Service:
     """Answers every method but Stream, and admits requests for that too."""
 
-    def __init__(self, pool: Pool, metrics: Metrics, settings: Settings, version: str) -> None:
+    def __init__(
+        self, pool: Pool, metrics: Metrics, settings: Settings, version: str, tracing: Tracing | None = None
+    ) -> None:
         self.metrics = metrics
         self.settings = settings
+        self.tracing = tracing
         self.draining = False  # whether new calls are refused
         self._pool = pool
         self._version = version
@@ -152,13 +158,20 @@ class Service:
             except asyncio.CancelledError:  # the caller went away, or gRPC saw the deadline pass before we did
                 if lane is not None and ticket is not None:
                     lane.abandon(ticket)
-                calls.finished(gone(context), time.perf_counter() - arrived)
+                code = gone(context)
+                calls.finished(code, time.perf_counter() - arrived)
+                if self.tracing is not None:
+                    self.tracing.call(name, context, arrived, code, lane, ticket)
                 raise
             except Exception as error:
                 failure = error if isinstance(error, statuses.Failure) else statuses.internal(error, name)
                 calls.finished(failure.code, time.perf_counter() - arrived)
+                if self.tracing is not None:
+                    self.tracing.call(name, context, arrived, failure.code, lane, ticket, failure)
                 await failure.abort(context)
             calls.finished(grpc.StatusCode.OK, time.perf_counter() - arrived)
+            if self.tracing is not None:
+                self.tracing.call(name, context, arrived, grpc.StatusCode.OK, lane, ticket)
             return answer
 
         return handle
@@ -170,9 +183,13 @@ class Service:
         if self.draining:
             failure = statuses.shutting_down()
             calls.finished(failure.code, time.perf_counter() - arrived)
+            if self.tracing is not None:
+                self.tracing.call("DescribeServer", context, arrived, failure.code, failure=failure)
             await failure.abort(context)
         answer = self.describe()
         calls.finished(grpc.StatusCode.OK, time.perf_counter() - arrived)
+        if self.tracing is not None:
+            self.tracing.call("DescribeServer", context, arrived, grpc.StatusCode.OK)
         return answer
 
 

@@ -11,16 +11,20 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from gradoracle_server.frames import METHODS
 from gradoracle_server.front import statuses, stream_wire, wire
 from gradoracle_server.front.admission import Ticket
 from gradoracle_server.front.pool import Lane
 from gradoracle_server.front.service import Context, Service, gone
 from gradoracle_server.front.stream_wire import Answer, Call
 from gradoracle_server.front.uploads import Budget, Upload
+
+if TYPE_CHECKING:
+    from gradoracle_server.front.tracing import StreamTrace
 
 CALLS_AT_MOST = 1024
 """Unanswered calls of one stream, above which it is not read on."""
@@ -52,29 +56,39 @@ class Streams:
         arrived = time.perf_counter()
         calls = self._service.metrics.calls["Stream"]
         calls.started += 1
-        stream = _Stream(self._service, self._budget, context)
+        tracing = self._service.tracing
+        trace = None if tracing is None else tracing.stream(context, arrived)
+        stream = _Stream(self._service, self._budget, context, trace)
         self._open.add(stream)
         try:
             if self._service.draining:
                 raise statuses.shutting_down()
             await stream.run()
         except asyncio.CancelledError:
-            calls.finished(gone(context), time.perf_counter() - arrived)
+            code = gone(context)
+            calls.finished(code, time.perf_counter() - arrived)
+            if trace is not None:
+                trace.end(code)
             raise
         except Exception as error:
             failure = error if isinstance(error, statuses.Failure) else statuses.internal(error, "Stream")
             calls.finished(failure.code, time.perf_counter() - arrived)
+            if trace is not None:
+                trace.end(failure.code, failure)
             await failure.abort(context)
         finally:
             self._open.discard(stream)
         calls.finished(grpc.StatusCode.OK, time.perf_counter() - arrived)
+        if trace is not None:
+            trace.end(grpc.StatusCode.OK)
 
 
 class _Stream:
     """One stream."""
 
-    def __init__(self, service: Service, budget: Budget, context: Context) -> None:
+    def __init__(self, service: Service, budget: Budget, context: Context, trace: StreamTrace | None) -> None:
         self._service = service
+        self._trace = trace
         self._budget = budget
         self._context = context
         self._uploads: dict[int, Upload] = {}  # by call, which has not come yet
@@ -183,12 +197,14 @@ class _Stream:
                 if upload is not None:
                     upload.close()
                 self._answer(Answer(call.id, stream_wire.field_of(call.method), [self._service.describe()]))
+                if self._trace is not None:
+                    self._trace.call("DescribeServer", arrived, grpc.StatusCode.OK)
                 return
             await self._admit(call, upload, arrived)
         except Exception as error:
             if upload is not None:
                 upload.close()
-            self._answer(_failed(call.id, error))
+            self._fail(call.id, call.method, arrived, error)
 
     def _check(self, call: Call, upload: Upload | None) -> None:
         """Raises Failure where a call does not follow the protocol."""
@@ -225,14 +241,35 @@ class _Stream:
             ticket.job.attachments.close()
         if upload is not None:
             upload.close()
+        code = grpc.StatusCode.OK
         if ticket.future.cancelled():
-            return
-        try:
-            reply = ticket.future.result()
-            parts = self._service.response(lane, ticket, reply)
-            self._answer(Answer(call_id, stream_wire.field_of(method), parts, reply.attachments))
-        except Exception as error:
-            self._answer(_failed(call_id, error))
+            code = grpc.StatusCode.CANCELLED
+        else:
+            try:
+                reply = ticket.future.result()
+                parts = self._service.response(lane, ticket, reply)
+                self._answer(Answer(call_id, stream_wire.field_of(method), parts, reply.attachments))
+            except Exception as error:
+                self._fail(call_id, method, ticket.arrived, error, lane, ticket)
+                return
+        if self._trace is not None:
+            self._trace.call(METHODS[method], ticket.arrived, code, lane, ticket)
+
+    def _fail(
+        self,
+        call_id: int,
+        method: int | None,
+        arrived: float,
+        error: Exception,
+        lane: Lane | None = None,
+        ticket: Ticket | None = None,
+    ) -> None:
+        """Answers a call with why it is not served."""
+        failure = error if isinstance(error, statuses.Failure) else statuses.internal(error, "Stream")
+        self._answer(Answer(call_id, stream_wire.STATUS_FIELD, [failure.status.SerializeToString()]))
+        if self._trace is not None and method is not None:
+            name = "DescribeServer" if method == stream_wire.DESCRIBE_SERVER else METHODS[method]
+            self._trace.call(name, arrived, failure.code, lane, ticket, failure)
 
     def _answer(self, answer: Answer) -> None:
         if self._ended:
@@ -279,8 +316,3 @@ class _Stream:
                 self._held -= answer.size
                 answer.close()
         return b"".join(parts)
-
-
-def _failed(call_id: int, error: Exception) -> Answer:
-    failure = error if isinstance(error, statuses.Failure) else statuses.internal(error, "Stream")
-    return Answer(call_id, stream_wire.STATUS_FIELD, [failure.status.SerializeToString()])
