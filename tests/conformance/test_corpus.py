@@ -19,7 +19,6 @@ from conformance import alarms, faults
 from conformance.corpus import cases, checkers, jax_peer, kinks, known, low, others, rights, tally, wrongs
 from conformance.corpus.checkers import FAIL, PASS, Checker
 from conformance.corpus.subjects import Subject, subjects
-from conformance.corpus.wrong_in_torch import MINIMAL, Minimal
 from gradoracle_server.engine.report import Mode
 
 CORPUS = {
@@ -154,21 +153,6 @@ def test_what_is_known_to_be_wrong_in_torch_is_no_false_alarm() -> None:
     row, found = alarms.counted("float32", [record])
     assert (["0", "1"], ["nn.functional.hardsigmoid[0]: slope"]) == (row[-2:], found["false alarms"])
     assert known.why("nn.functional.hardsigmoid", "float32", 1) is None
-
-
-@pytest.mark.parametrize("minimal", MINIMAL, ids=lambda one: one.name)
-def test_gradients_that_are_wrong_in_torch(minimal: Minimal) -> None:
-    """torch gives what the list says, which is not the derivative, and the check fails it."""
-    tracked = [one.clone().requires_grad_() for one in minimal.inputs]
-    found = torch.autograd.grad(minimal.function(*tracked).sum(), tracked, create_graph=minimal.order == 2)
-    if minimal.order == 2:
-        found = torch.autograd.grad(found[0].sum(), tracked)
-    mine = found[minimal.place]
-    torch.testing.assert_close(mine, torch.tensor(minimal.torchs, dtype=mine.dtype), equal_nan=True, rtol=1e-12, atol=0)
-    assert not torch.allclose(mine, torch.tensor(minimal.right, dtype=mine.dtype), rtol=1e-9, atol=0)
-    case = checkers.Case("right", minimal.function, minimal.inputs, order=minimal.order)
-    report = checkers.checked(case, Mode.PROBE)
-    assert FAIL == report.inputs[minimal.place].verdict.name
 
 
 def test_a_check_without_an_answer_is_listed() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +44,34 @@ def test_a_sweep_runs_from_one_command_to_the_next(
     # torch's hardsigmoid multiplies by 1/6 in single precision, whatever the dtype.
     assert {name for name in found if "hardsigmoid" in name} == wrong
     assert {"PASS"} == {one.outcome for name, one in found.items() if name not in wrong}
+
+
+def told() -> Counter[str]:
+    """The operators that fail in the shipped cases, as the corpus' README tells them: overloads with their counts."""
+    text = resources.files("gradoracle").joinpath("corpus/README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?`) \| (\d+) \| ", text, re.MULTILINE)
+    found: Counter[str] = Counter()
+    for names, count in rows:
+        operators = re.findall("`(.*?)`", names)
+        found |= Counter({name: int(count) // len(operators) for name in operators})
+    return +found
+
+
+def test_what_fails_in_the_corpus_is_what_its_readme_tells(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the operators in its table, as many cases fail as it says; and of their neighbours in the corpus, none."""
+    monkeypatch.setenv("GRADORACLE_ADDRESS", server)
+    listed = told()
+    assert (9, 16) == (len(listed), listed.total())
+    words = ("hardsigmoid", "celu", "ldexp", "ctc_loss", "conv_tbc", "as_strided", "hardtanh", "elu")
+    out = str(tmp_path / "r.jsonl")
+    assert 1 == cli.main(["batch", "corpus:float64", "--out", out, "--select", " or ".join(words), "--quiet"])
+    records = list(read_results(out))
+    failed = Counter(one.labels["operator"].split(".")[1] for one in records if one.outcome == "FAIL")
+    assert listed == failed
+    assert {"PASS", "FAIL"} == {one.outcome for one in records}
+    assert len(records) > 2 * listed.total()
 
 
 def test_candidates_are_judged_and_ranked(

@@ -11,4 +11,5 @@ results, parquet, ids       the results file: written so that a crash at any byt
 progress, tally             how a run stands, and what it amounts to
 compare                     what changed between two results files
 report, report_*            the page of the results; junit, summary, annotations: the same for programs
+text, lines                 texts of others as files and terminals can have them; lines of JSON
 """

@@ -8,6 +8,7 @@ import click
 from gradoracle.batch import report_text
 from gradoracle.batch.records import Record
 from gradoracle.batch.report_text import Results
+from gradoracle.batch.text import whole
 
 SHOWN = 10
 """Of errors and of warnings each: GitHub shows no more of a step, and drops the others without a word."""
@@ -55,7 +56,7 @@ def _command(level: str, record: Record, cases: str) -> str:
 
 def _data(text: str) -> str:
     """Percent signs first, so that they are not escaped twice."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return whole(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

@@ -96,7 +96,7 @@ def parse(raw: bytes, line: int) -> Case:
 def id_of(raw: bytes, line: int) -> str:
     """The id of a line, whatever else is wrong with it."""
     try:
-        return _id(lines.load(raw), line)
+        return _id(lines.load(raw, strict=True), line)
     except (ValueError, RecursionError):
         return f"line {line}"
 
@@ -110,7 +110,7 @@ def _id(document: Any, line: int) -> str:
 
 def _parsed(raw: bytes, line: int) -> Case:
     try:
-        document = lines.load(raw)
+        document = lines.load(raw, strict=True)
     except (ValueError, RecursionError) as error:
         shown = raw.decode(errors="replace").strip()
         shown = shown if len(shown) <= 80 else f"{shown[:60]} … {shown[-20:]}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gradoracle.batch.lines import load
+from gradoracle.batch.lines import dump, load
 from gradoracle.batch.records import Record
 from gradoracle.errors import InvalidRequestError
 
@@ -49,7 +49,11 @@ def _schema() -> Any:
 
 
 def _row(line: bytes) -> dict[str, Any]:
-    record = Record.from_json(load(line))
+    document = load(line)
+    if b"\\ud" in line:  # perhaps half a surrogate pair, which a column of texts cannot hold
+        line = dump(document)
+        document = load(line)
+    record = Record.from_json(document)
     report, timing, fault = record.report, record.timing, record.error
     inputs = list(report.inputs.values()) if report else []
     worst = max(inputs, key=lambda one: one.max_error, default=None)

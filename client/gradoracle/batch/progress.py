@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradoracle.batch.records import Record
 from gradoracle.batch.tally import OUTCOMES, Tally
+from gradoracle.batch.text import one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -62,6 +63,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A sentence between."""
+        text = one_line(text)
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:

@@ -11,6 +11,7 @@ from typing import IO, Any, TypeAlias
 
 from gradoracle.batch import record_json, records
 from gradoracle.batch.records import Record
+from gradoracle.batch.text import one_line as one_line
 from gradoracle.check_text import diagnosis, figure, number
 from gradoracle.checks import CheckReport, InputReport, Verdict
 
@@ -27,17 +28,17 @@ def read(results: Results) -> Iterable[Record]:
 def replacing(path: str | Path) -> Iterator[IO[str]]:
     """A file to write, which takes the place of `path` once it is whole; where that fails, `path` stays as it was.
 
-    What is no regular file, such as a pipe, is written as it is.
+    What is no regular file, such as a pipe, is written as it is. A question mark stands for what UTF-8 cannot say.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        with path.open("w", encoding="utf-8", newline="\n") as file:
+        with path.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
             yield file
         return
     path = path.resolve()  # a link stays one
     part = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
+        with part.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
             yield file
         part.replace(path)
     except BaseException:
@@ -102,11 +103,6 @@ def _lines(report: CheckReport) -> Iterator[str]:
 def operator(record: Record) -> str:
     """The operator that the case is about, as its labels tell; else its method."""
     return record.labels.get("operator") or record.method or "unreadable"
-
-
-def one_line(text: str) -> str:
-    """The text without line breaks."""
-    return " ".join(text.split())
 
 
 def finite(value: float) -> Any:

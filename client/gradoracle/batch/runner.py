@@ -17,6 +17,7 @@ from gradoracle.batch.results import ResultsFile
 from gradoracle.batch.sending import Parcel, Sender
 from gradoracle.batch.shards import Plan
 from gradoracle.batch.tally import Tally
+from gradoracle.batch.text import one_line
 from gradoracle.checks import CheckReport
 from gradoracle.client import Client
 from gradoracle.errors import GradOracleError
@@ -225,12 +226,12 @@ def fault(error: Exception, line: int) -> Fault:
 
 def remark(record: Record) -> str:
     """What is to be said of a record that is not good, on one line that any terminal can show."""
-    return _remark(record).encode(errors="replace").decode()
+    return one_line(_remark(record))
 
 
 def _remark(record: Record) -> str:
     if record.error is not None:
-        return f"ERROR {record.id}: {' '.join(record.error.message.split())}"
+        return f"ERROR {record.id}: {record.error.message}"
     assert record.report is not None  # noqa: S101  # it would be good
     found = [
         f"{name}: {f'{one.diagnosis}: ' if one.diagnosis else ''}{one.explanation}"

@@ -14,9 +14,6 @@ from gradoracle.client import Client
 from gradoracle.errors import GradOracleError, OverloadedError, ServerUnavailableError
 from gradoracle.requests import Request
 
-BYTES = 256 << 20
-"""Bytes of tensors that may be under way; above, nothing more is sent until all is answered."""
-
 _TRIES = 10  # after which a request is to blame for the loss of the server
 _PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds before it is tried again, the last for good
 
@@ -56,7 +53,6 @@ class Sender:
         self._notice = notice
         self._again: deque[Parcel] = deque()
         self._under_way: dict[int, Parcel] = {}
-        self._bytes = 0
         self._source: Iterator[Parcel] = iter(())
         self._exhausted = False
         self._stopped = False
@@ -88,14 +84,12 @@ class Sender:
         """One stream, to its end."""
         self._again.extendleft(reversed(self._under_way.values()))
         self._under_way.clear()
-        self._bytes = 0
         remaining = None if self._ends is None else max(0.001, self._ends - time.monotonic())
         results = self._client.map(
             self._feed(), window=self._window, ordered=False, return_exceptions=True, timeout=remaining
         )
         for result in results:
             parcel = self._under_way.pop(id(result.tag))
-            self._bytes -= parcel.request.tensor_bytes
             if isinstance(result, OverloadedError | ServerUnavailableError) and parcel.tries < _TRIES:
                 self._put_off(parcel, result)
                 continue
@@ -103,13 +97,12 @@ class Sender:
             yield parcel, result
 
     def _feed(self) -> Iterator[Request[Any]]:
-        while self._bytes < BYTES and not self._stopped:
+        while not self._stopped:
             parcel = self._again.popleft() if self._again else self._next()
             if parcel is None:
                 return
             parcel.request.tag = parcel
             self._under_way[id(parcel)] = parcel
-            self._bytes += parcel.request.tensor_bytes
             yield parcel.request
 
     def _next(self) -> Parcel | None:

@@ -10,6 +10,7 @@ from gradoracle.batch.arrays import sources
 from gradoracle.batch.case_files import CaseFile, Entry
 from gradoracle.batch.ids import Ids
 from gradoracle.batch.shards import Plan
+from gradoracle.batch.text import one_line
 from gradoracle.errors import InvalidRequestError
 
 _SHOWN = 20
@@ -74,7 +75,7 @@ class _Problems:
     def add(self, text: str) -> None:
         self._count += 1
         if len(self._texts) < _SHOWN:
-            self._texts.append(text)
+            self._texts.append(one_line(text))
 
     def tell(self) -> None:
         if self._count:

@@ -64,10 +64,12 @@ def _show(found: Comparison) -> None:
 
 
 def _list(title: str, lines: Iterable[str]) -> None:
+    from gradoracle.batch.text import one_line
+
     for place, line in enumerate(lines):
         if place == 0:
             click.echo(f"{title}:")
-        click.echo(f"  {line}")
+        click.echo(f"  {one_line(line)}")
 
 
 def _change(one: Change) -> str:

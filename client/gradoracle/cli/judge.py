@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,8 @@ def command(
         tally.add(record)
     _write(records, out, report, str(folder))
     if as_json:
-        output.print_json([{"rank": place, **record.to_json()} for place, record in enumerate(records, 1)])
+        documents = [json.loads(record.to_line()) for record in records]  # as any reader of the lines has them
+        output.print_json([{"rank": place, **one} for place, one in enumerate(documents, 1)])
     else:
         _show(records)
     return tally.exit_code(allow_inconclusive=allow_inconclusive)
@@ -127,7 +129,10 @@ def _write(records: list[Record], out: Path | None, report: Path | None, title: 
 
 
 def _show(records: list[Record]) -> None:
+    from rich.markup import escape
+
     from gradoracle.batch.runner import remark
+    from gradoracle.batch.text import one_line
     from gradoracle.kernels.judge import worst_ratio
 
     listed = tables.table("rank", "candidate", "verdict", "outputs", "gradients", "")
@@ -136,7 +141,8 @@ def _show(records: list[Record]) -> None:
         if record.report is not None:
             outputs = f"{worst_ratio(record, of_outputs=True):.2g}"
             gradients = f"{worst_ratio(record, of_outputs=False):.2g}"
-        listed.add_row(str(place), record.id, record.outcome, outputs, gradients, record.labels.get("kind", ""))
+        name = escape(one_line(record.id))
+        listed.add_row(str(place), name, record.outcome, outputs, gradients, record.labels.get("kind", ""))
     tables.console().print(listed)
     click.echo("outputs and gradients: the largest error over its bound; up to 1 is right")
     for record in records:

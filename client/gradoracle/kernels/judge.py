@@ -12,6 +12,7 @@ import numpy as np
 from gradoracle.batch.record_json import heat
 from gradoracle.batch.records import Fault, Record
 from gradoracle.batch.runner import fault
+from gradoracle.batch.text import whole
 from gradoracle.checks import CheckReport, Verdict
 from gradoracle.client import Client
 from gradoracle.errors import GradOracleError, InvalidRequestError
@@ -84,11 +85,11 @@ class Judge:
 
     def judge(self, path: Path, line: int) -> Record:
         """The record of one candidate, whose `line` is its place."""
-        record = Record(id=path.name, line=line, method="check", graph={"expression": ""})
+        record = Record(id=whole(path.name), line=line, method="check", graph={"expression": ""})
         record.graph = None
         try:
             found = candidates.results(path, self._task)
-            record.labels = {"candidate": path.name, "kind": found.kind}
+            record.labels = {"candidate": whole(path.name), "kind": found.kind}
             record.report = self._report(found)
             record.timing = record.report.timing
         except CandidateError as error:
