@@ -68,7 +68,8 @@ def check(
     passes = _passes(case, options)
     heard: list[Opinion] = []
     if case.own and case.weights is None:
-        heard = opinions.linearity(tape, chosen, first, repeated=repeated)
+        rounding = case.rounding if case.epsilon > torch.finfo(torch.float64).eps else None
+        heard = opinions.linearity(tape, chosen, first, repeated=repeated, rounding=rounding)
     elif case.own:
         heard = opinions.second_linearity(tape, chosen, case.weights, case.torchs)
     if options.batched_gradients:
@@ -149,7 +150,8 @@ def _case(
     coarse = shadow.epsilon(subject.plan, subject.inputs)
     twin = shadow.of(subject)
     twin_tape = tape if twin is subject else twin.tape()
-    faithful = twin is subject or shadow.faithful(tape.outputs, twin_tape.outputs, coarse)
+    distance = 0.0 if twin is subject else shadow.distance(tape.outputs, twin_tape.outputs, coarse)
+    faithful = shadow.is_faithful(distance, coarse)
     if not faithful:
         twin, twin_tape = subject, tape
     raised = [None if one is None else shadow.raised(one) for one in chosen]
@@ -169,6 +171,7 @@ def _case(
         twin=twin,
         faithful=faithful,
         epsilon=coarse,
+        distance=distance,
         own=not claims,
         cotangents=chosen,
         twin_cotangents=used,
@@ -209,7 +212,7 @@ def _passes(case: Case, options: Options) -> Passes:
         device=twin.plan.device,
         seed=options.seed,
         batched=None if case.weights is None else many_gradients,
-        epsilon=torch.finfo(torch.float64).eps if case.faithful else case.epsilon,
+        epsilon=case.resolution,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from gradoracle_server.engine import slopes, tolerances
+from gradoracle_server.engine import finite_difference, slopes, tolerances
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.report import Verdict
@@ -140,12 +140,22 @@ class Examiner:
         return fine * self._typical(expected, self._expected)
 
     def assess(
-        self, gradient: torch.Tensor, *, generous: bool = False, allowance: torch.Tensor | None = None
+        self,
+        gradient: torch.Tensor,
+        *,
+        generous: bool = False,
+        allowance: torch.Tensor | None = None,
+        unrest: float = 0.0,
     ) -> Assessment:
-        """The gradient, (C,), along the directions; `generous` allows for what rounding of the inputs does to it, and
-        `allowance`, (C,), for what each element may be off by beside."""
+        """The gradient, (C,), along the directions; `generous` allows for what rounding of the inputs does to it,
+        `allowance`, (C,), for what each element may be off by beside, and `unrest` for such moves of the function's
+        value, at the longest step."""
         spread = self._spread() if generous else None
-        return self._assessed(gradient, self._products(gradient), self.slopes, self._moves(spread, allowance))
+        wider = self._moves(spread, allowance)
+        if unrest:
+            least = unrest / finite_difference.LADDERS[0]
+            wider = self.slopes.bar.new_tensor(least) if wider is None else wider + least
+        return self._assessed(gradient, self._products(gradient), self.slopes, wider)
 
     def _moves(self, *more: torch.Tensor | None) -> torch.Tensor | None:
         """What uncertainties of each element, (C,), come to along the directions, (P,)."""
@@ -154,9 +164,12 @@ class Examiner:
             return None
         return sum((self._products(one).total for one in found), torch.zeros((), dtype=torch.float64))
 
-    def assessed(self, gradient: torch.Tensor, directions: torch.Tensor, found: Slopes) -> Assessment:
+    def assessed(
+        self, gradient: torch.Tensor, directions: torch.Tensor, found: Slopes, allowance: torch.Tensor | None = None
+    ) -> Assessment:
         """The same along other directions, generously."""
-        wider = (directions.abs() * self._spread()).sum(1)
+        spread = self._spread() if allowance is None else torch.maximum(self._spread(), allowance)
+        wider = (directions.abs() * spread).sum(1)
         return self._assessed(gradient, _Products.of(gradient, directions), found, wider)
 
     def _assessed(
@@ -280,6 +293,10 @@ class Examiner:
         all of them where batches turn out to give something else."""
         if not self.passes.batching:
             return
+        if not self.passes.batches_agree(self.space.place):
+            self.passes.batching = False
+            self.slopes = slopes.measure(self.passes, self.question)
+            return
         rows = self._worst_rows(assessment)
         batched = self.measured(self.directions[rows]) if self._quickly else self.slopes.of(rows)
         self.passes.batching = False
@@ -307,16 +324,18 @@ class Examiner:
         directions, lengths = self.space.units(coordinates)
         return self.measured(directions), lengths
 
-    def together(self, gradient: torch.Tensor, kinks: list[int]) -> bool:
+    def together(self, gradient: torch.Tensor, kinks: list[int], allowance: torch.Tensor | None = None) -> bool:
         """Whether the gradient is between the slopes along the direction that moves all kinked coordinates by the same
         length, as ties move together: each can be inside of its own kink, and their sum outside."""
         mover = torch.zeros((1, self.space.size), dtype=torch.float64, device=gradient.device)
         mover[0, kinks] = float(self.space.scale[kinks].min())
         part = self.space.along(mover)
         kept = torch.where(part[0] != 0, gradient, 0.0)
-        return self.assessed(kept, part, self.measured(part)).verdict is not Verdict.FAIL
+        return self.assessed(kept, part, self.measured(part), allowance).verdict is not Verdict.FAIL
 
-    def beside(self, gradient: torch.Tensor, kinks: list[int]) -> Assessment | None:
+    def beside(
+        self, gradient: torch.Tensor, kinks: list[int], allowance: torch.Tensor | None = None
+    ) -> Assessment | None:
         """The gradient along directions that leave the kinked coordinates alone; None where nothing else is."""
         among = torch.ones(self.space.size, dtype=torch.bool, device=gradient.device)
         among[kinks] = False
@@ -324,7 +343,7 @@ class Examiner:
             return None
         directions = self.space.drawn(max(2, self.directions.shape[0] // 2), self.generator, among)
         kept = torch.where(among, gradient, 0.0)  # an infinite slope times a step of 0 is no number
-        return self.assessed(kept, directions, self.measured(directions))
+        return self.assessed(kept, directions, self.measured(directions), allowance)
 
 
 def _root_mean_square(gradient: torch.Tensor) -> float:

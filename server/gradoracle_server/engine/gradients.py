@@ -8,7 +8,10 @@ import torch
 
 from gradoracle_server.engine import tolerances
 from gradoracle_server.engine.case import Case
+from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
+
+_ILL = 1e-6
 
 
 @dataclasses.dataclass(slots=True)
@@ -35,25 +38,40 @@ def gradients_of(case: Case, place: int, space: Space) -> Gradients:
     if case.epsilon <= torch.finfo(torch.float64).eps:
         return Gradients(claimed, reference, tolerances.elementwise(reference, case.epsilon, None))
     moved = spread(case, place, space)
+    units = case.epsilon * case.coarseness
     # What underflows is rounded, too.
     tiny = torch.finfo(case.subject.inputs[case.subject.places[place]].dtype).tiny
     least = torch.full_like(reference, tiny)
-    if not case.own:  # a claim need not be better than torch
-        least = torch.maximum(2 * (space.flat(case.torchs[place]) - reference).abs().nan_to_num(0.0, 0.0), least)
-    found = Gradients(claimed, reference, torch.maximum(tolerances.elementwise(reference, case.epsilon, moved), least))
+    if not case.own:  # a claim need not be better than torch, where torch is not wrong itself
+        off = (space.flat(case.torchs[place]) - reference).abs().nan_to_num(0.0, 0.0)
+        if off.norm() <= tolerances.ASKED_LOW * reference.norm():
+            least = torch.maximum(2 * off, least)
+    found = Gradients(claimed, reference, torch.maximum(tolerances.elementwise(reference, units, moved), least))
     if found.apart.any():
-        inside = spread(case, place, space, inside=True)
-        # Where operators compare numbers for equality, as amax does, moving them breaks more than rounding would.
-        if inside.norm() <= tolerances.ASKED_LOW * reference.norm():
-            moved = torch.maximum(moved, inside)
+        if (inside := case.inside(place)) is not None:
+            moved = torch.maximum(moved, _parts(space, inside))
         moved = torch.maximum(moved, _parts(space, case.jitter(place)))
-        found.allowance = torch.maximum(tolerances.elementwise(reference, case.epsilon, moved), least)
+        if case.coarseness > 1:
+            moved = torch.maximum(moved, _parts(space, case.spread(place, around=True)))
+        found.allowance = torch.maximum(tolerances.elementwise(reference, units, moved), least)
     return found
 
 
-def spread(case: Case, place: int, space: Space, *, inside: bool = False) -> torch.Tensor:
+def spread(case: Case, place: int, space: Space, *, inside: bool = False, epsilon: float | None = None) -> torch.Tensor:
     """(C,): what rounding does to each coordinate; both parts of a complex number share theirs."""
-    return _parts(space, case.spread(place, inside=inside))
+    return _parts(space, case.spread(place, inside=inside, epsilon=epsilon))
+
+
+def rounding(case: Case, passes: Passes, place: int, space: Space, *, inside: bool = False) -> torch.Tensor:
+    """(C,): what rounding does to the gradient that is held against slopes, in the precision of those.
+
+    In float64 a millionth of what the function's size lets expect is the most that is believed: what breaks ties, as a
+    move of one of two equal numbers does, is no rounding.
+    """
+    found = spread(case, place, space, inside=inside, epsilon=case.resolution)
+    if case.faithful:
+        found = torch.minimum(found, _ILL * passes.magnitude / space.scale)
+    return found
 
 
 def _parts(space: Space, found: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,9 @@ _ULPS_LOW = 16.0
 """Units in the last place within which low-precision answers agree that differ only in the order of additions; in
 float64 it is `tolerances.RELATIVE`, because logcumsumexp's backward goes through the logarithm of its cotangent."""
 
+_ROUNDED = 16.0  # times what rounding was seen to do to the gradient; doubled cotangents double it
+
+Rounding = Callable[[int], float]
 Cotangents = Sequence[torch.Tensor | None]
 
 
@@ -43,10 +46,16 @@ def repeats(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor
 
 
 def linearity(
-    tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor], *, repeated: bool = False
+    tape: Tape,
+    cotangents: Cotangents,
+    gradients: Sequence[torch.Tensor],
+    *,
+    repeated: bool = False,
+    rounding: Rounding | None = None,
 ) -> list[Opinion]:
     """Answers to other cotangents, against those that follow from `gradients`, the answer to `cotangents`; `repeated`
-    is what `repeats` said."""
+    is what `repeats` said. `rounding` tells what rounding inside of kernels does to the gradient of an input, where a
+    few units in the last place are not all."""
     cases: list[tuple[str, str, Callable[[torch.Tensor], torch.Tensor], float]] = [
         ("zero", "the cotangent 0 must give 0", torch.zeros_like, 0.0),
         ("negative", "the negated cotangent must give the negative", torch.neg, -1.0),
@@ -57,7 +66,7 @@ def linearity(
     def asked(name: str, sentence: str, change: Callable[[torch.Tensor], torch.Tensor], factor: float) -> Opinion:
         changed = [None if u is None else change(u) for u in cotangents]
         expected = [factor * g for g in gradients]
-        return _answered(f"linear_{name}", sentence, tape, changed, expected, gradients)
+        return _answered(f"linear_{name}", sentence, tape, changed, expected, gradients, rounding)
 
     found = [asked(*cases[0])]
     together = Opinion("", [Verdict.PASS] * len(gradients), 0.0, 0.0, "")
@@ -67,11 +76,11 @@ def linearity(
         found += [dataclasses.replace(together, name=f"linear_{case[0]}", explanation=case[1]) for case in cases[1:]]
     else:
         found += [asked(*case) for case in cases[1:]]
-    found.append(_expanded(tape, cotangents, gradients, lambda u: u.new_ones(()).expand(u.shape)))
+    found.append(_expanded(tape, cotangents, gradients, lambda u: u.new_ones(()).expand(u.shape), rounding))
     # Ones say nothing of a softmax, whose gradient for them is 0: then values that are alike along one axis only.
     for axis in (0, -1):
         if found[-1].verdict is Verdict.PASS and found[-1].faint:
-            found[-1] = _expanded(tape, cotangents, gradients, functools.partial(_alike, axis=axis))
+            found[-1] = _expanded(tape, cotangents, gradients, functools.partial(_alike, axis=axis), rounding)
     return found
 
 
@@ -87,12 +96,13 @@ def _expanded(
     cotangents: Cotangents,
     gradients: Sequence[torch.Tensor],
     change: Callable[[torch.Tensor], torch.Tensor],
+    rounding: Rounding | None,
 ) -> Opinion:
     """The answers to cotangents with strides of 0 against those to the same values without."""
     expanded = [None if u is None else change(u) for u in cotangents]
     expected = tape.pull([None if u is None else u.contiguous() for u in expanded])
     sentence = "an expanded cotangent, of stride 0, must give the same as a contiguous one"
-    found = _answered("linear_expanded", sentence, tape, expanded, expected, gradients)
+    found = _answered("linear_expanded", sentence, tape, expanded, expected, gradients, rounding)
     found.faint = any(
         bool(one.abs().max() <= _FAINT * usual.abs().max()) and bool(usual.any())
         for one, usual in zip(expected, gradients, strict=True)
@@ -129,13 +139,14 @@ def _answered(
     cotangents: Cotangents,
     expected: Sequence[torch.Tensor],
     typical: Sequence[torch.Tensor],
+    rounding: Rounding | None,
 ) -> Opinion:
     """The answers to cotangents against what is expected; a backward that raises for these alone is wrong."""
     try:
         answers = tape.pull(cotangents)
     except Fault as fault:
         return Opinion(name, [Verdict.FAIL] * len(expected), math.inf, 0.0, f"{sentence}; it raised: {fault.message}")
-    return _compared(name, sentence, answers, expected, typical)
+    return _compared(name, sentence, answers, expected, typical, rounding)
 
 
 def ignores_cotangent(opinions: Sequence[Opinion], place: int) -> bool:
@@ -215,16 +226,20 @@ def _compared(
     answers: Sequence[torch.Tensor],
     expected: Sequence[torch.Tensor],
     typical: Sequence[torch.Tensor],
+    rounding: Rounding | None = None,
 ) -> Opinion:
     found = Opinion(name, [], 0.0, 0.0, sentence)
-    for answer, want, size in zip(answers, expected, typical, strict=True):
+    for place, (answer, want, size) in enumerate(zip(answers, expected, typical, strict=True)):
         if torch.equal(answer, want):  # as nearly always, doubling and negating being exact
             _add(found, 0.0, 0.0)
             continue
         known = size.isfinite()
         precision = torch.finfo(size.dtype)
         bound = float(_slack(precision.eps) * torch.where(known, size.abs(), 0.0).max()) + precision.tiny
-        _add(found, float(torch.where(known, (answer - want).abs(), 0.0).max()), bound)
+        error = float(torch.where(known, (answer - want).abs(), 0.0).max())
+        if error > bound and rounding is not None:
+            bound = max(bound, _ROUNDED * rounding(place))
+        _add(found, error, bound)
     return found
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch._C import _functorch
@@ -23,6 +24,8 @@ BatchedMap = Callable[[Sequence[torch.Tensor], Sequence[bool], int], Sequence[to
 
 _BATCH_BYTES = 64 * 1024 * 1024  # of inputs and outputs that are evaluated together
 _SETTLED = 1e-10
+_ILL = 1e-6
+_REORDERED = 1024.0  # units in the last place
 _WORTH_BATCHING = 1 << 16  # elements of one point from which on a batch gains nothing over a loop
 
 
@@ -112,6 +115,31 @@ class Passes:
             point = [points[k][row].clone() if k in points else one for k, one in enumerate(self.base)]
             rows[row] = self._value(point)
         return rows
+
+    def batches_agree(self, place: int) -> bool:
+        """Whether a batch that moves an input gives at the base point what one pass gives there, up to the order of
+        additions: batching rules can be wrong."""
+        found = self._in_batches({place: torch.stack([self.base[place]] * 2)}, 2)
+        if found is None:
+            return False
+        known = self.centre.isfinite()
+        size = float(self.centre[known].abs().max()) if bool(known.any()) else 0.0
+        return bool(((found - self.centre).abs()[:, known] <= _REORDERED * self.epsilon[known] * size).all())
+
+    def unrest(self, roundings: Iterable[contextlib.AbstractContextManager[object]]) -> float:
+        """The sum of |weight| times how far each output moves in contexts that round inside of the function: what is
+        lost where large numbers cancel on the way to small ones."""
+        widest = torch.zeros_like(self.centre)
+        for rounding in roundings:
+            with rounding:
+                moved = self._value(self.base)
+            widest = torch.maximum(widest, (moved - self.centre).abs().nan_to_num(0.0, 0.0))
+        # What is exactly 0 may be 1 - 1 inside of one operator, as ndtr is far from 0; and what moves by more than a
+        # millionth of itself is no rounding, but another branch.
+        least = finite_difference.EPSILON
+        widest = torch.where(self.centre == 0, widest.clamp(min=least), widest)
+        widest = torch.minimum(widest, (_ILL * self.centre.abs()).nan_to_num(0.0, 0.0).clamp(min=least))
+        return float(self.strength @ widest)
 
     def _value(self, point: Sequence[torch.Tensor]) -> torch.Tensor:
         """(M,); NaN where an operator refuses the point: the base point is at the edge of its domain."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from gradoracle_server.engine import curves, diagnose, evidence, jacobians, search, slopes, tolerances
+from gradoracle_server.engine import curves, diagnose, evidence, jacobians, search, shadow, slopes, tolerances
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.examine import ALL_UNITS, Assessment, Examiner
-from gradoracle_server.engine.gradients import Gradients, gradients_of, spread
+from gradoracle_server.engine.gradients import Gradients, gradients_of, rounding
 from gradoracle_server.engine.jacobians import Jacobian
 from gradoracle_server.engine.opinions import ignores_cotangent
 from gradoracle_server.engine.passes import Passes
@@ -76,7 +76,7 @@ class Judge:
             probes=self._probes,
             every=self._every,
             expected=gradients.reference,
-            spread=lambda: spread(self._case, place, space),
+            spread=lambda: rounding(self._case, self._passes, place, space),
             asked=self._asked,
         )
 
@@ -161,12 +161,15 @@ class Judge:
         if found.verdict is Verdict.FAIL:
             examiner.confirm(found)
             found = examiner.assess(gradient, generous=True)
+        inside, unrest = None, 0.0
         if found.verdict is Verdict.FAIL:
-            inside = tolerances.SPREADS * spread(self._case, place, examiner.space, inside=True)
-            found = examiner.assess(gradient, generous=True, allowance=inside)
+            inside = tolerances.SPREADS * rounding(self._case, self._passes, place, examiner.space, inside=True)
+            contexts = shadow.roundings(self._case.resolution, self._case.subject.seed)
+            unrest = tolerances.SPREADS * self._passes.unrest(contexts)
+            found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
         if found.verdict is Verdict.INCONCLUSIVE and not found.kinked:
             examiner.narrow()
-            found = examiner.assess(gradient, generous=True)
+            found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
         if found.verdict is Verdict.PASS and not found.kinked and examiner.refine(gradient):
             return self._numerically(place, examiner, gradient)
         return found
@@ -322,11 +325,15 @@ class Judge:
             report.claim_inside = found.verdict is not Verdict.FAIL
             report.explanation = "The function has a kink here, along a direction that moves many elements."
             return report
-        beside = examiner.beside(gradients.claimed, kinks)
+        beside = examiner.beside(gradients.claimed, kinks, self._coarse_allowance(gradients))
         if beside is not None and beside.verdict is Verdict.FAIL:
             return self._failed_beside(place, examiner, gradients, kinks)
         self._describe_kinks(report, examiner, gradients, kinks)
         return report
+
+    def _coarse_allowance(self, gradients: Gradients) -> torch.Tensor | None:
+        """What rounding allows each element of a claim in low precision; None in float64."""
+        return gradients.allowance if self._case.epsilon > torch.finfo(torch.float64).eps else None
 
     def _failed_beside(self, place: int, examiner: Examiner, gradients: Gradients, kinks: list[int]) -> InputReport:
         """Wrong in elements that have no kink."""
@@ -348,7 +355,9 @@ class Judge:
         outside = torch.maximum(low - claimed, claimed - high).nan_to_num(0.0)
         shown = int(outside.argmax())
         report.kink = (float(low[shown]), float(high[shown]))
-        report.claim_inside = bool(inside.all()) and examiner.together(gradients.claimed, kinks)
+        report.claim_inside = bool(inside.all()) and examiner.together(
+            gradients.claimed, kinks, self._coarse_allowance(gradients)
+        )
         element = self._elements(examiner, [kinks[shown]])[0]
         index = list(_index(examiner.space, element))
         where = f" at {index}" if index else ""

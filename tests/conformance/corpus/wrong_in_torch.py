@@ -239,6 +239,16 @@ MINIMAL = (
         lambda w: (1 + 2) * w[0] + (3 + 4) * w[1],
     ),
     Minimal(
+        "logcumsumexp, in bfloat16",
+        "`0.25 * logcumsumexp([9984], 0)` in bfloat16",
+        "it goes through the logarithm of the cotangent plus the inputs, whose last place is 64",
+        lambda x: 0.25 * torch.logcumsumexp(x, 0),
+        (torch.tensor([9984.0], dtype=torch.bfloat16),),
+        0,
+        [1.0],
+        lambda x: x[0] / 4,
+    ),
+    Minimal(
         "matrix_exp, in bfloat16",
         "`matrix_exp([[0.5]])` in bfloat16",
         "the gradient is the exponential of a matrix twice as large, and from 2x2 on the values overflow, too",
