@@ -1,0 +1,158 @@
+"""Rounding is no fault, and no excuse: gradients that kernels round inside pass, and wrong ones beside them fail."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from check_cases import check, plan_of, planned, planted
+
+from gradoracle_server.engine import shadow
+from gradoracle_server.engine.passes import Passes
+from gradoracle_server.engine.report import Mode, Verdict
+
+F32, F64 = torch.float32, torch.float64
+
+
+def draw(*shape, dtype=F64, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def scaled(factor):
+    """A planted backward: everything times a number."""
+    return lambda inputs, u, right: tuple(factor * one for one in right)
+
+
+def upsampled(x):
+    """Resized with positions that the kernel keeps in the dtype of x."""
+    return torch.ops.aten._upsample_bilinear2d_aa(x, [17, 18], False, 1.7, 0.9)
+
+
+# ---- Kernels that round inside
+
+
+def test_a_kernel_that_rounds_positions_is_right():
+    """Its outputs are several units in the last place off, and so is its gradient; 1e-3 more is a fault."""
+    x = draw(2, 3, 10, 20, dtype=F32)
+    assert check(upsampled, x).verdict is Verdict.PASS
+    assert check(planted(upsampled, scaled(1.001)), x).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_cotangent_that_goes_through_a_logarithm(dim):
+    """logcumsumexp's gradient at 1e4 keeps three digits in float32: that is not linear to the last place."""
+    x = torch.full((5, 5), 1e4, dtype=F32)
+    x[1::2] = 0.0
+    assert check(lambda x: torch.logcumsumexp(x, dim), x).verdict in (Verdict.PASS, Verdict.INCONCLUSIVE)
+
+
+def test_a_backward_that_is_not_linear_fails_in_low_precision_too():
+    """What rounding explains is measured; squares of the cotangent it does not explain."""
+    square = planted(torch.sin, lambda i, u, r: (r[0] * u.abs(),))
+    assert check(square, draw(20, dtype=F32)).verdict is Verdict.FAIL
+
+
+def test_cells_that_rounding_chooses():
+    """In bfloat16 a position just below 0 is taken for 0, the edge of another cell: no verdict of FAIL."""
+    image, grid = draw(1, 1, 5, 5, dtype=torch.bfloat16), draw(1, 6, 6, 2, seed=1).tanh()
+    grid[0, 2, 2] = -0.0003
+    report = check(lambda g: F.grid_sample(image.to(g.dtype), g, align_corners=False), grid.to(torch.bfloat16))
+    assert report.verdict in (Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.NON_DIFFERENTIABLE)
+
+
+def test_a_result_that_overflows_is_no_verdict():
+    """exp(12) is infinite in float16 and finite in its shadow, which so computes another function."""
+    report = check(torch.exp, torch.tensor([1.0, 12.0], dtype=torch.float16))
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.inputs[0].explanation == "An output is not finite at this point."
+
+
+def test_integer_outputs_do_not_tell_functions_apart():
+    """embedding_bag's fourth output has another shape in half precision; its gradient is checked nevertheless."""
+    indices, offsets = torch.tensor([0, 2, 1]), torch.tensor([0, 2])
+
+    def bags(weight):
+        return torch.ops.aten._embedding_bag(weight, indices, offsets)
+
+    weight = draw(3, 4, dtype=torch.bfloat16)
+    assert check(bags, weight).verdict is Verdict.PASS
+
+
+# ---- Functions that round inside, in float64
+
+
+def test_a_value_that_cancels_to_nothing_is_no_proof():
+    """ndtr(-8.5) is (1 + erf(-6)) / 2 = 0 in float64: that its derivative is 1e-16 and not 0, no step can show."""
+    x = torch.tensor(-8.5, dtype=F64)
+    assert check(torch.special.ndtr, x).verdict is Verdict.INCONCLUSIVE
+    assert check(planted(torch.special.ndtr, lambda i, u, r: (r[0] + 1e-3 * u,)), x).verdict is Verdict.FAIL
+
+
+def test_what_breaks_ties_is_no_rounding():
+    """A move in the last place gives one of two equal numbers the whole slope; a claim of both of them fails still."""
+    x, both = torch.tensor([3.0, 3.0], dtype=F64), torch.tensor([1.0, 1.0], dtype=F64)
+    (found,) = check(lambda x: torch.amax(x), x, claimed={"x": both}).inputs
+    assert (found.verdict, found.claim_inside) == (Verdict.NON_DIFFERENTIABLE, False)
+
+
+@pytest.mark.parametrize("epsilon", [torch.finfo(F64).eps, torch.finfo(F32).eps, torch.finfo(torch.bfloat16).eps])
+def test_monte_carlo_arithmetic_moves_both_ways(epsilon):
+    """By half a unit in the last place, up and down alike; in float64, where that is nothing, by one."""
+    x = torch.ones(1000, dtype=F64)
+    step = max(epsilon / 2, torch.finfo(F64).eps)
+    for context in shadow.roundings(epsilon, seed=0):
+        with context:
+            moved = (x * 1.0) - 1
+        assert 300 < int((moved > 0).sum()) < 700
+        assert float(moved.abs().max()) <= 3.1 * step
+
+
+def test_monte_carlo_arithmetic_keeps_conjugates():
+    """conj() is a flag that arithmetic below autograd does not see."""
+    z = draw(4, dtype=torch.complex128)
+    for context in shadow.roundings(torch.finfo(F64).eps, seed=0):
+        with context:
+            found = (z.conj() * z).real
+        torch.testing.assert_close(found, z.abs() ** 2, rtol=1e-14, atol=0)
+
+
+# ---- Batches that are wrong
+
+
+class Misbatched(torch.autograd.Function):
+    """x**2, whose batching rule gives every point the last one's value."""
+
+    @staticmethod
+    def forward(x):
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, u):
+        (x,) = ctx.saved_tensors
+        return 2 * x * u
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return x[-1:].square().expand_as(x) + 1, 0
+
+
+def test_a_batch_is_held_against_a_single_pass():
+    """A batching rule that is wrong at the base point itself is not believed, and costs no verdict."""
+    x = draw(6)
+
+    def passes(function):
+        return Passes(lambda point: [function(point[0])], [x], [torch.ones(6, dtype=F64)], device=x.device, seed=0)
+
+    assert [passes(Misbatched.apply).batches_agree(0), passes(torch.square).batches_agree(0)] == [False, True]
+    assert check(Misbatched.apply, x).verdict is Verdict.PASS
+
+
+def test_rows_of_a_jacobian_are_held_against_one_more_pull_back():
+    """The batching rule of cdist's backward is wrong in torch 2.13; its gradient is right, in full mode as well."""
+    x, y = draw(4, 3), draw(5, 3, seed=1)
+    plan = plan_of(torch.cdist, {"x": x, "y": y})
+    assert planned(plan, {"x": x, "y": y}, mode=Mode.FULL).verdict is Verdict.PASS
