@@ -35,6 +35,10 @@ from typing import Any
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.table import Row, at_least
+
 import gradoracle as go
 from gradoracle.batch.array_files import ArrayFiles
 from gradoracle.batch.case_files import CaseFile
@@ -199,6 +203,20 @@ def measure(count: int, checks: int, repeats: int) -> dict[str, Any]:
             figures[f"{method}_over_server"] = round(seconds["server"] / seconds["batch"], 3)
         figures["memory_mib"] = {str(n): round(memory(address, n) / 2**20, 1) for n in (count, 4 * count)}
     return {**figures, "wanted": WANTED}
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    """A batch beside loops in process, and beside what its server can do."""
+    cases = 400 if quick else 3000
+    found = measure(cases, cases, 1 if quick else 3)
+    for method, loop in (("check", "gradcheck"), ("vjp", "eager")):
+        for other, what in ((loop, f"a loop of {loop}"), ("server", "the server saturated")):
+            row, key = found[method], f"{method}_over_{other}"
+            beside = f"{what}, {row[f'{other}_us']:.0f} us a case; ours {row['batch_us']:.0f}"
+            yield Row(f"batch of {method}, beside {other}", found[key], "x faster", at_least(WANTED[key]), None, beside)
+    small, large = found["memory_mib"].values()
+    beside = f"{small} MiB for a quarter of the cases"
+    yield Row("batch, memory of four times the cases", large / small, "x", None, None, beside)
 
 
 def show(figures: dict[str, Any]) -> None:

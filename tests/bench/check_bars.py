@@ -23,7 +23,10 @@ import torch
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils import _pytree as pytree
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
+
+from bench.table import Row, at_most
 
 from gradoracle_server.engine import slopes, trial
 from gradoracle_server.engine.evaluate import seed_everything
@@ -142,6 +145,18 @@ def run(most: int, only: str = "") -> dict[str, Any]:
         "failed": failed,
         "outside": [f"{n}: error {e:.2e}, bar {b:.2e}, of {s:.2e}" for n, e, b, s in outside],
     }
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    """How often the bars hold the truth, and how far it is: no speed, but what speed must not be bought with."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = run(1 if quick else 2)
+    note = f"{found['directions']:,} directions; check_bars.md tells of those outside"
+    yield Row("error bars that hold autograd's gradient", found["inside"], "", None, None, "autograd", note)
+    yield Row("numerical slope, median relative error", found["median_error"], "", at_most(1e-12), None, "autograd")
 
 
 def main() -> None:

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "unit"), str(HERE.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
 
 import check_cases
-
 from bench.table import Row, at_least, at_most
+
 from gradoracle_server.engine.report import Mode
 
 F64 = torch.float64

@@ -17,9 +17,14 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.table import Row, at_most
 
 from gradoracle_server.engine import autodiff, plan
 from gradoracle_server.engine.graph import GraphSpec, InputSpec, NodeSpec, Ref
@@ -84,6 +89,26 @@ def measure(side: str, nodes: int, size: int) -> dict[str, float]:
     return {**figures, "sum": float(gradient.double().sum())}
 
 
+def both(nodes: int, size: int) -> dict[str, dict[str, float]]:
+    """The figures of both sides, whose gradients are equal."""
+    figures = {}
+    for side in ("eager", "engine"):
+        command = [sys.executable, __file__, "--side", side, f"--nodes={nodes}", f"--size={size}"]
+        figures[side] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert figures["eager"]["sum"] == figures["engine"]["sum"], "the gradients differ"
+    return figures
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    """Time and memory of a long graph on tensors that count."""
+    nodes = 2_000 if quick else 10_000
+    found = both(nodes, 10_000)
+    for name, figure, unit, wanted in (("time", "seconds", "s", 1.3), ("memory", "run_mb", "MB", 1.0)):
+        eager, engine = found["eager"][figure], found["engine"][figure]
+        beside = f"the same torch calls by hand, {eager:.3g} {unit}"
+        yield Row(f"{nodes:,} nodes of 10,000 elements, {name}", engine / eager, "x", at_most(wanted), None, beside)
+
+
 def main() -> None:
     """Measures both sides in turn and prints a table."""
     parser = argparse.ArgumentParser(description="What a long graph costs beside eager torch.")
@@ -95,11 +120,7 @@ def main() -> None:
     if arguments.side:
         print(json.dumps(measure(arguments.side, arguments.nodes, arguments.size)))
         return
-    figures = {}
-    for side in ("eager", "engine"):
-        command = [sys.executable, __file__, "--side", side, f"--nodes={arguments.nodes}", f"--size={arguments.size}"]
-        figures[side] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert figures["eager"]["sum"] == figures["engine"]["sum"], "the gradients differ"
+    figures = both(arguments.nodes, arguments.size)
     ratios = {name: figures["engine"][name] / figures["eager"][name] for name in ("seconds", "run_mb")}
     if arguments.json:
         print(json.dumps({**figures, "ratios": ratios}))

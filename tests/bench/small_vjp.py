@@ -12,13 +12,10 @@ Wanted: p50(vjp) at most 1.5 times p50(echo) + p50(eager). A benchmark, not a te
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import platform
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,34 +27,13 @@ import torch
 import gradoracle as go
 from gradoracle.v1 import graph_pb2, service_pb2, tensor_pb2
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import servers, turns
+from bench.table import Row, at_most
+
 WANTED = 1.5
 POLYNOMIAL = "9*x**4 + 2*x**3 + 3*x**2 + 6*x + 1"
-ECHO = "/bench.Echo/Echo"
-
-
-async def serve_echo() -> None:
-    """Answers every call with the bytes that came, and prints its port first. Ends when its stdin does."""
-
-    async def echo(request: bytes, context: object) -> bytes:
-        return request
-
-    server = grpc.aio.server()
-    service, method = ECHO[1:].split("/")
-    handler = grpc.unary_unary_rpc_method_handler(echo)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    print(port, flush=True)
-    await asyncio.to_thread(sys.stdin.read)
-    await server.stop(None)
-
-
-@contextmanager
-def echo_server() -> Iterator[str]:
-    """The address of an echo server in its own process."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--echo-server"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield f"127.0.0.1:{(process.stdout.readline() if process.stdout else '').strip()}"
 
 
 def eager(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -76,17 +52,59 @@ def request_bytes(graph: go.Graph, x: np.ndarray) -> bytes:
     return service_pb2.ComputeVjpRequest(graph=program, primals=[primal]).SerializeToString()
 
 
-def measure(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, np.ndarray]:
-    """Seconds of each call, the things taken in turn."""
-    seconds = {name: np.empty(repeats) for name in work}
-    for i in range(-max(20, repeats // 10), repeats):  # the calls before 0 warm up
-        for name, call in work.items():
-            start = time.perf_counter()
-            call()
-            taken = time.perf_counter() - start
-            if i >= 0:
-                seconds[name][i] = taken
-    return seconds
+def work(client: go.Client, echo: Callable[[bytes], bytes]) -> dict[str, Callable[[], object]]:
+    """The three things, each seen to do what it should."""
+    graph, x = go.Graph.parse(POLYNOMIAL), np.array(2.0)
+    payload = request_bytes(graph, x)
+    result = client.vjp(graph, {"x": x})
+    assert (result.outputs["out"], result.gradients["x"]) == eager(x) == (185.0, 330.0)
+    assert echo(payload) == payload
+    return {
+        "vjp": lambda: client.vjp(graph, {"x": x}),
+        "echo": lambda: echo(payload),
+        "eager": lambda: eager(x),
+    }
+
+
+def new_graphs(client: go.Client, count: int) -> Callable[[], object]:
+    """A call that asks for the gradient of a graph that the server has not seen yet, so many times."""
+    graphs = iter([go.Graph.parse(POLYNOMIAL.replace("+ 1", f"+ {place + 2}")) for place in range(count)])
+    x = np.array(2.0)
+    return lambda: client.vjp(next(graphs), {"x": x})
+
+
+@contextmanager
+def both() -> Iterator[tuple[go.Client, Callable[[bytes], bytes]]]:
+    """A client of a server with one worker, and the echo."""
+    torch.set_num_threads(1)
+    with (
+        go.Client.local() as client,
+        servers.echo_server() as address,
+        grpc.insecure_channel(address, options=servers.UNLIMITED) as channel,
+    ):
+        yield client, channel.unary_unary(servers.ECHO)
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    """What a small request costs beside its floor: an echo of its bytes and the same work in process."""
+    repeats = 300 if quick else 3000
+    few = repeats // 10
+    with both() as (client, echo):
+        things = work(client, echo)
+        found = turns.seconds(things, repeats)
+        first = turns.seconds({**things, "first": new_graphs(client, few + 5)}, few, warm=5)
+    p50 = {name: float(np.median(taken)) for name, taken in found.items()}
+    floor = p50["echo"] + p50["eager"]
+    beside = f"raw echo {p50['echo'] * 1e3:.2f} ms + eager {p50['eager'] * 1e3:.3f} ms, p50"
+    yield Row("small vjp, p50", p50["vjp"] / floor, "x", at_most(1.5), at_most(1.25), beside)
+    p99 = {name: float(np.percentile(taken, 99)) for name, taken in found.items()}
+    beside = f"its p50, {p50['vjp'] * 1e3:.2f} ms"
+    note = f"the echo's own: {p99['echo'] / p50['echo']:.2f}"
+    yield Row("small vjp, p99", p99["vjp"] / p50["vjp"], "x", at_most(2), None, beside, note)
+    p50 = {name: float(np.median(taken)) for name, taken in first.items()}
+    floor = p50["echo"] + p50["eager"]
+    beside = f"raw echo + eager, {floor * 1e3:.2f} ms"
+    yield Row("small vjp, first with a new graph", p50["first"] / floor, "x", at_most(3), None, beside)
 
 
 def report(seconds: dict[str, np.ndarray]) -> dict[str, object]:
@@ -125,28 +143,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What the service costs a small gradient.")
     parser.add_argument("--repeats", type=int, default=2000)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--echo-server", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.echo_server:
-        asyncio.run(serve_echo())
-        return
-    torch.set_num_threads(1)
-    graph = go.Graph.parse(POLYNOMIAL)
-    x = np.array(2.0)
-    payload = request_bytes(graph, x)
-    with go.Client.local() as client, echo_server() as address, grpc.insecure_channel(address) as channel:
-        echo = channel.unary_unary(ECHO)
-        result = client.vjp(graph, {"x": x})
-        assert (result.outputs["out"], result.gradients["x"]) == eager(x) == (185.0, 330.0)
-        assert echo(payload) == payload
-        seconds = measure(
-            {
-                "vjp": lambda: client.vjp(graph, {"x": x}),
-                "echo": lambda: echo(payload),
-                "eager": lambda: eager(x),
-            },
-            arguments.repeats,
-        )
+    with both() as (client, echo):
+        seconds = turns.seconds(work(client, echo), arguments.repeats)
     figures = report(seconds)
     if arguments.json:
         print(json.dumps(figures))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +17,12 @@ from gradoracle_server.engine import selection, structure
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import RandomState, bind, check_outputs, has_gradient, leaves
 from gradoracle_server.engine.phases import Phases
-from gradoracle_server.engine.plan import Plan, computation_failed
+from gradoracle_server.engine.plan import Plan
+from gradoracle_server.engine.pullback import pull_back as pull_back
+from gradoracle_server.engine.pullback import rows
+from gradoracle_server.engine.pullback import without_batching_rules as without_batching_rules
 
 Tensors = Mapping[str, torch.Tensor]
-
-_CHUNK_BYTES = 256 * 1024 * 1024  # of cotangents and gradients pulled back together in one batch
 
 
 @dataclasses.dataclass(slots=True)
@@ -60,56 +61,6 @@ def load_forward_rules() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         forward_ad._maybe_load_decompositions()  # type: ignore[no-untyped-call]
-
-
-def pull_back(
-    roots: Sequence[torch.Tensor],
-    cotangents: Sequence[torch.Tensor | None],
-    targets: Sequence[torch.Tensor],
-    *,
-    create_graph: bool = False,
-    retain_graph: bool | None = None,
-    batched: bool = False,
-) -> list[torch.Tensor | None]:
-    """Gradients of sum of <cotangent, root> by the targets; None where there is no dependence.
-
-    Roots whose cotangent is None or that need no grad contribute nothing; targets that need no grad get None.
-    Raises Fault where a backward formula raises.
-    """
-    pairs = [(root, one) for root, one in zip(roots, cotangents, strict=True) if one is not None and root.requires_grad]
-    live = [target for target in targets if target.requires_grad]
-    if not pairs or not live:
-        return [None] * len(targets)
-    try:
-        if batched:
-            found = iter(
-                torch.autograd.grad(
-                    [root for root, _ in pairs],
-                    live,
-                    grad_outputs=[one for _, one in pairs],
-                    allow_unused=True,
-                    create_graph=create_graph,
-                    retain_graph=retain_graph,
-                    is_grads_batched=True,
-                )
-            )
-        else:
-            # What torch.autograd.grad calls in the end; it checks the arguments before, which is done here already,
-            # and in a small request takes longer for that than for the work.
-            found = iter(
-                torch.autograd.Variable._execution_engine.run_backward(
-                    tuple(root for root, _ in pairs),
-                    tuple(one for _, one in pairs),
-                    create_graph if retain_graph is None else retain_graph,
-                    create_graph,
-                    tuple(live),
-                    allow_unreachable=True,
-                    accumulate_grad=False,
-                )
-            )
-    except Exception as error:
-        raise computation_failed(error) from error
-    return [next(found) if target.requires_grad else None for target in targets]
 
 
 def vjp(
@@ -226,10 +177,10 @@ def _tangent_by_rows(
         return None
 
     def parts(root: torch.Tensor) -> torch.Tensor:
-        rows = _rows(root, targets)
+        blocks = rows(root, targets)
         return sum(  # type: ignore[return-value]
-            (row.conj() * direction).real.reshape(*root.shape, -1).sum(-1)
-            for row, direction in zip(rows, along, strict=True)
+            (block.conj() * direction).real.reshape(*root.shape, -1).sum(-1)
+            for block, direction in zip(blocks, along, strict=True)
         )
 
     if not output.dtype.is_complex:
@@ -260,7 +211,7 @@ def jacobian(
         for name, output in zip(names, tape.outputs, strict=True):
             if (of and name not in of) or not has_gradient(output):
                 continue
-            for column, block in zip(wanted, _rows(output, list(wanted.values())), strict=True):
+            for column, block in zip(wanted, rows(output, list(wanted.values())), strict=True):
                 blocks[name, column] = structure.project(block, plan.spec.structures.get(column, ""))
     return tape.detached_outputs(), blocks
 
@@ -274,7 +225,7 @@ def hessian(
     blocks = {}
     with phases.measure("backward"):
         for row, slope in first.items():
-            for column, block in zip(wanted, _rows(slope, list(wanted.values())), strict=True):
+            for column, block in zip(wanted, rows(slope, list(wanted.values())), strict=True):
                 along = structure.project(block, kinds.get(column, ""))
                 blocks[row, column] = structure.project(along, kinds.get(row, ""), trailing=wanted[column].dim())
     return Gradients(tape.detached_outputs(), _slopes(plan, first)), blocks
@@ -327,46 +278,3 @@ def _first_order(
         for (name, one), slope in zip(wanted.items(), pulled, strict=True)
     }
     return tape, wanted, slopes
-
-
-def _rows(root: torch.Tensor, targets: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The Jacobian of one tensor by each target: the root's shape, then the target's. Zeros where independent."""
-    size = root.numel()
-    blocks = [root.new_zeros((size, *target.shape), dtype=target.dtype) for target in targets]
-    if root.requires_grad and size:
-        widest = max([root.numel(), *(target.numel() for target in targets)]) * root.element_size()
-        step = max(1, min(size, _CHUNK_BYTES // max(widest, 1)))
-        for start in range(0, size, step):
-            stop = min(size, start + step)
-            for block, pulled in zip(blocks, _pull_units(root, start, stop, targets), strict=True):
-                if pulled is not None:
-                    block[start:stop] = pulled.detach()
-    return [block.reshape(root.shape + target.shape) for block, target in zip(blocks, targets, strict=True)]
-
-
-def _pull_units(
-    root: torch.Tensor, start: int, stop: int, targets: Sequence[torch.Tensor]
-) -> list[torch.Tensor | None]:
-    """Pull-backs of the unit cotangents start to stop, stacked; batched by vmap, or one by one where it cannot be."""
-    units = root.new_zeros((stop - start, root.numel()))
-    units[:, start:stop].fill_diagonal_(1)
-    units = units.reshape((stop - start, *root.shape))
-    if stop - start > 1:
-        batched = without_batching_rules(lambda: pull_back([root], [units], targets, retain_graph=True, batched=True))
-        if batched is not None:
-            return batched
-    singles = [pull_back([root], [unit], targets, retain_graph=True) for unit in units]
-    return [None if rows[0] is None else torch.stack(rows) for rows in zip(*singles, strict=True)]
-
-
-def without_batching_rules(attempt: Callable[[], list[torch.Tensor | None]]) -> list[torch.Tensor | None] | None:
-    """What the attempt returns, or None where vmap cannot batch one of the operators, so that a loop must do.
-
-    A fault of the data raises in the loop again, where its message is about the caller's tensors and not vmap's.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "performance drop because we have not yet implemented the batching rule"
-        try:
-            return attempt()
-        except (Fault, RuntimeError):
-            return None

@@ -7,8 +7,8 @@ a process when two threads ask for it at the same time.
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
+import gc
 import multiprocessing
 import os
 import resource
@@ -42,6 +42,8 @@ class Processes:
 
     async def start(self, target: Callable[..., None], *args: object) -> tuple[BaseProcess, socket.socket]:
         """A new process that runs `target(socket, *args)`, and the other end of its socket."""
+        import asyncio  # here and below, because a server starts this module's fork server before anything else
+
         ours, theirs = socket.socketpair()
         try:
             run = asyncio.get_running_loop().run_in_executor
@@ -52,6 +54,8 @@ class Processes:
 
     async def ended(self, process: BaseProcess) -> int | None:
         """How a process ended that has closed its socket: its exit code, negative for a signal, None if unknown."""
+        import asyncio
+
         try:
             async with asyncio.timeout(_TELLING):
                 return await asyncio.get_running_loop().run_in_executor(self._thread, _ended, process)
@@ -102,6 +106,9 @@ def end_with_parent() -> None:
 
 def _born(target: Callable[..., None], sock: socket.socket, *args: object) -> None:
     """The first function of a new process."""
+    # What the fork server made is for good, and shared; to look through it for garbage would copy it into this process.
+    gc.freeze()
+    gc.enable()
     # The fork server ends when nobody holds the other end of this pipe, and its children with it. If children held it
     # too, a busy one would outlive a front that was killed, and the fork server with it.
     os.close(_fork_server._forkserver_alive_fd)

@@ -1,0 +1,149 @@
+"""How many small gradients a second many callers get, beside a bare gRPC echo at the same concurrency.
+
+The echo is driven by the same kind of client: threads over one channel for the client, tasks over one grpc.aio channel
+for the asynchronous one. Callers and servers share the machine's cores, as in a container. The figures that count are
+those of threads, which is what most callers are; asyncio's stand beside them and are judged alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import torch
+from bench import servers, small_vjp, turns
+from bench.table import Bound, Row, at_least
+
+import gradoracle as go
+
+WANTED, GOAL = at_least(0.5), at_least(0.65)
+
+
+def threads(call: Callable[[], object], callers: int) -> Callable[[float], float]:
+    """Calls a second of so many threads, in a window of so many seconds."""
+
+    def measure(window: float) -> float:
+        end = time.perf_counter() + window
+        done = [0] * callers
+
+        def work(place: int) -> None:
+            while time.perf_counter() < end:
+                call()
+                done[place] += 1
+
+        start = time.perf_counter()
+        running = [threading.Thread(target=work, args=(place,)) for place in range(callers)]
+        for one in running:
+            one.start()
+        for one in running:
+            one.join()
+        return sum(done) / (time.perf_counter() - start)
+
+    return measure
+
+
+def tasks(call: Callable[[], Awaitable[object]], callers: int, run: Callable[..., float]) -> Callable[[float], float]:
+    """The same for so many tasks of the loop that `run` runs them in."""
+
+    async def measure(window: float) -> float:
+        end = time.perf_counter() + window
+
+        async def work() -> int:
+            done = 0
+            while time.perf_counter() < end:
+                await call()
+                done += 1
+            return done
+
+        start = time.perf_counter()
+        return sum(await asyncio.gather(*(work() for _ in range(callers)))) / (time.perf_counter() - start)
+
+    return lambda window: run(measure(window))
+
+
+def mapped(client: go.Client) -> Callable[[float], float]:
+    """Results a second of one stream."""
+    request = go.request("vjp", small_vjp.POLYNOMIAL, {"x": np.array(2.0)})
+
+    def measure(window: float) -> float:
+        start = time.perf_counter()
+        waiting = itertools.takewhile(lambda _: time.perf_counter() < start + window, itertools.repeat(request))
+        done = sum(1 for _ in client.map(waiting, window=256))
+        return done / (time.perf_counter() - start)
+
+    return measure
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    """Unary calls by threads and by tasks, and `map`."""
+    torch.set_num_threads(1)
+    window, repeats = (0.4, 2) if quick else (1.0, 5)
+    graph, x = go.Graph.parse(small_vjp.POLYNOMIAL), np.array(2.0)
+    payload = small_vjp.request_bytes(graph, x)
+    with go.local_server(None) as address, servers.echo_server() as other:
+        with go.Client(address) as client, grpc.insecure_channel(other) as channel:
+            echo = channel.unary_unary(servers.ECHO)
+            best = 0.0
+            for callers in (8, 64):
+                found = turns.rates(
+                    {
+                        "vjp": threads(lambda: client.vjp(graph, {"x": x}), callers),
+                        "echo": threads(lambda: echo(payload), callers),
+                    },
+                    window,
+                    repeats,
+                )
+                best = max(best, found["echo"])
+                yield _row(f"{callers} callers, unary (threads)", found, "vjp", WANTED, GOAL)
+            # The echo at 8 threads is what `map` stands beside.
+            found = turns.rates({"map": mapped(client), "echo": threads(lambda: echo(payload), 8)}, window, repeats)
+            yield _row(
+                "client.map", found, "map", at_least(1), at_least(2), f"8 threads of unary echoes; best {best:,.0f}/s"
+            )
+        with asyncio.Runner() as runner:
+            yield from _tasks(runner.run, address, other, graph, payload, window, repeats)
+
+
+def _tasks(
+    run: Callable[[Coroutine[Any, Any, Any]], Any],
+    address: str,
+    other: str,
+    graph: go.Graph,
+    payload: bytes,
+    window: float,
+    repeats: int,
+) -> Iterator[Row]:
+    async def opened() -> tuple[go.AsyncClient, grpc.aio.Channel]:
+        return go.AsyncClient(address), grpc.aio.insecure_channel(other)
+
+    client, channel = run(opened())
+    echo = channel.unary_unary(servers.ECHO)
+    primals = {"x": np.array(2.0)}
+
+    async def echoed() -> bytes:
+        answer: bytes = await echo(payload)
+        return answer
+
+    for callers in (8, 64):
+        work = {
+            "vjp": tasks(lambda: client.vjp(graph, primals), callers, run),
+            "echo": tasks(echoed, callers, run),
+        }
+        yield _row(f"{callers} callers, unary (asyncio)", turns.rates(work, window, repeats), "vjp", WANTED, GOAL)
+
+    async def closed() -> None:
+        await client.close()
+        await channel.close()
+
+    run(closed())
+
+
+def _row(name: str, found: dict[str, float], ours: str, wanted: Bound, goal: Bound, note: str = "") -> Row:
+    beside = f"raw echo, {found['echo']:,.0f}/s; ours {found[ours]:,.0f}/s"
+    return Row(name, found[ours] / found["echo"], "x", wanted, goal, beside, note)
