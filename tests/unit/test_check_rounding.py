@@ -67,6 +67,14 @@ def test_a_result_that_overflows_is_no_verdict():
     assert report.inputs[0].explanation == "An output is not finite at this point."
 
 
+@pytest.mark.parametrize("dtype", [F32, torch.bfloat16])
+def test_a_reference_that_is_off_by_less_than_low_precision_shows(dtype):
+    """hardsigmoid takes 1/6 in float32, in float64 as well: wrong there, and right to the last place elsewhere."""
+    x = draw(20, dtype=dtype)
+    assert [check(F.hardsigmoid, one).verdict for one in (x, x.to(F64))] == [Verdict.PASS, Verdict.FAIL]
+    assert check(planted(F.hardsigmoid, scaled(1.2)), x).verdict is Verdict.FAIL
+
+
 def test_integer_outputs_do_not_tell_functions_apart():
     """embedding_bag's fourth output has another shape in half precision; its gradient is checked nevertheless."""
     indices, offsets = torch.tensor([0, 2, 1]), torch.tensor([0, 2])

@@ -14,7 +14,8 @@ import torch
 
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.graph import GraphSpec, InputSpec
-from gradoracle_server.engine.plan import Plan, Program
+from gradoracle_server.engine.plan import Plan
+from gradoracle_server.engine.program import Program
 from gradoracle_server.engine.shadow import raised
 
 Function = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]

@@ -10,7 +10,7 @@ from torch._C import _functorch
 from torch._functorch.vmap import lazy_load_decompositions  # type: ignore[attr-defined]
 
 from gradoracle_server.engine.errors import Fault
-from gradoracle_server.engine.plan import computation_failed
+from gradoracle_server.engine.program import computation_failed
 
 _CHUNK_BYTES = 256 * 1024 * 1024  # of cotangents and gradients pulled back together in one batch
 

@@ -13,7 +13,7 @@ import torch
 from gradoracle.v1 import tensor_pb2 as pb
 from gradoracle_server.engine import memory
 from gradoracle_server.engine.errors import Fault
-from gradoracle_server.engine.plan import computation_failed
+from gradoracle_server.engine.program import computation_failed
 from gradoracle_server.frames import Attachments
 
 DTYPES: dict[int, torch.dtype] = {
@@ -26,6 +26,7 @@ NUMBERS = {dtype: cast(pb.Dtype, number) for number, dtype in DTYPES.items()}
 
 _ALIGNMENT = 64  # bytes, as torch's own allocator gives
 _ATTACHED_FROM = 1024 * 1024  # bytes; smaller tensors travel inside the answer
+_SHARED_FROM = 64 * 1024  # the same where the answer goes into the caller's memory
 _DRAWN_IN_ITSELF = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
@@ -41,6 +42,7 @@ class Incoming:
     ) -> None:
         """The limits are those of one tensor, and of all of them together with what it takes to make one; 0: none."""
         self._device = device
+        self._on_cpu = device.type == "cpu"
         self._limit = max_tensor_bytes
         self._all_limit = max_memory_bytes
         self._attachments = attachments
@@ -77,7 +79,8 @@ class Incoming:
             raise Fault("LIMIT_EXCEEDED", text, field=field, limit="max-tensor-bytes", allowed=self._limit, asked=size)
         self.bytes += size
         contents = message.WhichOneof("contents")
-        self._check_all(message, dtype, count, field)
+        if self._all_limit:
+            self._check_all(message, dtype, count, field)
         try:
             return self._made(message, contents, dtype, shape, size, field)
         except RuntimeError as error:
@@ -113,7 +116,7 @@ class Incoming:
         """Holds all tensors so far, with what the making of this one takes, to the limit."""
         drawn = message.HasField("random")
         needed = self.bytes + (_to_draw(message.random, dtype, count) if drawn else 0)
-        if self._all_limit and needed > self._all_limit:
+        if needed > self._all_limit:
             what = f"{field}: with {dtype_and_shape(dtype, tuple(message.shape))} the tensors of the request take"
             raise memory.too_much(what, needed, self._all_limit, field=field)
 
@@ -129,7 +132,7 @@ class Incoming:
         own = torch.empty(shape, dtype=dtype)
         ctypes.memmove(own.data_ptr(), data, size)
         _check_bools(own, field)
-        return own.to(self._device)
+        return own if self._on_cpu else own.to(self._device)
 
     def _from_attachment(
         self, place: int, dtype: torch.dtype, shape: tuple[int, ...], size: int, field: str
@@ -146,19 +149,26 @@ class Incoming:
         if self._mapped is None and self._attachments is not None:
             self._mapped = self._attachments.map()
         raw = torch.frombuffer(self._mapped, dtype=torch.uint8, count=size, offset=offset)
-        if raw.data_ptr() % _ALIGNMENT:
+        # Operators check indices, and use them later: no caller may change them in between.
+        may_change = self._attachments is not None and self._attachments.callers
+        if raw.data_ptr() % _ALIGNMENT or (may_change and not (dtype.is_floating_point or dtype.is_complex)):
             raw = raw.clone()
         _check_bools(raw.view(dtype), field)
         return raw.view(dtype).view(shape).to(self._device)
 
 
 class Outgoing:
-    """Writes the tensors of one answer, and counts their bytes; large ones into attachments where they are welcome."""
+    """Writes the tensors of one answer, and counts their bytes; large ones into attachments where they are welcome.
 
-    def __init__(self, attachments_welcome: bool) -> None:
+    Into the caller's memory, behind what it holds of the request, where the request came in it.
+    """
+
+    def __init__(self, attachments_welcome: bool, memory: Attachments | None = None) -> None:
         self._welcome = attachments_welcome
+        self._callers = memory if memory is not None and memory.callers else None
+        self._from = _ATTACHED_FROM if self._callers is None else _SHARED_FROM
         self._descriptor = -1
-        self._end = 0
+        self._end = 0 if self._callers is None else self._callers.end
         self._spans: list[tuple[int, int]] = []
         self.bytes = 0
 
@@ -169,31 +179,40 @@ class Outgoing:
             got = str(tensor.dtype).removeprefix("torch.")
             raise _invalid("outputs", "a result has a dtype that has no wire form", expected="one that has", got=got)
         message.dtype = number
-        message.shape.extend(tensor.shape)
+        if tensor.dim():
+            message.shape.extend(tensor.shape)
         try:
             plain = row_major(tensor)
         except RuntimeError as error:  # a view as the negative of bools, say
             raise computation_failed(error) from error
         size = plain.nbytes
         self.bytes += size
-        if self._welcome and size >= _ATTACHED_FROM:
+        if self._welcome and size >= self._from:
             message.attachment = self._attach(plain.view(-1).view(torch.uint8).numpy().data)
         else:
             message.data = ctypes.string_at(plain.data_ptr(), size) if size else b""
 
     def _attach(self, data: memoryview) -> int:
-        if self._descriptor < 0:
-            self._descriptor = os.memfd_create("gradoracle", os.MFD_CLOEXEC)
+        descriptor = self._file()
         offset = -(-self._end // _ALIGNMENT) * _ALIGNMENT
         self._end = offset + data.nbytes
         self._spans.append((offset, data.nbytes))
         while data:
-            written = os.pwrite(self._descriptor, data, offset)
+            written = os.pwrite(descriptor, data, offset)
             offset, data = offset + written, data[written:]
         return len(self._spans) - 1
 
+    def _file(self) -> int:
+        if self._callers is not None:
+            return self._callers.descriptor
+        if self._descriptor < 0:
+            self._descriptor = os.memfd_create("gradoracle", os.MFD_CLOEXEC)
+        return self._descriptor
+
     def attachments(self) -> Attachments | None:
         """What was attached, or None; the caller owns it."""
+        if self._callers is not None:
+            return Attachments(-1, self._spans, callers=True)
         if self._descriptor < 0:
             return None
         found, self._descriptor = Attachments(self._descriptor, self._spans), -1
@@ -208,10 +227,10 @@ class Outgoing:
 
 def row_major(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the same values, on the CPU, without gaps, with conjugations and negations carried out."""
-    plain = tensor.detach()
+    plain = tensor.detach() if tensor.requires_grad else tensor
     if plain._is_zerotensor():  # autograd's shorthand, which has no memory of its own
         plain = torch.zeros_like(plain)
-    if plain.device.type != "cpu":
+    if not plain.is_cpu:
         plain = plain.cpu()
     if plain.is_conj() or plain.is_neg():
         plain = plain.resolve_conj().resolve_neg()

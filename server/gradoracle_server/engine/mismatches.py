@@ -1,0 +1,73 @@
+"""The elements that a report names: each measured along its own axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from gradoracle_server.engine import tolerances
+from gradoracle_server.engine.examine import Examiner
+from gradoracle_server.engine.gradients import Gradients
+from gradoracle_server.engine.probes import Space
+from gradoracle_server.engine.report import Mismatch, Number
+
+NAMED = 10
+"""Elements in a report, at most."""
+
+
+def elements(examiner: Examiner, coordinates: Sequence[int]) -> list[int]:
+    """The elements that coordinates belong to, each once, in order."""
+    parts = 2 if examiner.space.base.dtype.is_complex else 1
+    return list(dict.fromkeys(one // parts for one in coordinates))
+
+
+def measured(examiner: Examiner, gradients: Gradients, chosen: Sequence[int]) -> list[Mismatch]:
+    """The first elements of those chosen, each along its own axis, or axes."""
+    chosen = chosen[:NAMED]
+    if not chosen:
+        return []
+    parts = 2 if examiner.space.base.dtype.is_complex else 1
+    coordinates = [element * parts + part for element in chosen for part in range(parts)]
+    along, lengths = examiner.element_slopes(coordinates)
+    numerical = (along.value / lengths).reshape(-1, parts)
+    allowance = torch.maximum(
+        gradients.allowance[coordinates], tolerances.RELATIVE * gradients.claimed[coordinates].abs()
+    ).nan_to_num(0.0, 0.0)
+    bars = (along.bar / lengths + allowance).reshape(-1, parts)
+    claimed = gradients.claimed[coordinates].reshape(-1, parts)
+    reference = gradients.reference[coordinates].reshape(-1, parts)
+    errors = (claimed - numerical).norm(dim=1)
+    return [
+        Mismatch(
+            index=index(examiner.space, element),
+            claimed=_number(claimed[row]),
+            reference=_number(reference[row]),
+            numerical=_number(numerical[row]),
+            error=float(errors[row]),
+            error_bound=float(bars[row].norm()),
+        )
+        for row, element in enumerate(chosen)
+    ]
+
+
+def mended(examiner: Examiner, gradients: Gradients, wrong: Sequence[Mismatch]) -> torch.Tensor:
+    """The claim, (C,), with wrong elements as they were measured."""
+    natural = examiner.space.unflat(gradients.claimed.clone())
+    for one in wrong:
+        natural[one.index] = torch.as_tensor(one.numerical, dtype=natural.dtype)
+    return examiner.space.flat(natural)
+
+
+def index(space: Space, element: int) -> tuple[int, ...]:
+    """An element's place in its tensor."""
+    found = []
+    for size in reversed(space.base.shape):
+        found.append(element % size)
+        element //= size
+    return tuple(reversed(found))
+
+
+def _number(parts: torch.Tensor) -> Number:
+    values = parts.tolist()
+    return complex(*values) if len(values) == 2 else float(values[0])
