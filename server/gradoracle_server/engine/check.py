@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from gradoracle_server.engine import opinions, shadow, tolerances, trial, verdicts
+from gradoracle_server.engine import gradients, opinions, shadow, tolerances, trial, verdicts
 from gradoracle_server.engine.autodiff import pull_back
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.evaluate import bind, has_gradient
@@ -66,12 +67,12 @@ def check(
         return Report(Verdict.NON_DETERMINISTIC, [*found, *skipped], 0.0, 2, [])
     case = _case(subject, tape, chosen, first, claims, options)
     passes = _passes(case, options)
+    rounding = functools.partial(gradients.largest_rounding, case, passes)
     heard: list[Opinion] = []
     if case.own and case.weights is None:
-        rounding = case.rounding if case.epsilon > torch.finfo(torch.float64).eps else None
         heard = opinions.linearity(tape, chosen, first, repeated=repeated, rounding=rounding)
     elif case.own:
-        heard = opinions.second_linearity(tape, chosen, case.weights, case.torchs)
+        heard = opinions.second_linearity(tape, chosen, case.weights, case.torchs, rounding)
     if options.batched_gradients:
         heard.append(opinions.batched(tape, chosen, first))
     reports, ladder, remainder = _judged(case, passes, heard, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 
@@ -12,6 +13,7 @@ from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 
 _ILL = 1e-6
+_NOTHING = 16 * torch.finfo(torch.float64).eps  # what is left of numbers near 1 that cancel
 
 
 @dataclasses.dataclass(slots=True)
@@ -72,6 +74,19 @@ def rounding(case: Case, passes: Passes, place: int, space: Space, *, inside: bo
     if case.faithful:
         found = torch.minimum(found, _ILL * passes.magnitude / space.scale)
     return found
+
+
+def largest_rounding(case: Case, passes: Passes, place: int) -> float:
+    """The most that rounding does to an element of a gradient at the precision on trial, believed as in `rounding`."""
+    if case.epsilon > torch.finfo(torch.float64).eps:
+        return case.rounding(place)
+    found = case.spread(place, inside=True)
+    base = case.twin.inputs[case.twin.places[place]]
+    if not found.numel():
+        return 0.0
+    typical = float(torch.linalg.vector_norm(base)) / math.sqrt(base.numel())
+    most = max(_ILL * passes.magnitude, _NOTHING) / (typical or 1.0)
+    return min(float(found.max()), most)
 
 
 def _parts(space: Space, found: torch.Tensor) -> torch.Tensor:

@@ -112,7 +112,11 @@ def _expanded(
 
 
 def second_linearity(
-    tape: Tape, cotangents: Cotangents, weights: Cotangents | None, gradients: Sequence[torch.Tensor]
+    tape: Tape,
+    cotangents: Cotangents,
+    weights: Cotangents | None,
+    gradients: Sequence[torch.Tensor],
+    rounding: Rounding | None = None,
 ) -> list[Opinion]:
     """The same of second gradients, which are linear in what the first gradients are weighted with, and in the
     cotangents that those were for."""
@@ -122,13 +126,14 @@ def second_linearity(
         else [None if w is None else w.to(one.dtype) for w, one in zip(weights, tape.targets, strict=True)]
     )
     lowered = [g.to(one.dtype) for g, one in zip(gradients, tape.targets, strict=True)]
-    found = linearity(trial.gradient_tape(tape, cotangents), weights, lowered)
+    found = linearity(trial.gradient_tape(tape, cotangents), weights, lowered, rounding=rounding)
     try:
         answers = trial.second_order(tape, [None if u is None else _strided(-2 * u) for u in cotangents], weights)
     except Fault:
         return found  # it raised for the cotangents on trial, too
     sentence = "-2 times the cotangent, not contiguous, must give -2 times the second gradient"
-    found.append(_compared("linear_cotangent", sentence, answers, [-2 * one for one in lowered], lowered))
+    expected = [-2 * one for one in lowered]
+    found.append(_compared("linear_cotangent", sentence, answers, expected, lowered, rounding))
     return found
 
 
