@@ -1,7 +1,8 @@
-"""Variables of the environment that look like settings and are none: said once, when the server starts.
+"""What is said of the environment beside the settings' own values.
 
-A misspelt variable is no error, since the same ConfigMap may serve another version of the server, and Kubernetes puts
-variables of its own there for a Service of this name (unless enableServiceLinks is false).
+Variables that look like settings and are none are told of once, when the server starts. A misspelt variable is no
+error, since the same ConfigMap may serve another version of the server, and Kubernetes puts variables of its own there
+for a Service of this name (unless enableServiceLinks is false).
 """
 
 from __future__ import annotations
@@ -35,6 +36,21 @@ def unknown_variables(given: Mapping[str, str] = os.environ) -> list[str]:
         hint = f"; did you mean {likest[0]}?" if likest else "; --help lists the settings"
         made.append(f"{name} is set, which is no setting, and is ignored{hint}")
     return made
+
+
+def refused_by_opentelemetry(said: str, given: Mapping[str, str] = os.environ) -> str:
+    """What to say where OpenTelemetry cannot use one of its variables: which one, and its own words.
+
+    Where the words tell neither the variable's name nor its value, all are named that are set. Headers may hold a key,
+    so that nothing that may quote them is repeated.
+    """
+    ours = sorted(name for name in given if name.startswith("OTEL_") and given[name])
+    named = [name for name in ours if name.removeprefix("OTEL_").removeprefix("BSP_") in said.upper()]
+    quoted = [name for name in ours if re.search(rf"(?<!\w){re.escape(given[name])}(?!\w)", said)]
+    meant = [max(named, key=len)] if named else quoted or ours or ["--otlp-endpoint"]
+    if any(name.endswith("_HEADERS") for name in meant):
+        said = "its value cannot be read"
+    return f"{' or '.join(meant)}: OpenTelemetry says: {said}"
 
 
 def _links(name: str, text: str) -> bool:

@@ -10,7 +10,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ import gradoracle as go
 from deploy.balancer import NO_HAPROXY, Balancer
 from deploy.kubelet import Pod
 from deploy.manifests import NO_KUBECTL, containers, environment, named, pod, rendered
+from deploy.resolver import Resolver
 
 pytestmark = [
     pytest.mark.skipif(bool(NO_KUBECTL), reason=NO_KUBECTL),
@@ -33,8 +34,8 @@ SLOW = "(((x @ x) @ x) @ x).sum()"  # tens to hundreds of milliseconds
 class Load:
     """Threads that call a server with the stock client until told to stop, and check every bit of each answer."""
 
-    def __init__(self, address: str, threads: int = 4) -> None:
-        self.client = go.Client(address, timeout=120)
+    def __init__(self, client: go.Client, threads: int = 4) -> None:
+        self.client = client
         generator = np.random.default_rng(0)
         self._requests = [(QUICK, generator.normal(size=8)) for _ in range(40)]
         self._requests += [(SLOW, generator.normal(size=(500, 500)) / 23) for _ in range(2)]
@@ -81,13 +82,18 @@ class Load:
 
 
 class Cluster:
-    """Pods of one Deployment, rolled as its strategy says: one more comes up before one goes."""
+    """Pods of one Deployment, rolled as its strategy says: one more comes up before one goes.
 
-    def __init__(self, on_ready: Callable[[Pod, bool], None], replicas: int = 3) -> None:
+    `changed` are variables that have another value than in the manifests.
+    """
+
+    def __init__(
+        self, on_ready: Callable[[Pod, bool], None], replicas: int = 3, changed: Mapping[str, str] | None = None
+    ) -> None:
         objects = rendered("cpu")
         self.deployment = named(objects, "Deployment", "gradoracle")
         [container] = containers(self.deployment)
-        self._environment = environment(objects, container)
+        self._environment = environment(objects, container) | dict(changed or {})
         self._on_ready = on_ready
         self._numbers = itertools.count(11)
         self.pods = [self._new() for _ in range(replicas)]
@@ -99,13 +105,17 @@ class Cluster:
         """Until all are ready."""
         eventually(lambda: all(one.ready for one in self.pods))
 
+    def grow(self) -> None:
+        """One more pod, ready."""
+        self.pods.append(self._new())
+        self.wait()
+
     def roll(self) -> list[int]:
         """Replaces every pod; returns the exit codes of the old ones."""
         assert {"maxUnavailable": 0, "maxSurge": 1} == self.deployment["spec"]["strategy"]["rollingUpdate"]
         codes = []
         for old in list(self.pods):
-            self.pods.append(self._new())
-            self.wait()
+            self.grow()
             time.sleep(self.deployment["spec"]["minReadySeconds"])
             self.pods.remove(old)
             codes.append(old.terminate())
@@ -126,23 +136,32 @@ def eventually(condition: Callable[[], bool], seconds: float = 120.0) -> None:
 
 
 @contextlib.contextmanager
-def service(mode: str, replicas: int = 3) -> Iterator[tuple[Cluster, Balancer]]:
-    """Pods behind a load balancer."""
-    balancer = Balancer(mode)
+def cluster_behind(
+    way: Balancer | Resolver, replicas: int = 3, changed: Mapping[str, str] | None = None
+) -> Iterator[Cluster]:
+    """Pods, all of them ready, and a way to them that is kept up to date; ends both."""
     cluster = None
     try:
-        cluster = Cluster(lambda one, ready: balancer.endpoint(one.host, one.port, ready), replicas)
+        cluster = Cluster(lambda one, ready: way.endpoint(one.host, one.port, ready), replicas, changed)
         cluster.wait()
-        yield cluster, balancer
+        yield cluster
     finally:
         if cluster is not None:
             cluster.close()
-        balancer.close()
+        way.close()
+
+
+@contextlib.contextmanager
+def service(mode: str, replicas: int = 3) -> Iterator[tuple[Cluster, go.Client]]:
+    """Pods behind a load balancer, and the stock client of that."""
+    balancer = Balancer(mode)
+    with cluster_behind(balancer, replicas) as cluster:
+        yield cluster, go.Client(balancer.address, timeout=120)
 
 
 def test_a_rollout_and_a_crash_lose_no_call() -> None:
     """Three pods rolled one by one under load, then one killed: no call fails, and no answer is wrong."""
-    with service("http") as (cluster, balancer), Load(balancer.address) as load:
+    with service("http") as (cluster, client), Load(client) as load:
         load.more(200)
         codes = cluster.roll()
         load.more(200)
@@ -166,7 +185,7 @@ def test_a_rollout_behind_a_service_of_connections() -> None:
     A call that reaches a server just as it begins to send its clients away may come back CANCELLED: the client repeats
     it.
     """
-    with service("tcp") as (cluster, balancer), Load(balancer.address) as load:
+    with service("tcp") as (cluster, client), Load(client) as load:
         load.more(200)
         codes = cluster.roll()
         load.more(200)
@@ -179,7 +198,7 @@ def test_a_rollout_behind_a_service_of_connections() -> None:
 
 def test_the_load_sees_what_goes_wrong() -> None:
     """An answer that is not the expected one counts as wrong, and a call that nobody answers as failed."""
-    with service("http", replicas=1) as (cluster, balancer), Load(balancer.address) as load:
+    with service("http", replicas=1) as (cluster, client), Load(client) as load:
         load.more(100)
         assert {"right"} == set(load.count)
         load._wanted[3] = load._wanted[3] + 1e-12

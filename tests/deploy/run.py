@@ -4,6 +4,7 @@
     dashboard   every query, by a real Prometheus that scrapes a loaded server (needs Debian's prometheus)
     batch       the batch Job's shards and its merge step, as processes
     rehearsal   three servers rolled and one killed behind a load balancer under load (needs Debian's haproxy)
+    headless    the headless Service's name: calls go round, new pods are found, a rollout loses none
     security    checkov over every overlay and the Dockerfile (installs it into a temporary environment)
     image       the image built and run (needs root, and Debian's buildah, podman, runc and mmdebstrap)
 
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-NAMES = ("alerts", "dashboard", "batch", "rehearsal", "security", "image")
+NAMES = ("alerts", "dashboard", "batch", "rehearsal", "headless", "security", "image")
 
 
 def main(names: list[str]) -> int:

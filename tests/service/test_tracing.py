@@ -259,8 +259,9 @@ def test_without_the_extra_one_line_says_so(given: str) -> None:
     ("variable", "text", "expected"),
     [
         ("GRADORACLE_OTLP_ENDPOINT", "collector:4318", "GRADORACLE_OTLP_ENDPOINT: expected a URL like"),
-        ("OTEL_PROPAGATORS", "pigeon", "OTEL_PROPAGATORS: Propagator pigeon not found"),
-        ("OTEL_BSP_MAX_QUEUE_SIZE", "-3", "--otlp-endpoint: OpenTelemetry refuses its OTEL_ variables: max_queue_size"),
+        ("OTEL_PROPAGATORS", "pigeon", "OTEL_PROPAGATORS: OpenTelemetry says: Propagator pigeon not found"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "-3", "OTEL_BSP_MAX_QUEUE_SIZE: OpenTelemetry says: max_queue_size must be"),
+        ("OTEL_TRACES_SAMPLER", "some", "OTEL_TRACES_SAMPLER: OpenTelemetry says: Couldn't recognize sampler some."),
     ],
 )
 def test_bad_variables_are_refused(variable: str, text: str, expected: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradoracle_server.environment import unknown_variables
+from gradoracle_server.environment import refused_by_opentelemetry, unknown_variables
 from gradoracle_server.settings import OPTIONS
 
 
@@ -57,3 +57,41 @@ def test_what_only_resembles_a_service_link_is_warned_of() -> None:
     """A port that is no URL is a person's, not Kubernetes'."""
     names = ["GRADORACLE_PORT", "GRADORACLE_PORT_TCP", "GRADORACLE_SERVICE", "GRADORACLE_SERVICE_HOSTS"]
     assert names == [line.partition(" ")[0] for line in unknown_variables(dict.fromkeys(names, "50051"))]
+
+
+OPENTELEMETRY = {
+    "OTEL_BSP_MAX_QUEUE_SIZE": "-3",
+    "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+    "OTEL_TRACES_SAMPLER": "sometimes",
+    "OTEL_TRACES_SAMPLER_ARG": "half",
+    "OTEL_SERVICE_NAME": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "variable"),
+    [
+        ("max_queue_size must be a positive integer.", "OTEL_BSP_MAX_QUEUE_SIZE"),
+        ("Could not convert TRACES_SAMPLER_ARG to float.", "OTEL_TRACES_SAMPLER_ARG"),
+        ("Couldn't recognize sampler sometimes.", "OTEL_TRACES_SAMPLER"),
+        ("Invalid timeout value '1', using default of 10 seconds", "OTEL_EXPORTER_OTLP_TIMEOUT"),
+    ],
+)
+def test_opentelemetry_refuses_a_variable(said: str, variable: str) -> None:
+    """The line names the variable that is meant by name or by value, and no other; then come the words."""
+    assert f"{variable}: OpenTelemetry says: {said}" == refused_by_opentelemetry(said, OPENTELEMETRY)
+
+
+def test_opentelemetry_tells_not_which() -> None:
+    """All variables are named that are set; where none is, it is the endpoint."""
+    two = {"OTEL_B": "2", "PATH": "/bin", "OTEL_A": "1"}
+    assert "OTEL_A or OTEL_B: OpenTelemetry says: no" == refused_by_opentelemetry("no", two)
+    assert "--otlp-endpoint: OpenTelemetry says: no" == refused_by_opentelemetry("no", {"PATH": "no"})
+
+
+@pytest.mark.parametrize("headers", ["a secret", "x=y,a secret"])
+def test_what_headers_hold_is_not_repeated(headers: str) -> None:
+    """OpenTelemetry quotes the header that it cannot read; the line does not."""
+    given = {"OTEL_EXPORTER_OTLP_HEADERS": headers}
+    expected = "OTEL_EXPORTER_OTLP_HEADERS: OpenTelemetry says: its value cannot be read"
+    assert expected == refused_by_opentelemetry("Header format invalid! It is: a secret", given)

@@ -14,11 +14,12 @@ request. Calls without valid credentials and of unknown methods leave no span: e
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -63,11 +64,12 @@ class Tracing:
 
     def __init__(self, endpoint: str, version: str) -> None:
         """`endpoint` is the URL of a collector, to which /v1/traces is added. Raises ValueError for bad variables."""
-        exporter = OTLPSpanExporter(endpoint if endpoint.endswith(_PATH) else endpoint.rstrip("/") + _PATH)
+        with _refusing():
+            exporter = OTLPSpanExporter(endpoint if endpoint.endswith(_PATH) else endpoint.rstrip("/") + _PATH)
+            # Not at the interpreter's exit: that would wait for a collector that is not there.
+            self._provider = TracerProvider(resource=_resource(version), shutdown_on_exit=False)
+            self._provider.add_span_processor(BatchSpanProcessor(exporter))
         logging.getLogger(OTLPSpanExporter.__module__).addFilter(_Seldom())
-        # Not at the interpreter's exit: that would wait for a collector that is not there.
-        self._provider = TracerProvider(resource=_resource(version), shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("gradoracle_server", version)
         self._headers = propagate.get_global_textmap().fields
 
@@ -212,6 +214,22 @@ def _clock() -> Callable[[float], int]:
     return lambda seconds: offset + round(seconds * 1e9)
 
 
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """OpenTelemetry warns of a variable that it cannot use, and takes its default; here that is a ValueError."""
+    said = _Said()
+    logger = logging.getLogger("opentelemetry")
+    logger.addHandler(said)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.propagate = True
+        logger.removeHandler(said)
+    if said.lines:
+        raise ValueError(said.lines[0])
+
+
 def _resource(version: str) -> Resource:
     """What sends: OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES go before our own name and version."""
     told = Resource.create().attributes
@@ -221,6 +239,17 @@ def _resource(version: str) -> Resource:
     if SERVICE_VERSION not in told:
         ours[SERVICE_VERSION] = version
     return Resource.create(ours)
+
+
+class _Said(logging.Handler):
+    """Keeps what is said, a line for each record."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(" ".join(record.getMessage().split()))
 
 
 class _Seldom(logging.Filter):
