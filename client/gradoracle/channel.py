@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,6 +28,8 @@ ATTEMPTS = 5
 FIRST_PAUSE = 0.1
 """Seconds before the second attempt; doubled before each further one."""
 
+StreamCall: TypeAlias = "grpc.StreamStreamMultiCallable[bytes, bytes]"
+UnaryCall: TypeAlias = "grpc.UnaryUnaryMultiCallable[bytes, bytes]"
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 _SERVICE = "gradoracle.v1.GradientService"
@@ -94,6 +97,16 @@ class TLS:
         )
 
 
+def unary_calls(channels: Sequence[grpc.Channel], paths: Iterable[str]) -> dict[str, Iterator[UnaryCall]]:
+    """By path: the call over each channel, in turn. Without serializers, since requests and answers are bytes."""
+    return {path: itertools.cycle([one.unary_unary(path) for one in channels]) for path in paths}
+
+
+def stream_calls(channels: Sequence[grpc.Channel], path: str) -> Iterator[StreamCall]:
+    """The same of a stream."""
+    return itertools.cycle([one.stream_stream(path) for one in channels])
+
+
 def _contents(file: str | Path | bytes | None) -> bytes | None:
     return file if file is None or isinstance(file, bytes) else Path(file).read_bytes()
 
@@ -109,6 +122,14 @@ class Target:
     timeout: float
     """Seconds for a call that names no other; infinity for no limit."""
     channels: int
+    memory: str | None = None
+    """The path of the Unix socket beside which the server is to share memory; None where it is not."""
+
+    def connect(self) -> grpc.Channel:
+        """A channel of the blocking kind."""
+        if self.credentials is None:
+            return grpc.insecure_channel(self.address, options=self.options)
+        return grpc.secure_channel(self.address, self.credentials, options=self.options)
 
     def seconds(self, timeout: float | None) -> float | None:
         """The timeout of a call as gRPC takes it, where the call names one or none."""
@@ -125,7 +146,13 @@ class Target:
 
 
 def target(
-    address: str | None, *, tls: bool | str | Path | TLS | None, token: str | None, timeout: float | None, channels: int
+    address: str | None,
+    *,
+    tls: bool | str | Path | TLS | None,
+    token: str | None,
+    timeout: float | None,
+    channels: int,
+    shared_memory: bool = False,
 ) -> Target:
     """Checks what a client was given. Raises ValueError where it cannot be meant."""
     address = address if address is not None else os.environ.get(ADDRESS) or f"localhost:{PORT}"
@@ -133,6 +160,11 @@ def target(
         raise ValueError(f'address: expected "host:port" or "unix:path", got {address!r}')
     if ":" not in address:
         address = f"{address}:{PORT}"
+    if shared_memory and not address.startswith("unix:"):
+        raise ValueError(
+            f'shared_memory: expected an address like "unix:/run/gradoracle.sock" beside it, of a server on this '
+            f"machine, got {address!r}"
+        )
     if timeout is not None and not timeout > 0:
         raise ValueError(f"timeout: expected seconds, more than 0, or None, got {timeout!r}")
     if channels < 1:
@@ -149,4 +181,5 @@ def target(
         metadata=(("authorization", f"Bearer {token}"),) if token is not None else (),
         timeout=TIMEOUT if timeout is None else timeout,
         channels=channels,
+        memory=address.removeprefix("unix:").removeprefix("//") if shared_memory else None,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -11,12 +10,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 import grpc
+from google.protobuf.message import Message
 
 from gradoracle import channel, checks, requests, results, spans, status, stream
 from gradoracle.errors import GradOracleError
 from gradoracle.graph import Graph
 from gradoracle.outbox import Outbox
-from gradoracle.requests import Names, Request, Tensors
+from gradoracle.requests import Method, Names, Request, Tensors
+from gradoracle.shared_memory import Memory
 
 R = TypeVar("R")
 
@@ -30,7 +31,8 @@ class Client:
     Without an address it takes GRADORACLE_ADDRESS from the environment, then localhost:50051. `tls` is True, the path
     of a CA's certificate, or a `TLS`. `token` goes with every call as a bearer token. `timeout` is in seconds, for
     calls that name none: ten minutes unless said, math.inf for no limit. `channels` is the number of connections, over
-    which calls are spread. A call that a server cannot take just now is repeated, five times at most.
+    which calls are spread. A call that a server cannot take just now is repeated, five times at most. `shared_memory`
+    hands large tensors to a server at "unix:PATH" as memory files; it must have been started with --shared-memory.
 
     In every method `graph` is a Graph or an expression, and `primals` holds a tensor for each of its inputs, by name: a
     numpy array, a number, nested lists of numbers, anything with `__dlpack__`, or one that the server makes (`normal`,
@@ -48,19 +50,18 @@ class Client:
         token: str | None = None,
         timeout: float | None = None,
         channels: int = 1,
+        shared_memory: bool = False,
     ) -> None:
-        self._target = channel.target(address, tls=tls, token=token, timeout=timeout, channels=channels)
-        self._owned = contextlib.ExitStack()  # a server of its own
-        self._closed = False
-        self._channels = [self._connect() for _ in range(self._target.channels)]
-        # By path: the call over each channel, in turn. Without serializers, since requests and answers are bytes.
-        self._calls: dict[str, Iterator[grpc.UnaryUnaryMultiCallable[bytes, bytes]]] = {
-            method.path: itertools.cycle([one.unary_unary(method.path) for one in self._channels])
-            for method in requests.METHODS
-        }
-        self._streams: Iterator[grpc.StreamStreamMultiCallable[bytes, bytes]] = itertools.cycle(
-            [one.stream_stream(stream.PATH) for one in self._channels]
+        self._target = channel.target(
+            address, tls=tls, token=token, timeout=timeout, channels=channels, shared_memory=shared_memory
         )
+        self._owned = contextlib.ExitStack()  # a server of its own, memory
+        path = self._target.memory
+        self._memory = None if path is None else self._owned.enter_context(contextlib.closing(Memory(path)))
+        self._closed = False
+        self._channels = [self._target.connect() for _ in range(self._target.channels)]
+        self._calls = channel.unary_calls(self._channels, [method.path for method in requests.METHODS])
+        self._streams = channel.stream_calls(self._channels, stream.PATH)
 
     @classmethod
     def local(cls, workers: int = 1, *, timeout: float | None = None, channels: int = 1, **settings: Any) -> Client:
@@ -75,12 +76,6 @@ class Client:
             client = cls(address, timeout=timeout, channels=channels)
             client._owned.push(starting.pop_all())
         return client
-
-    def _connect(self) -> grpc.Channel:
-        target = self._target
-        if target.credentials is None:
-            return grpc.insecure_channel(target.address, options=target.options)
-        return grpc.secure_channel(target.address, target.credentials, options=target.options)
 
     @property
     def address(self) -> str:
@@ -328,24 +323,30 @@ class Client:
         server has no room for waits for it, and a stream that breaks is resumed.
         `timeout` is for the whole stream; the client's own does not hold here.
         """
-        conversation = stream.Conversation(window=window, ordered=ordered, return_exceptions=return_exceptions)
+        conversation = stream.Conversation(window, ordered, return_exceptions, self._memory)
         return self._converse(iter(requests), conversation, timeout)
 
     # ---- Calls
 
     def _call(self, request: Request[R], timeout: float | None) -> R:
         timeout = self._target.seconds(timeout)
-        if request.tensor_bytes > stream.UNARY_AT_MOST:
-            conversation = stream.Conversation(window=1, ordered=True, return_exceptions=False)
-            (result,) = self._converse(iter((request,)), conversation, timeout)
-            return result
         self._check_open()
-        call = spans.traced(next(self._calls[request.method.path]), request.method.path, self._target)
+        if self._memory is not None and self._memory.suits(request):
+            for use in self._memory.attempts(request):
+                with use:
+                    response = self._unary(request.method, b"".join(use.pieces), timeout)
+                    return request.method.read(response, use.answered(response))
+        if request.tensor_bytes > stream.UNARY_AT_MOST:
+            (result,) = self._converse(iter((request,)), stream.Conversation(window=1), timeout)
+            return result
+        return request.method.read(self._unary(request.method, request.to_bytes(), timeout), ())
+
+    def _unary(self, method: Method[R], data: bytes, timeout: float | None) -> Message:
+        call = spans.traced(next(self._calls[method.path]), method.path, self._target)
         try:
-            answer = call(request.to_bytes(), timeout=timeout, metadata=self._target.metadata)
+            return method.response(call(data, timeout=timeout, metadata=self._target.metadata))
         except grpc.RpcError as error:
             raise status.from_call(error, self.address, timeout) from error
-        return request.method.read(request.method.response(answer), ())
 
     def _converse(
         self, waiting: Iterator[Request[R]], conversation: stream.Conversation, timeout: float | None
@@ -381,9 +382,8 @@ class Client:
                 if not conversation.is_waiting:
                     break
                 try:
-                    data = next(call)
-                except StopIteration:
-                    raise stream.ended_early() from None
+                    if (data := next(call, None)) is None:
+                        raise stream.ended_early()
                 except grpc.RpcError as error:
                     raise stream.Broken(status.from_call(error, self.address, left)) from error
                 conversation.receive(data)

@@ -46,6 +46,8 @@ class Method(Generic[R]):
     """The proto's name for it."""
     stream_field: str
     """The field of StreamCall and StreamAnswer that holds its request and response."""
+    stream_number: int
+    """The number of that field, the same in both."""
     request: Callable[..., Message]
     response: Callable[[bytes], Message]
     read: Callable[[Any, results.Attachments], R]
@@ -55,15 +57,11 @@ class Method(Generic[R]):
         """What gRPC calls it."""
         return SERVICE + self.rpc
 
-    @property
-    def stream_number(self) -> int:
-        """The number of `stream_field`, the same in StreamCall and StreamAnswer."""
-        return service_pb2.StreamCall.DESCRIPTOR.fields_by_name[self.stream_field].number
-
 
 def _method(name: str, rpc: str, stream_field: str, read: Callable[[Any, results.Attachments], R]) -> Method[R]:
-    response = getattr(service_pb2, f"{rpc}Response")
-    return Method(name, rpc, stream_field, getattr(service_pb2, f"{rpc}Request"), response.FromString, read)
+    request, response = getattr(service_pb2, f"{rpc}Request"), getattr(service_pb2, f"{rpc}Response")
+    number = service_pb2.StreamCall.DESCRIPTOR.fields_by_name[stream_field].number
+    return Method(name, rpc, stream_field, number, request, response.FromString, read)
 
 
 EVALUATE = _method("evaluate", "Evaluate", "evaluate", results.evaluate)
@@ -324,12 +322,18 @@ def graph_of(graph: Graph | str) -> Graph:
 
 def _head(method: Method[Any], device: str | None, seed: int | None, **names: Names | None) -> bytes:
     """Everything but graph and tensors."""
-    options: dict[str, Any] = {key: _names(value, key) for key, value in names.items() if value is not None}
+    options: dict[str, Any] = {
+        key: _names(value, key) for key, value in names.items() if not (value is None or _is_empty(value))
+    }
     if device is not None:
         options["device"] = device
     if seed is not None:
         options["seed"] = _seed(seed)
     return method.request(**options).SerializeToString() if options else b""
+
+
+def _is_empty(names: Names) -> bool:
+    return isinstance(names, tuple) and not names
 
 
 def _names(names: Names, field: str) -> list[str]:

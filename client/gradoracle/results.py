@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from gradoracle import dtypes
-from gradoracle.tensors import Array, decode
+from gradoracle.tensors import Array, Bytes, decode
 from gradoracle.v1 import service_pb2, tensor_pb2
 
-Attachments: TypeAlias = Sequence[bytearray]
-"""Bytes of the tensors that came apart from the message, in a stream."""
+Attachments: TypeAlias = Sequence[Bytes]
+"""Bytes of the tensors that came apart from the message, in a stream or in shared memory."""
 
 PHASES = ("queue", "decode", "plan", "forward", "backward", "check", "encode")
 """What a request's time is spent on, in order."""

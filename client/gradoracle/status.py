@@ -37,6 +37,7 @@ _BY_REASON: Mapping[str, type[errors.GradOracleError]] = {
     "UNAUTHENTICATED": errors.AuthenticationError,
     "INTERNAL": errors.GradOracleError,
     "NOT_SERVED": errors.GradOracleError,
+    "MEMORY_UNKNOWN": errors.GradOracleError,
 }
 """Every reason of errors.proto."""
 

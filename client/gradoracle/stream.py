@@ -10,15 +10,18 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from google.rpc import status_pb2
 
 from gradoracle import results, status, tensors, wire
 from gradoracle.channel import ATTEMPTS, FIRST_PAUSE
 from gradoracle.errors import GradOracleError, OverloadedError, ServerUnavailableError
 from gradoracle.requests import SERVICE, Request
+from gradoracle.shared_memory import Memory, Use
+from gradoracle.tensors import Bytes
 from gradoracle.v1 import service_pb2
 
 PATH = f"{SERVICE}Stream"
@@ -48,7 +51,9 @@ PATIENCE = 600.0
 # Field numbers of StreamRequest, StreamCall and Chunk.
 _CALLS, _CHUNKS = 1, 2
 _ID, _ATTACHMENTS = 1, 2
-_CALL_ID, _ATTACHMENT, _DATA = 1, 2, 3
+_CALL_ID, _ATTACHMENT, _DATA, _TOTAL = 1, 2, 3, 4
+
+_LARGE = 64 * 1024  # bytes of a message, below which protobuf is quick enough
 
 
 def parts(call_id: int, request: Request[Any]) -> Iterator[bytes]:
@@ -63,18 +68,41 @@ def parts(call_id: int, request: Request[Any]) -> Iterator[bytes]:
         for start in range(0, len(tensor.data), CHUNK):
             yield _chunk(call_id, attachments, tensor.data[start : start + CHUNK])
         attachments += 1
+    yield _call(call_id, request, pieces, attachments)
+
+
+def _call(call_id: int, request: Request[Any], pieces: Sequence[wire.Piece], attachments: int) -> bytes:
     head = wire.number_field(_ID, call_id)
     if attachments:
         head += wire.number_field(_ATTACHMENTS, attachments)
     length = wire.size(pieces)
     head += wire.prefix(request.method.stream_number, length)
-    yield b"".join((wire.prefix(_CALLS, len(head) + length), head, *pieces))
+    return b"".join((wire.prefix(_CALLS, len(head) + length), head, *pieces))
 
 
 def _chunk(call_id: int, attachment: int, data: wire.Piece) -> bytes:
     head = wire.number_field(_CALL_ID, call_id) + wire.number_field(_ATTACHMENT, attachment)
     head += wire.prefix(_DATA, len(data))
     return b"".join((wire.prefix(_CHUNKS, len(head) + len(data)), head, data))
+
+
+def _lone_chunk(message: bytes) -> tuple[int, int, int, memoryview] | None:
+    """Call, attachment, total and data of a StreamResponse that is one large chunk, as nearly all of the bytes come;
+    None of any other, which is protobuf's to read. That would copy the data twice."""
+    if len(message) < _LARGE or message[0] != _CHUNKS << 3 | 2:
+        return None
+    length, place = wire.varint_at(message, 1)
+    if place + length != len(message):
+        return None
+    found = {_CALL_ID: 0, _ATTACHMENT: 0, _TOTAL: 0}
+    while place + 12 < len(message) and (number := message[place] >> 3) in found and not message[place] & 7:
+        found[number], place = wire.varint_at(message, place + 1)
+    if message[place] != _DATA << 3 | 2:
+        return None
+    length, place = wire.varint_at(message, place + 1)
+    if place + length != len(message):
+        return None
+    return found[_CALL_ID], found[_ATTACHMENT], found[_TOTAL], memoryview(message)[place:]
 
 
 class Broken(Exception):  # noqa: N818 - not the caller's business: another stream goes on
@@ -90,6 +118,36 @@ def ended_early() -> Broken:
     return Broken(ServerUnavailableError("the server ended the stream before it had answered every call"))
 
 
+class _Attachment:
+    """Bytes of an answer while they arrive: where their number is known, each piece is put into its place at once.
+
+    Pieces that are kept until the last has come are twice the memory, and fresh memory costs several times what a copy
+    does. numpy's is of huge pages where it is large.
+    """
+
+    def __init__(self, total: int) -> None:
+        try:
+            self._room = np.empty(total, np.uint8)
+        except (MemoryError, ValueError):  # more than it will ever become, one may hope
+            self._room = np.empty(0, np.uint8)
+        self._end = 0
+        self._pieces: list[wire.Piece] = []  # what there was no room for
+
+    def add(self, data: wire.Piece) -> None:
+        end = self._end + len(data)
+        if self._pieces or end > len(self._room):
+            self._pieces.append(data)
+            return
+        self._room[self._end : end] = np.frombuffer(data, np.uint8)
+        self._end = end
+
+    def joined(self) -> Bytes:
+        """All that has come."""
+        if self._end == len(self._room) and not self._pieces:
+            return self._room
+        return bytearray().join((self._room[: self._end].data, *self._pieces))
+
+
 class Conversation:
     """Calls over streams.
 
@@ -97,12 +155,19 @@ class Conversation:
     server says, and not before one that it has taken is answered: what it refuses is how it tells how much it takes.
     """
 
-    def __init__(self, *, window: int, ordered: bool, return_exceptions: bool) -> None:
+    def __init__(
+        self, window: int, ordered: bool = True, return_exceptions: bool = False, memory: Memory | None = None
+    ) -> None:
         if window < 1:
             raise ValueError(f"window: expected 1 or more, got {window}")
         self._window = window
         self._ordered = ordered
         self._return_exceptions = return_exceptions
+        self._memory = memory
+        self._stream = 0  # how many have broken
+        # Uses of memory, by stream and call. By stream, because whoever sends for one that has broken may not know yet.
+        self._uses: dict[tuple[int, int], Use] = {}
+        self._without: set[int] = set()  # calls whose use of memory was in vain
         self._next = 0  # id of the next call, and its place among the requests
         self._waiting: dict[int, Request[Any]] = {}  # not answered
         self._refused: deque[tuple[float, int]] = deque()  # of those, to be sent again: when at the earliest, and id
@@ -112,7 +177,7 @@ class Conversation:
         self._heard = 0.0  # when it last answered other than with a refusal
         self._breaks = 0  # streams in a row that broke without an answer
         self._may_break = ATTEMPTS  # so many of them, less one
-        self._chunks: dict[int, list[list[bytes]]] = {}  # by call and attachment
+        self._chunks: dict[int, list[_Attachment]] = {}  # by call
         self._answers: dict[int, tuple[Any, int]] = {}  # answered, not yet its turn: the result and its bytes
         self._turn = 0  # whose turn it is
         self._ready: deque[tuple[Any, int]] = deque()
@@ -136,6 +201,8 @@ class Conversation:
                 f"expected requests as gradoracle.request(method, graph, primals, …) makes them, "
                 f"got {type(request).__name__}"
             )
+        if self._memory is not None and self._memory.suits(request):
+            self._memory.connect()  # now, because what it raises must not come out of the sending
         call_id = self._next
         self._next += 1
         if not self._waiting:
@@ -143,24 +210,37 @@ class Conversation:
         self._waiting[call_id] = request
         self._taken += 1
         self._bytes += request.tensor_bytes
-        return parts(call_id, request)
+        return self._parts(self._stream, call_id, request)
+
+    def _parts(self, stream: int, call_id: int, request: Request[Any]) -> Iterator[bytes]:
+        use = None
+        if self._memory is not None and call_id not in self._without and self._memory.suits(request):
+            use = self._memory.put(request)
+        if use is None:
+            yield from parts(call_id, request)
+        else:
+            self._uses[stream, call_id] = use
+            yield _call(call_id, request, use.pieces, 0)
 
     def receive(self, data: bytes) -> None:
         """Takes in a message from the server."""
+        if (lone := _lone_chunk(data)) is not None:
+            self._add(*lone)
+            return
         message = service_pb2.StreamResponse.FromString(data)
         for chunk in message.chunks:
-            attachments = self._chunks.setdefault(chunk.call_id, [])
-            while len(attachments) <= chunk.attachment:
-                attachments.append([])
-            attachments[chunk.attachment].append(chunk.data)
+            self._add(chunk.call_id, chunk.attachment, chunk.total, chunk.data)
         for answer in message.answers:
             request = self._waiting.get(answer.id)
-            attached = [bytearray().join(one) for one in self._chunks.pop(answer.id, ())]
+            attached = [one.joined() for one in self._chunks.pop(answer.id, ())]
             if request is None:
                 continue
             self._taken -= 1
-            result = _read(answer, request, attached)
+            use = self._uses.pop((self._stream, answer.id), None)
+            result = _read(answer, request, attached if use is None else use)
             pause = _pause(result)
+            if use is not None and isinstance(result, GradOracleError):
+                pause = self._in_vain(answer.id, use, result, pause)
             if pause is not None and time.monotonic() - self._heard < PATIENCE:
                 self._takes = max(1.0, min(self._takes, self._taken))
                 self._refused.append((time.monotonic() + pause, answer.id))
@@ -169,14 +249,29 @@ class Conversation:
             self._takes = min(float(self._window), self._takes + 1 / self._takes)
             self._heard = time.monotonic()
             self._breaks, self._may_break = 0, RESUMPTIONS
-            self._answered(answer.id, request, result, sum(map(len, attached)))
+            self._answered(answer.id, request, result, _size(answer, attached) if attached or use is not None else 0)
+
+    def _add(self, call_id: int, attachment: int, total: int, data: wire.Piece) -> None:
+        attachments = self._chunks.setdefault(call_id, [])
+        while len(attachments) <= attachment:
+            attachments.append(_Attachment(total))
+        attachments[attachment].add(data)
+
+    def _in_vain(self, call_id: int, use: Use, error: GradOracleError, pause: float | None) -> float | None:
+        """A call has failed that used memory. Gives the pause before it may be sent again, if it may."""
+        if isinstance(error, OverloadedError):
+            use.refused()
+        elif use.failed(error):
+            self._without.add(call_id)
+            return 0.0
+        return pause
 
     def again(self) -> Iterator[tuple[Iterator[bytes], float]]:
         """What is to be sent again: the messages of a call, and the seconds to wait before."""
         while self._refused and self._taken + 1 <= self._takes:
             due, call_id = self._refused.popleft()
             self._taken += 1
-            yield parts(call_id, self._waiting[call_id]), max(0.0, due - time.monotonic())
+            yield self._parts(self._stream, call_id, self._waiting[call_id]), max(0.0, due - time.monotonic())
 
     def broken(self, failure: GradOracleError) -> float:
         """The stream has ended. Gives the seconds after which another may go on; raises the failure where none may."""
@@ -184,6 +279,9 @@ class Conversation:
         if not isinstance(failure, ServerUnavailableError) or self._breaks >= self._may_break:
             raise failure
         self._chunks.clear()
+        self._stream += 1
+        while self._uses:
+            self._uses.popitem()[1].drop()
         self._refused = deque((0.0, call_id) for call_id in sorted(self._waiting))
         self._taken = 0
         return min(_LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._breaks - 1)) * _jitter()
@@ -210,13 +308,20 @@ class Conversation:
             yield result
 
 
-def _read(answer: service_pb2.StreamAnswer, request: Request[Any], attached: results.Attachments) -> Any:
+def _read(answer: service_pb2.StreamAnswer, request: Request[Any], attached: results.Attachments | Use) -> Any:
     kind = answer.WhichOneof("response")
     if kind == "status":
         return status.from_status(status_pb2.Status.FromString(answer.status))
     if kind != request.method.stream_field:
         return GradOracleError(f"the server answered {request.method.rpc} with {kind or 'nothing'}", reason="INTERNAL")
-    return request.method.read(getattr(answer, kind), attached)
+    response = getattr(answer, kind)
+    return request.method.read(response, attached.answered(response) if isinstance(attached, Use) else attached)
+
+
+def _size(answer: service_pb2.StreamAnswer, attached: results.Attachments) -> int:
+    """Bytes of an answer's attachments."""
+    shared = getattr(getattr(answer, answer.WhichOneof("response") or "", None), "spans", ())
+    return sum(map(len, attached), start=sum(int(span.length) for span in shared))
 
 
 def _pause(result: Any) -> float | None:

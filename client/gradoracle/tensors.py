@@ -24,6 +24,9 @@ Array: TypeAlias = npt.NDArray[Any]
 ArrayLike: TypeAlias = Any
 """A numpy array, a Python number, nested lists of numbers, anything with `__dlpack__`, or a `tensor_pb2.Tensor`."""
 
+Bytes: TypeAlias = bytearray | npt.NDArray[np.uint8]
+"""Bytes of an answer that become an array's own memory."""
+
 _COPIED_BELOW = 64 * 1024  # bytes; a smaller array is quicker to copy than to view
 _SET = 1 << 64
 
@@ -200,7 +203,7 @@ def _named_data_prefix(field: int, name: str, head: bytes, length: int) -> bytes
 # ---- Out
 
 
-def decode(message: tensor_pb2.Tensor, attachments: Sequence[bytearray] = ()) -> Array:
+def decode(message: tensor_pb2.Tensor, attachments: Sequence[Bytes] = ()) -> Array:
     """The array of a tensor in an answer. `attachments` are the answer's, each given to one array for good."""
     buffer = attachments[message.attachment] if message.HasField("attachment") else bytearray(message.data)
     return np.ndarray(tuple(message.shape), dtypes.TO_NUMPY[message.dtype], buffer=buffer)

@@ -24,6 +24,17 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
+def varint_at(message: bytes, place: int) -> tuple[int, int]:
+    """The whole number at a place, and where it ends. Of what is no message, anything."""
+    value = 0
+    for shift, byte in zip(range(0, 70, 7), message[place : place + 10], strict=False):
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            break
+    return value, place
+
+
 def number_field(number: int, value: int) -> bytes:
     """A field of a whole number that is not negative."""
     return varint(number << 3) + varint(value)

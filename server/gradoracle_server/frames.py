@@ -45,7 +45,9 @@ _SPAN = struct.Struct("<QQ")  # offset and length of one attachment
 _PAYLOAD_IN_MEMORY = 1
 _HAS_ATTACHMENTS = 2
 _ATTACHMENTS_WELCOME = 4
-_ALL_FLAGS = 7
+_CALLERS_MEMORY = 8
+_WITHOUT_DESCRIPTOR = 16
+_ALL_FLAGS = 31
 _HEAD_AT_MOST = 256  # bytes; heads are far smaller
 _ANCILLARY = socket.CMSG_SPACE(2 * struct.calcsize("i"))  # room for two descriptors
 _READ = 256 * 1024 + 4096  # one read takes the largest inline message that a default socket buffer can hold
@@ -55,15 +57,24 @@ _READ = 256 * 1024 + 4096  # one read takes the largest inline message that a de
 class Attachments:
     """Raw tensor bytes in a memory file: `spans[i]` is the offset and length of attachment i.
 
-    Whoever receives an instance owns the descriptor and closes it.
+    Whoever receives an instance owns the descriptor and closes it. Where `callers` holds, the file is the caller's own,
+    who may change its bytes at any time and wants the answer's attachments in it too, behind these; then the reply's
+    have no descriptor (-1).
     """
 
     descriptor: int
     spans: Sequence[tuple[int, int]]
+    callers: bool = False
+
+    @property
+    def end(self) -> int:
+        """Where the last of them ends."""
+        return max((start + length for start, length in self.spans), default=0)
 
     def map(self) -> mmap.mmap:
-        """The whole file, mapped writable and private: writes stay in this process."""
-        return mmap.mmap(self.descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        """The file up to the end of the attachments, mapped writable and private: writes stay in this process."""
+        size = self.end if self.callers else 0  # all of it
+        return mmap.mmap(self.descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
     def close(self) -> None:
         """Gives the memory back as far as this process is concerned. May be called again."""
@@ -127,8 +138,9 @@ class Reply:
         cls, _kind: int, _flags: int, head: memoryview, payload: bytes | memoryview, attachments: Attachments | None
     ) -> Reply:
         """Made of the parts of a message."""
-        code, plan_cache, verdict, *rest = cls.HEAD.unpack(head)
-        return cls(code, payload, attachments, tuple(rest[:7]), plan_cache, verdict, *rest[7:])
+        values = cls.HEAD.unpack(head)
+        code, plan_cache, verdict = values[:3]
+        return cls(code, payload, attachments, values[3:10], plan_cache, verdict, *values[10:])
 
 
 Message = TypeVar("Message", Job, Reply)
@@ -165,7 +177,12 @@ def parts(message: Job | Reply) -> tuple[list[bytes | memoryview], list[int], in
     count = 0
     if message.attachments is not None:
         flags |= _HAS_ATTACHMENTS
-        descriptors.append(message.attachments.descriptor)
+        if message.attachments.callers:
+            flags |= _CALLERS_MEMORY
+        if message.attachments.descriptor >= 0:
+            descriptors.append(message.attachments.descriptor)
+        else:
+            flags |= _WITHOUT_DESCRIPTOR
         count = len(message.attachments.spans)
         table = b"".join(_SPAN.pack(*span) for span in message.attachments.spans)
     if isinstance(message, Job):
@@ -269,13 +286,16 @@ class Inbox(Generic[Message]):
         end = table_end + (0 if in_memory else size)
         if filled < end:
             return None, 0
-        wanted = in_memory + (1 if flags & _HAS_ATTACHMENTS else 0)
+        wanted = in_memory + (1 if flags & _HAS_ATTACHMENTS and not flags & _WITHOUT_DESCRIPTOR else 0)
         if len(self._descriptors) < wanted:
             raise ValueError(f"expected {wanted} descriptors with the message, got {len(self._descriptors)}")
         spans = list(_SPAN.iter_unpack(buffer[head_end:table_end])) if count else []
         payload: bytes | memoryview
         payload = _mapped(self._descriptors.pop(0), size) if in_memory else bytes(buffer[table_end:end])
-        attachments = Attachments(self._descriptors.pop(0), spans) if flags & _HAS_ATTACHMENTS else None
+        attachments = None
+        if flags & _HAS_ATTACHMENTS:
+            descriptor = -1 if flags & _WITHOUT_DESCRIPTOR else self._descriptors.pop(0)
+            attachments = Attachments(descriptor, spans, bool(flags & _CALLERS_MEMORY))
         head = buffer[_ENVELOPE.size : head_end]
         try:
             return self._received(kind, flags, head, payload, attachments), end

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import ipaddress
 import os
 import re
 import urllib.parse
@@ -16,59 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gradoracle_server.addresses import Address, parse_address, parse_metrics_address
+
 
 class SettingsError(Exception):
     """A setting that cannot be used; the text is one line for the person who gave it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Address:
-    """Where to listen: a host and port, or the path of a Unix socket."""
-
-    host: str
-    port: int
-    path: str = ""
-
-    def __str__(self) -> str:
-        if self.path:
-            return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def is_local(self) -> bool:
-        """Whether only this machine can reach it."""
-        if self.path or self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-
-def _address(text: str) -> Address:
-    if text.startswith("unix:"):
-        path = text.removeprefix("unix:")
-        if path.startswith("//"):
-            path = path[2:]
-        if not path:
-            raise ValueError
-        return Address("", 0, path)
-    found = re.fullmatch(r"\[([0-9a-fA-F:.]+)\]:(\d{1,5})|([^:\s\[\]/]+):(\d{1,5})", text)
-    if not found:
-        raise ValueError
-    host, port = found[1] or found[3], int(found[2] or found[4])
-    if port > 65535:
-        raise ValueError
-    return Address(host, port)
-
-
-def _metrics_address(text: str) -> Address | None:
-    if text == "off":
-        return None
-    address = _address(text)
-    if address.path:
-        raise ValueError
-    return address
 
 
 def _devices(text: str) -> tuple[str, ...]:
@@ -177,10 +128,22 @@ _PATH = "the path of a file"
 _SWITCH = '"true" or "false"'
 
 OPTIONS: tuple[Option, ...] = (
-    Option("listen", _address, _ADDRESS, "where gRPC is served; port 0 picks a free one", "127.0.0.1:50051", "ADDRESS"),
+    Option(
+        "listen", parse_address, _ADDRESS, "where gRPC is served; port 0 picks a free one", "127.0.0.1:50051", "ADDRESS"
+    ),
+    Option(
+        "shared_memory",
+        _switch,
+        _SWITCH,
+        "let callers on this machine hand over large tensors as memory files, over a second Unix socket at "
+        "PATH.memory beside --listen unix:PATH; for callers who trust one another: who may open the socket may try "
+        "to harm a worker by changing its tensors while it computes",
+        "false",
+        "BOOL",
+    ),
     Option(
         "metrics_listen",
-        _metrics_address,
+        parse_metrics_address,
         'an address like "127.0.0.1:9464", or "off"',
         "where /metrics, /healthz and /readyz are served; port 0 picks a free one, off serves none",
         "127.0.0.1:9464",
@@ -291,6 +254,7 @@ class Settings:
     """All that the server is told, checked. Limits of 0 mean none; None means not given."""
 
     listen: Address
+    shared_memory: bool
     metrics_listen: Address | None
     device: tuple[str, ...]
     workers: int | None
@@ -322,6 +286,11 @@ class Settings:
             raise SettingsError(f"{missing}: expected the path of a file beside {given}, got none")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise SettingsError("--tls-cert: expected the path of a file beside --tls-client-ca, got none")
+
+        if self.shared_memory and not self.listen.path:
+            raise SettingsError(
+                f'--shared-memory: expected an address of --listen like "unix:/run/gradoracle.sock", got {self.listen}'
+            )
 
     @property
     def unguarded(self) -> tuple[str, ...]:

@@ -186,6 +186,14 @@ def front(*flags: str) -> Iterator[tuple[Any, Stub]]:
         yield server, stub
 
 
+@provokes("MEMORY_UNKNOWN")
+def _(_: object, folder: Path) -> Refusal:
+    with front("--listen", f"unix:{folder / 'g.sock'}", "--shared-memory") as (_server, stub):
+        request = command()
+        request.memory.token = bytes(16)
+        return failing(lambda: stub.Evaluate(request))
+
+
 @provokes("OVERLOADED")
 def _(*_: object) -> Refusal:
     with front("--max-queue", "1") as (server, stub):

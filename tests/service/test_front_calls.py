@@ -241,6 +241,8 @@ def test_full_queue_answers_at_once(tmp_path: Path) -> None:
         assert (Code.RESOURCE_EXHAUSTED, "OVERLOADED") == (refusal.code, refusal.reason)
         assert {"device": "cpu", "limit": "--max-queue", "allowed": "2"} == refusal.metadata
         assert int(refusal.trailing["grpc-retry-pushback-ms"]) > 0
+        # The longer the one that runs takes, the later is the next try.
+        eventually(lambda: int(failing(lambda: stub.Evaluate(command())).trailing["grpc-retry-pushback-ms"]) > 500)
         (tmp_path / "free").touch()
         assert all(call.result().outputs for call in [busy, *waiting])
 

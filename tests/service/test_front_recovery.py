@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from faults.servers import children
 from front_server import Server, command, connect, eventually, failing, is_running, pid_of, start
 
 Code = grpc.StatusCode
@@ -73,6 +74,22 @@ def test_stopped_worker_is_replaced(spares: str) -> None:
 
         eventually(lambda: not is_running(held))
         assert 1 <= server.metric(KILLED) + server.metric(KILLED.replace("killed", "exit"))
+
+
+def test_a_request_that_meets_held_workers_is_not_at_fault(tmp_path: Path) -> None:
+    """However many of its workers are held by SIGSTOP, one after the other, it is answered by the next."""
+    with start("--workers", "1", "--spare-workers", "0") as server, connect(server) as stub:
+        fork_server, held = parent(pid_of(stub.Evaluate(command()))), 0
+        call = stub.Evaluate.future(command(f"until {tmp_path / 'free'}"))
+        for _ in range(3):
+            eventually(lambda gone=held: [pid for pid in children(fork_server) if is_running(pid) and pid != gone])
+            eventually(lambda: workers(server, "busy") == 1)
+            (held,) = (pid for pid in children(fork_server) if is_running(pid))
+            os.kill(held, signal.SIGSTOP)
+            eventually(lambda pid=held: not is_running(pid))
+        (tmp_path / "free").touch()
+
+        assert held != pid_of(call.result(timeout=60))
 
 
 def test_stopped_fork_server_does_not_hold_up_the_end() -> None:

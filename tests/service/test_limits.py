@@ -234,3 +234,45 @@ def test_what_drawing_takes_counts_too(client: go.Client, running: front_server.
 def test_the_limit_is_told(client: go.Client) -> None:
     """Callers can ask what they may have."""
     assert ALLOWED == client.server_info().limits.memory_bytes
+
+
+def evaluated(running: front_server.Server, request: service_pb2.EvaluateRequest) -> service_pb2.EvaluateResponse:
+    """The answer to a request as it is."""
+    with front_server.connect(running) as stub:
+        response: service_pb2.EvaluateResponse = stub.Evaluate(request, timeout=60)
+    return response
+
+
+def test_what_one_caller_left_behind_is_not_missed_by_the_next(client: go.Client, running: front_server.Server) -> None:
+    """A graph is kept with its constants, but given up for a request that needs the memory that it takes."""
+    left = service_pb2.EvaluateRequest()
+    constant = left.graph.constants.add(name="c").value
+    constant.dtype, constant.shape[:], constant.fill.real = tensor_pb2.DTYPE_FLOAT64, [25_000_000], 1.0
+    node = left.graph.nodes.add(name="y", target="aten.sum.default")
+    node.args.add(value="c")
+    left.graph.outputs.add(name="y", value="y")
+    needed = service_pb2.EvaluateRequest()
+    needed.graph.inputs.add(name="x")
+    needed.graph.nodes.add(name="y", target="aten.sum.default").args.add(value="x")
+    needed.graph.outputs.add(name="y", value="y")
+    tensor = needed.primals.add(name="x").tensor
+    tensor.dtype, tensor.shape[:], tensor.fill.real = tensor_pb2.DTYPE_FLOAT64, [25_000_000], 1.0
+
+    for request in (needed, left, needed):
+        (output,) = evaluated(running, request).outputs
+        assert np.frombuffer(output.tensor.data).tolist() == [25e6]
+
+
+def test_a_message_that_cannot_be_read_for_want_of_memory(client: go.Client, running: front_server.Server) -> None:
+    """It is refused for that, and not as malformed: protobuf's own error is the same for both."""
+    request = service_pb2.EvaluateRequest()
+    request.graph.outputs.add(name="y", value="x")
+    request.graph.inputs.add(name="x")
+    request.primals.add(name="x").tensor.data = bytes(200 * 2**20)
+    with front_server.connect(running) as stub:
+        refusal = front_server.failing(lambda: stub.Evaluate(request, timeout=60))
+    assert "LIMIT_EXCEEDED" == refusal.reason, refusal
+    assert ("LIMIT_EXCEEDED", "max-memory-bytes", str(ALLOWED), f"more than {ALLOWED}") == (
+        refusal.reason,
+        *(refusal.metadata[key] for key in ("limit", "allowed", "asked")),
+    )

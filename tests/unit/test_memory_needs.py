@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradoracle.tracing import TraceError, trace
 from gradoracle.v1 import graph_pb2
-from gradoracle_server.engine import limits, memory, plan, shapes
+from gradoracle_server.engine import limits, memory, plan, program, shapes
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.graph import Argument, FunctionSpec, GraphSpec, InputSpec, NodeSpec, Ref
 from gradoracle_server.engine.limits import Work
@@ -259,7 +259,7 @@ def test_errors_of_memory(error: Exception, tried: int | None) -> None:
     """What torch, the C++ library and Python raise where memory cannot be had, and the bytes where they tell."""
     assert memory.is_exhausted(error)
     assert tried == memory.tried(error)
-    fault = memory.allowing(plan.computation_failed(error, node="n", target="aten.mm.default"), 1000)
+    fault = memory.allowing(program.computation_failed(error, node="n", target="aten.mm.default"), 1000)
     asked = "more than 1000" if tried is None or tried <= 1000 else str(tried)
     expected = {
         "limit": "max-memory-bytes",
@@ -276,7 +276,7 @@ def test_errors_of_memory(error: Exception, tried: int | None) -> None:
 @pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("overflow")])
 def test_other_errors_are_not_of_memory(error: Exception) -> None:
     """What is wrong with a request stays so."""
-    assert "COMPUTATION_FAILED" == plan.computation_failed(error).reason
+    assert "COMPUTATION_FAILED" == program.computation_failed(error).reason
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,24 @@ def test_a_wrong_scan_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not agrees(message)
 
 
+@settings(max_examples=1000, deadline=None)
+@given(messages)
+def test_a_glance_never_misses_a_device(message: bytes) -> None:
+    """Where a look at the bytes says that there is no device, the scan finds none, however the tag is written."""
+    assert not (wire.names_no_device(message) and wire.peek(message)[1])
+
+
+def test_a_glance_tells_most_requests_without_a_device() -> None:
+    """Of a small request that names none it says so; of one that does, or is large, or a view, it says nothing."""
+    request = service_pb2.EvaluateRequest(seed=7, primals=[{"name": "x"}])
+    assert wire.names_no_device(request.SerializeToString())
+    assert not wire.names_no_device(memoryview(request.SerializeToString()))
+    request.device = "cpu"
+    assert not wire.names_no_device(request.SerializeToString())
+    assert not wire.names_no_device(overlong(3 << 3 | 2, 2) + b"\x03cpu")
+    assert not wire.names_no_device(service_pb2.EvaluateRequest(primals=[{"name": "x" * 5000}]).SerializeToString())
+
+
 def test_memoryview_is_as_good_as_bytes() -> None:
     """A request inside a stream's message is looked at where it lies."""
     message = service_pb2.EvaluateRequest(device="cuda:3").SerializeToString()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
+import itertools
 import logging
 import os
 import re
 import socket
+import tracemalloc
 import types
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,9 +24,10 @@ from hypothesis import strategies as st
 
 from gradoracle.v1 import graph_pb2, service_pb2, tensor_pb2
 from gradoracle_server import frames
+from gradoracle_server.engine import evaluate
 from gradoracle_server.frames import METHODS, Job
 from gradoracle_server.launch import WorkerOptions
-from gradoracle_server.worker import handlers, main, payload
+from gradoracle_server.worker import graphs, handlers, main, payload
 
 OPTIONS = WorkerOptions(device="cpu", threads=1, max_graph_nodes=3, max_tensor_bytes=1 << 20, max_memory_bytes=0)
 
@@ -110,6 +114,103 @@ def test_the_least_recently_used_plan_goes_first():
     assert [cache(name) for name in "aab"] == [2, 1, 2]
 
 
+def test_a_graph_whose_constant_is_an_attachment_is_not_kept(worker):
+    """The same bytes with other attachments are another graph: each call has its own constant."""
+    nodes = [graph_pb2.Node(name="y", target="aten.mul.Tensor", args=[ref("x"), ref("c")])]
+    held = tensor_pb2.Tensor(dtype=tensor_pb2.DTYPE_FLOAT64, shape=[2], attachment=0)
+    graph = square_graph(nodes=nodes, constants=[graph_pb2.Constant(name="c", value=held)])
+
+    def answer(value):
+        data = np.full(2, value).tobytes()
+        attachments = frames.Attachments(frames.memory_file([data]), [(0, len(data))])
+        request = service_pb2.EvaluateRequest(graph=graph, primals=[array("x", [1, 2])])
+        reply = ask(worker, "Evaluate", request, attachments=attachments)
+        assert 0 == reply.code
+        tensor = service_pb2.EvaluateResponse.FromString(reply.payload).outputs[0].tensor
+        return np.frombuffer(tensor.data).tolist(), reply.plan_cache
+
+    assert [([3, 6], 2), ([5, 10], 2)] == [answer(value) for value in (3.0, 5.0)]
+    inside = graph_pb2.Graph()
+    assert graphs.is_whole(inside)
+    inside.functions.add().forward.CopyFrom(square_graph())
+    assert graphs.is_whole(inside)
+    inside.functions.add().backward.CopyFrom(graph)
+    assert not graphs.is_whole(inside)
+
+
+def long_graph(length, value):
+    """x + value + value + …"""
+    names = ["x", *(f"n{place}" for place in range(length))]
+    nodes = [
+        graph_pb2.Node(name=name, target="aten.add.Tensor", args=[ref(before), graph_pb2.Argument(real=value)])
+        for before, name in itertools.pairwise(names)
+    ]
+    return square_graph(nodes=nodes, outputs=[graph_pb2.Output(name="y", value=names[-1])])
+
+
+@pytest.mark.parametrize(("length", "retained"), [(1, 0), (10, 4), (300, 0), (300, 3)])
+def test_plans_are_not_taken_for_less_than_they_are(length, retained):
+    """The bytes that a cache counts are at least those that its plans take, and not many times as much."""
+    made = main.Worker(dataclasses.replace(OPTIONS, max_graph_nodes=0))
+    requests = [
+        service_pb2.ComputeVjpRequest(graph=long_graph(length, value), primals=[array("x", 1.0)]) for value in range(4)
+    ]
+    ask(made, "ComputeVjp", service_pb2.ComputeVjpRequest(graph=square_graph(), primals=[array("x", 1.0)]))
+    made._plans.clear()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for request in requests:
+        for count in range(retained + 1):
+            request.retain[:] = [f"n{place % length}" for place in range(min(count, length))]
+            assert 0 == ask(made, "ComputeVjp", request).code
+        ask(made, "ComputeVjp", request)  # what has grown is weighed at the next look
+    gc.collect()
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+
+    assert taken <= made._plans.held <= 10 * taken
+
+
+def test_plans_are_given_up_for_a_request_that_finds_no_memory(monkeypatch):
+    """What earlier requests left behind is no reason to refuse one; where nothing is left behind, it is refused."""
+    made = main.Worker(dataclasses.replace(OPTIONS, max_graph_nodes=0))
+    request = service_pb2.EvaluateRequest(graph=square_graph(), primals=[array("x", [2])])
+    large = service_pb2.EvaluateRequest(graph=long_graph(9000, 1.0), primals=[array("x", 1.0)])
+    assert 0 == ask(made, "Evaluate", large).code
+    real, tried = evaluate.evaluate, []
+
+    def short_of_memory(plan, primals, phases):
+        tried.append(made._plans.held)
+        if tried[-1] > 10**7:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8")
+        return real(plan, primals, phases)
+
+    monkeypatch.setattr(evaluate, "evaluate", short_of_memory)
+    assert 0 == ask(made, "Evaluate", request).code
+    assert 2 == len(tried)
+
+    def no_memory(plan, primals, phases):
+        tried.append(made._plans.held)
+        raise MemoryError
+
+    monkeypatch.setattr(evaluate, "evaluate", no_memory)
+    _, info = failed(ask(made, "Evaluate", request))
+    assert ("LIMIT_EXCEEDED", 3) == (info.reason, len(tried))
+    _, info = failed(ask(made, "Evaluate", large))
+    assert ("LIMIT_EXCEEDED", 5) == (info.reason, len(tried))
+
+
+def test_long_names_are_refused_at_once(worker):
+    """A name that is not there is not compared with others where that would take for ever, and is not kept."""
+    name = "n" * 10**6
+    request = service_pb2.ComputeVjpRequest(graph=square_graph(), primals=[array("x", [1])], wrt=[name])
+    status, info = failed(ask(worker, "ComputeVjp", request))
+    assert ("INVALID_SELECTION", "") == (info.reason, info.metadata["nearest"])
+    assert status.message.startswith('wrt: the graph has no input "nnn')
+    sizes = [len(one) for found in worker._plans._plans.values() for key in found.needs for one in key[2]]
+    assert 10**6 not in sizes
+
+
 def test_a_repeated_field_in_the_graph_is_merged_as_protobuf_does(worker):
     """Graphs that come in two pieces, or after other fields, are read as protobuf reads them."""
     whole = service_pb2.EvaluateRequest(graph=square_graph(), primals=[array("x", [3])])
@@ -123,6 +224,9 @@ def test_a_repeated_field_in_the_graph_is_merged_as_protobuf_does(worker):
     want = ask(worker, "Evaluate", whole).payload
     assert ask(worker, "Evaluate", pieces).payload == want
     assert ask(worker, "Evaluate", tensors + graph).payload == want
+    apart = first.graph.SerializeToString(), rest.graph.SerializeToString()
+    apart = [b"\x0a" + bytes([len(piece)]) + piece for piece in apart]
+    assert ask(worker, "Evaluate", apart[0] + tensors + apart[1]).payload == want
 
 
 @given(st.binary(max_size=300), st.binary(max_size=40))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import math
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,11 @@ SHAPES = st.lists(st.integers(0, 4), max_size=4)
 
 def read(message: pb.Tensor, *, limit: int = 0, attachments: Attachments | None = None) -> torch.Tensor:
     return Incoming(CPU, limit, attachments).tensor(message, 'primals["x"]')
+
+
+def read_in_a_list(message: pb.Tensor, *, limit: int = 0, all_limit: int = 0) -> torch.Tensor:
+    """The same, where small tensors take a shorter way."""
+    return Incoming(CPU, limit, None, all_limit).named([pb.NamedTensor(name="x", tensor=message)], "primals")["x"]
 
 
 def refused(message: pb.Tensor, **options) -> Fault:
@@ -53,6 +60,41 @@ def test_bits_survive_the_round_trip(number, shape, random):
     back = pb.Tensor()
     Outgoing(False).fill(back, tensor)
     assert (back.dtype, list(back.shape), back.data) == (number, shape, data)
+
+
+@given(st.sampled_from(sorted(DTYPES)), SHAPES, st.integers(-1, 1), st.randoms(use_true_random=False))
+def test_small_tensors_are_read_as_all_others(number, shape, change, random):
+    """The shorter way gives the same tensor, byte count and alignment, or refuses with the same words."""
+    dtype = DTYPES[number]
+    size = math.prod(shape) * dtype.itemsize
+    change = max(change, -size)
+    message = pb.Tensor(dtype=number, shape=shape, data=random.randbytes(size + change))
+    if change or (dtype is torch.bool and max(message.data, default=0) > 1):
+        with pytest.raises(Fault) as caught:
+            read_in_a_list(message)
+        assert refused(message).message == caught.value.message
+        return
+    expected = read(message)
+    incoming = Incoming(CPU, 0, None)
+    found = incoming.named([pb.NamedTensor(name="x", tensor=message)], "primals")["x"]
+    assert same_bits(expected, found)
+    assert (expected.nbytes, 0) == (incoming.bytes, found.data_ptr() % 64)
+
+
+@pytest.mark.parametrize("limits", [{"limit": 23}, {"all_limit": 23}])
+def test_small_tensors_are_held_to_the_limits(limits):
+    """Those of one tensor and of all together, to the byte."""
+    assert read_in_a_list(raw(torch.float64, [2], bytes(16)), **limits).shape == (2,)
+    with pytest.raises(Fault) as caught:
+        read_in_a_list(raw(torch.float64, [3], bytes(24)), **limits)
+    assert caught.value.reason == "LIMIT_EXCEEDED"
+    assert ("23", "24") == (caught.value.metadata["allowed"], caught.value.metadata["asked"])
+
+
+def test_sizes_that_multiply_to_the_right_number_are_refused_where_one_is_negative():
+    """-1 times -2 is 2 as well."""
+    with pytest.raises(Fault, match="sizes must not be negative"):
+        read_in_a_list(raw(torch.float64, [-1, -2], bytes(16)))
 
 
 @given(SHAPES, st.permutations(range(4)))
@@ -143,6 +185,9 @@ def test_what_does_not_fit_together_is_refused(message, reason, text):
     found = refused(message)
     assert found.reason == reason
     assert found.message == f'primals["x"]: {text}'
+    with pytest.raises(Fault) as caught:
+        read_in_a_list(message)
+    assert (found.reason, found.message) == (caught.value.reason, caught.value.message)
 
 
 def test_tensors_over_the_limit_are_refused_before_they_are_made():
@@ -206,11 +251,19 @@ def test_large_results_become_attachments_only_where_welcome():
 
 def test_attachments_that_nobody_took_are_given_back():
     """An answer that fails half-way leaves no descriptor open."""
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    gc.collect()  # what earlier tests left does not go meanwhile
+    before = memory_files()
     outgoing = Outgoing(True)
     outgoing.fill(pb.Tensor(), torch.ones(1 << 20))
+    assert len(memory_files()) == len(before) + 1
     outgoing.close()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert memory_files() == before
+
+
+def memory_files() -> list[str]:
+    """The descriptors of this process that are memory files."""
+    names = Path("/proc/self/fd").iterdir()
+    return sorted(one.name for one in names if one.is_symlink() and "memfd:" in str(one.readlink()))
 
 
 def test_a_name_stands_once_in_a_list_of_tensors():

@@ -27,28 +27,50 @@ class Timing(_message.Message):
     encode: float
     def __init__(self, queue: _Optional[float] = ..., decode: _Optional[float] = ..., plan: _Optional[float] = ..., forward: _Optional[float] = ..., backward: _Optional[float] = ..., check: _Optional[float] = ..., encode: _Optional[float] = ...) -> None: ...
 
+class Span(_message.Message):
+    __slots__ = ("offset", "length")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    length: int
+    def __init__(self, offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class SharedMemory(_message.Message):
+    __slots__ = ("token", "use", "spans")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    USE_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    token: bytes
+    use: int
+    spans: _containers.RepeatedCompositeFieldContainer[Span]
+    def __init__(self, token: _Optional[bytes] = ..., use: _Optional[int] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ...) -> None: ...
+
 class EvaluateRequest(_message.Message):
-    __slots__ = ("graph", "primals", "device", "seed")
+    __slots__ = ("graph", "primals", "device", "seed", "memory")
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     PRIMALS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     graph: _graph_pb2.Graph
     primals: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     device: str
     seed: int
-    def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ...) -> None: ...
+    memory: SharedMemory
+    def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ..., memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class EvaluateResponse(_message.Message):
-    __slots__ = ("outputs", "timing")
+    __slots__ = ("outputs", "timing", "spans")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     timing: Timing
-    def __init__(self, outputs: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    spans: _containers.RepeatedCompositeFieldContainer[Span]
+    def __init__(self, outputs: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ...) -> None: ...
 
 class ComputeVjpRequest(_message.Message):
-    __slots__ = ("graph", "primals", "device", "seed", "cotangents", "wrt", "retain", "batched")
+    __slots__ = ("graph", "primals", "device", "seed", "cotangents", "wrt", "retain", "batched", "memory")
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     PRIMALS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +79,7 @@ class ComputeVjpRequest(_message.Message):
     WRT_FIELD_NUMBER: _ClassVar[int]
     RETAIN_FIELD_NUMBER: _ClassVar[int]
     BATCHED_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     graph: _graph_pb2.Graph
     primals: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     device: str
@@ -65,57 +88,66 @@ class ComputeVjpRequest(_message.Message):
     wrt: _containers.RepeatedScalarFieldContainer[str]
     retain: _containers.RepeatedScalarFieldContainer[str]
     batched: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ..., cotangents: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., wrt: _Optional[_Iterable[str]] = ..., retain: _Optional[_Iterable[str]] = ..., batched: _Optional[_Iterable[str]] = ...) -> None: ...
+    memory: SharedMemory
+    def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ..., cotangents: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., wrt: _Optional[_Iterable[str]] = ..., retain: _Optional[_Iterable[str]] = ..., batched: _Optional[_Iterable[str]] = ..., memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class ComputeVjpResponse(_message.Message):
-    __slots__ = ("outputs", "gradients", "timing")
+    __slots__ = ("outputs", "gradients", "timing", "spans")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     gradients: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     timing: Timing
-    def __init__(self, outputs: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., gradients: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    spans: _containers.RepeatedCompositeFieldContainer[Span]
+    def __init__(self, outputs: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., gradients: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ...) -> None: ...
 
 class ComputeJvpRequest(_message.Message):
-    __slots__ = ("graph", "primals", "device", "seed", "tangents")
+    __slots__ = ("graph", "primals", "device", "seed", "tangents", "memory")
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     PRIMALS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     TANGENTS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     graph: _graph_pb2.Graph
     primals: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     device: str
     seed: int
     tangents: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
-    def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ..., tangents: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ...) -> None: ...
+    memory: SharedMemory
+    def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ..., tangents: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class ComputeJvpResponse(_message.Message):
-    __slots__ = ("outputs", "tangents", "timing")
+    __slots__ = ("outputs", "tangents", "timing", "spans")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     TANGENTS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     tangents: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     timing: Timing
-    def __init__(self, outputs: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., tangents: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    spans: _containers.RepeatedCompositeFieldContainer[Span]
+    def __init__(self, outputs: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., tangents: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ...) -> None: ...
 
 class ComputeJacobianRequest(_message.Message):
-    __slots__ = ("graph", "primals", "device", "seed", "of", "wrt")
+    __slots__ = ("graph", "primals", "device", "seed", "of", "wrt", "memory")
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     PRIMALS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     OF_FIELD_NUMBER: _ClassVar[int]
     WRT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     graph: _graph_pb2.Graph
     primals: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     device: str
     seed: int
     of: _containers.RepeatedScalarFieldContainer[str]
     wrt: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ..., of: _Optional[_Iterable[str]] = ..., wrt: _Optional[_Iterable[str]] = ...) -> None: ...
+    memory: SharedMemory
+    def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ..., of: _Optional[_Iterable[str]] = ..., wrt: _Optional[_Iterable[str]] = ..., memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class JacobianBlock(_message.Message):
     __slots__ = ("output", "input", "tensor")
@@ -128,17 +160,19 @@ class JacobianBlock(_message.Message):
     def __init__(self, output: _Optional[str] = ..., input: _Optional[str] = ..., tensor: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class ComputeJacobianResponse(_message.Message):
-    __slots__ = ("outputs", "blocks", "timing")
+    __slots__ = ("outputs", "blocks", "timing", "spans")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     blocks: _containers.RepeatedCompositeFieldContainer[JacobianBlock]
     timing: Timing
-    def __init__(self, outputs: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., blocks: _Optional[_Iterable[_Union[JacobianBlock, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    spans: _containers.RepeatedCompositeFieldContainer[Span]
+    def __init__(self, outputs: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., blocks: _Optional[_Iterable[_Union[JacobianBlock, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ...) -> None: ...
 
 class ComputeHessianRequest(_message.Message):
-    __slots__ = ("graph", "primals", "device", "seed", "cotangents", "wrt", "vectors")
+    __slots__ = ("graph", "primals", "device", "seed", "cotangents", "wrt", "vectors", "memory")
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     PRIMALS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +180,7 @@ class ComputeHessianRequest(_message.Message):
     COTANGENTS_FIELD_NUMBER: _ClassVar[int]
     WRT_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     graph: _graph_pb2.Graph
     primals: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     device: str
@@ -153,7 +188,8 @@ class ComputeHessianRequest(_message.Message):
     cotangents: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     wrt: _containers.RepeatedScalarFieldContainer[str]
     vectors: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
-    def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ..., cotangents: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., wrt: _Optional[_Iterable[str]] = ..., vectors: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ...) -> None: ...
+    memory: SharedMemory
+    def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ..., cotangents: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., wrt: _Optional[_Iterable[str]] = ..., vectors: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class HessianBlock(_message.Message):
     __slots__ = ("row", "column", "tensor")
@@ -166,21 +202,23 @@ class HessianBlock(_message.Message):
     def __init__(self, row: _Optional[str] = ..., column: _Optional[str] = ..., tensor: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class ComputeHessianResponse(_message.Message):
-    __slots__ = ("outputs", "gradients", "blocks", "products", "timing")
+    __slots__ = ("outputs", "gradients", "blocks", "products", "timing", "spans")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     PRODUCTS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     gradients: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     blocks: _containers.RepeatedCompositeFieldContainer[HessianBlock]
     products: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     timing: Timing
-    def __init__(self, outputs: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., gradients: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., blocks: _Optional[_Iterable[_Union[HessianBlock, _Mapping]]] = ..., products: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    spans: _containers.RepeatedCompositeFieldContainer[Span]
+    def __init__(self, outputs: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., gradients: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., blocks: _Optional[_Iterable[_Union[HessianBlock, _Mapping]]] = ..., products: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ...) -> None: ...
 
 class CheckGradientsRequest(_message.Message):
-    __slots__ = ("graph", "primals", "device", "seed", "cotangents", "claimed", "order", "mode", "wrt", "forward_mode", "batched_gradients")
+    __slots__ = ("graph", "primals", "device", "seed", "cotangents", "claimed", "order", "mode", "wrt", "forward_mode", "batched_gradients", "memory")
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     PRIMALS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +230,7 @@ class CheckGradientsRequest(_message.Message):
     WRT_FIELD_NUMBER: _ClassVar[int]
     FORWARD_MODE_FIELD_NUMBER: _ClassVar[int]
     BATCHED_GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     graph: _graph_pb2.Graph
     primals: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     device: str
@@ -203,7 +242,8 @@ class CheckGradientsRequest(_message.Message):
     wrt: _containers.RepeatedScalarFieldContainer[str]
     forward_mode: bool
     batched_gradients: bool
-    def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ..., cotangents: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., claimed: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., order: _Optional[int] = ..., mode: _Optional[_Union[_check_pb2.CheckMode, str]] = ..., wrt: _Optional[_Iterable[str]] = ..., forward_mode: bool = ..., batched_gradients: bool = ...) -> None: ...
+    memory: SharedMemory
+    def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ..., cotangents: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., claimed: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., order: _Optional[int] = ..., mode: _Optional[_Union[_check_pb2.CheckMode, str]] = ..., wrt: _Optional[_Iterable[str]] = ..., forward_mode: bool = ..., batched_gradients: bool = ..., memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class CheckGradientsResponse(_message.Message):
     __slots__ = ("report", "timing")
@@ -214,16 +254,18 @@ class CheckGradientsResponse(_message.Message):
     def __init__(self, report: _Optional[_Union[_check_pb2.CheckReport, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class InspectGraphRequest(_message.Message):
-    __slots__ = ("graph", "primals", "device", "seed")
+    __slots__ = ("graph", "primals", "device", "seed", "memory")
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     PRIMALS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     graph: _graph_pb2.Graph
     primals: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.NamedTensor]
     device: str
     seed: int
-    def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ...) -> None: ...
+    memory: SharedMemory
+    def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ..., memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class ValueInfo(_message.Message):
     __slots__ = ("name", "dtype", "shape", "stride", "requires_grad", "is_leaf", "grad_fn", "target", "is_tuple")
@@ -372,14 +414,16 @@ class StreamCall(_message.Message):
     def __init__(self, id: _Optional[int] = ..., attachments: _Optional[int] = ..., evaluate: _Optional[_Union[EvaluateRequest, _Mapping]] = ..., compute_vjp: _Optional[_Union[ComputeVjpRequest, _Mapping]] = ..., compute_jvp: _Optional[_Union[ComputeJvpRequest, _Mapping]] = ..., compute_jacobian: _Optional[_Union[ComputeJacobianRequest, _Mapping]] = ..., compute_hessian: _Optional[_Union[ComputeHessianRequest, _Mapping]] = ..., check_gradients: _Optional[_Union[CheckGradientsRequest, _Mapping]] = ..., inspect_graph: _Optional[_Union[InspectGraphRequest, _Mapping]] = ..., describe_server: _Optional[_Union[DescribeServerRequest, _Mapping]] = ..., list_operators: _Optional[_Union[ListOperatorsRequest, _Mapping]] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("call_id", "attachment", "data")
+    __slots__ = ("call_id", "attachment", "data", "total")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     ATTACHMENT_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     attachment: int
     data: bytes
-    def __init__(self, call_id: _Optional[int] = ..., attachment: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    total: int
+    def __init__(self, call_id: _Optional[int] = ..., attachment: _Optional[int] = ..., data: _Optional[bytes] = ..., total: _Optional[int] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
     __slots__ = ("answers", "chunks")

@@ -40,8 +40,8 @@ class _Tape:
         self.plan = plan
         self.inputs = leaves(plan, bind(plan, primals))
         program = plan.program(retain)
-        with phases.measure("forward"), torch.enable_grad():
-            returned = program(self.inputs)
+        with phases.measure("forward"):
+            returned = program(self.inputs, recorded=True)
         check_outputs(plan, returned)
         count = len(plan.spec.outputs)
         self.outputs: list[torch.Tensor] = list(returned[:count])
@@ -87,7 +87,8 @@ def vjp(
     with phases.measure("backward"):
         pulled = pull_back(tape.outputs, selection.cotangents_for(plan, tape.outputs, cotangents), targets)
     gradients = dict(zip([*wanted, *retain], pulled, strict=True))
-    return Gradients(tape.detached_outputs(), structure.project_named(gradients, plan.spec.structures))
+    kinds = plan.spec.structures
+    return Gradients(tape.detached_outputs(), structure.project_named(gradients, kinds) if kinds else gradients)
 
 
 def jvp(plan: Plan, primals: Tensors, phases: Phases, *, tangents: Tensors) -> Gradients:

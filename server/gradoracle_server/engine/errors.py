@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 200  # characters of a name that another is compared with
+
 
 class Fault(Exception):  # noqa: N818 - the request is at fault, the engine has no error
     """A request that cannot be carried out.
@@ -23,7 +25,9 @@ class Fault(Exception):  # noqa: N818 - the request is at fault, the engine has 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     """The known names that look most like an unknown one, the likeliest first."""
-    return difflib.get_close_matches(name, list(names), n=count, cutoff=0.6)
+    if len(name) > _LONGEST:
+        return []  # to compare is quadratic in the length
+    return difflib.get_close_matches(name, [one for one in names if len(one) <= _LONGEST], n=count, cutoff=0.6)
 
 
 def suggestion(candidates: list[str]) -> str:

@@ -39,6 +39,8 @@ class Work(enum.Enum):
     HESSIAN = "hessian"
     CHECK = "check"
 
+    __hash__ = object.__hash__  # a member equals itself alone; Enum's own is a call of Python for each look-up
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Need:
@@ -74,17 +76,26 @@ def require(
 
     Looks at shapes and dtypes alone. Primals that do not fit the graph are let through: who binds them has the words.
     """
-    names = [one.name for one in plan.spec.inputs]
-    if not allowed or primals.keys() != set(names):
+    if not allowed or len(primals) != len(plan.spec.inputs):
         return
-    key = (work, tuple(of), tuple(wrt), tuple(batched), *((primals[one].shape, primals[one].dtype) for one in names))
+    given_as: list[Any] = [work, tuple(of) if of else (), tuple(wrt) if wrt else (), tuple(batched) if batched else ()]
+    for one in plan.spec.inputs:
+        primal = primals.get(one.name)
+        if primal is None:
+            return
+        given_as += primal.shape, primal.dtype
+    key = tuple(given_as)
     need = plan.needs.get(key)
     if need is None:
-        given = {name: shapes.of(primals[name]) for name in names}
+        given = {one.name: shapes.of(primals[one.name]) for one in plan.spec.inputs}
         need = _need(_Request(plan, given, allowed, work, of, wrt, batched))
-        if len(plan.needs) >= _REMEMBERED:
-            plan.needs.pop(next(iter(plan.needs)))
-        plan.needs[key] = need
+        known = {*primals, *(name for name, _ in plan.spec.outputs)}
+        selected = [*of, *wrt, *batched]
+        # Names that are not the graph's, or stand there again and again, could be of any size.
+        if len(selected) <= 2 * len(known) and known.issuperset(selected):
+            if len(plan.needs) >= _REMEMBERED:
+                plan.needs.pop(next(iter(plan.needs)))
+            plan.needs[key] = need
     if need.bytes > allowed:
         raise memory.too_much(need.what, need.bytes, allowed, node=need.node, target=need.target)
 

@@ -44,6 +44,14 @@ def is_exhausted(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) and bool(_EXHAUSTED.search(str(error)) or is_overflow(error))
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether a request ended because memory could not be had, and not because what it needs was known to be too
+    much."""
+    if isinstance(error, Fault):
+        return error.metadata.get("limit") == LIMIT and "allowed" not in error.metadata
+    return is_exhausted(error)
+
+
 def tried(error: BaseException) -> int | None:
     """The bytes of the allocation that failed, where the error tells."""
     if is_overflow(error):

@@ -175,9 +175,10 @@ def table() -> tuple[dict[str, str | bool], ...]:
     Overloads of one operator stand in the order in which torch tries them, which decides between two that both fit.
     """
     rows: list[dict[str, str | bool]] = []
-    bases = sorted({name.split(".")[1] for name in names()})
-    for base in bases:
-        known = [name for name in names() if name.split(".")[1] == base]
+    overloads: dict[str, list[str]] = {}
+    for name in names():
+        overloads.setdefault(name.split(".")[1], []).append(name)
+    for base, known in sorted(overloads.items()):
         order = {
             f"aten.{base}.{overload}": place for place, overload in enumerate(getattr(torch.ops.aten, base).overloads())
         }

@@ -21,7 +21,8 @@ from gradoracle_server.engine.operators import Operator
 from gradoracle_server.engine.program import Program
 
 _VARIANTS = 8  # programs kept for one graph, by what they return beside the outputs
-_A_PROGRAM, _A_BYTE = 10_000, 100  # bytes that a program takes, and for each byte of the graph's message: 50 to 90
+_EACH = 10_000  # bytes that a plan takes, and each of its programs
+_SPEC, _PROGRAM = 20, 10  # bytes that they take for each byte of the graph's message
 _A_NEED = 300  # bytes, for each input, of what `limits` remembers
 
 
@@ -51,7 +52,8 @@ class Plan:
             constants = self._constant_bytes = sum(value.nbytes for value in self.constants.values())
         programs = max(1, len(self._programs)) + (1 if self.functions else 0)
         needs = len(self.needs) * _A_NEED * (4 + len(self.spec.inputs))
-        return constants + programs * (_A_PROGRAM + _A_BYTE * max(0, text - constants)) + needs
+        written = max(0, text - constants) * (_SPEC + _PROGRAM * programs)
+        return constants + (1 + programs) * _EACH + written + needs
 
     def program(self, extra: Sequence[str] = ()) -> Program:
         """The program that returns the outputs' values and then those named in `extra`. Kept for the next time."""

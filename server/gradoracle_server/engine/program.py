@@ -33,8 +33,9 @@ class Program:
         writer = _Writer(plan)
         source = writer.source(returned)
         exec(compile(source, "<graph>", "exec"), writer.scope)  # noqa: S102 - from a graph that keeps the rules
-        self._forward: Callable[..., tuple[Any, ...]] = writer.scope["forward"]
-        self._code = writer.scope["forward"].__code__
+        # Out of its own scope: in a ring, it would hold the constants until the next collection.
+        self._forward: Callable[..., tuple[Any, ...]] = writer.scope.pop("forward")
+        self._code = self._forward.__code__
         self._nodes = writer.nodes
 
     def __call__(self, inputs: Sequence[torch.Tensor], *, recorded: bool = False) -> tuple[Any, ...]:

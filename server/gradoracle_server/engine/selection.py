@@ -22,6 +22,8 @@ def unknown(list_name: str, name: str, kind: str, known: Iterable[str]) -> Fault
 
 def wanted_inputs(plan: Plan, inputs: Sequence[torch.Tensor], wrt: Sequence[str]) -> list[int]:
     """Positions of the inputs of `wrt` in the graph's order; with none, of all that require grad."""
+    if not wrt:
+        return [position for position, one in enumerate(plan.spec.inputs) if one.requires_grad]
     names = [one.name for one in plan.spec.inputs]
     for name in wrt:
         if name not in names:
@@ -36,13 +38,13 @@ def wanted_inputs(plan: Plan, inputs: Sequence[torch.Tensor], wrt: Sequence[str]
                 "only tensors of floating point and complex dtype can require gradients"
             )
             raise Fault("INVALID_SELECTION", message, field="wrt", name=name)
-    if wrt:
-        return [position for position, name in enumerate(names) if name in wrt]
-    return [position for position, one in enumerate(plan.spec.inputs) if one.requires_grad]
+    return [position for position, name in enumerate(names) if name in wrt]
 
 
 def retained_values(plan: Plan, retain: Sequence[str]) -> list[str]:
     """The value behind each name of `retain`: a value of that name, else the value of the output of that name."""
+    if not retain:
+        return []
     values = {one.name for one in plan.spec.inputs} | {node.name for node in plan.spec.nodes}
     outputs = dict(plan.spec.outputs)
     found = []

@@ -167,12 +167,12 @@ class Judge:
         return self._inconclusive(examiner, gradients, found)
 
     def _coarsely(self, examiner: Examiner, gradients: Gradients) -> Assessment | None:
-        """The slopes on a claim in low precision, where they fail its float64 reference: hardsigmoid's is off by 2e-8,
-        which in low precision is nothing. None where the claim is wrong, too."""
-        allowance = self._coarse_allowance(gradients)
-        if allowance is None:
+        """The slopes on a float64 reference that they fail, where it is right to the last place of the precision on
+        trial: hardsigmoid's is off by 2e-8. None where it is further off, and in float64."""
+        if self._case.epsilon <= torch.finfo(torch.float64).eps:
             return None
-        found = examiner.assess(gradients.claimed, generous=True, allowance=allowance)
+        last_place = self._case.epsilon * gradients.reference.abs()
+        found = examiner.assess(gradients.reference, generous=True, allowance=last_place)
         return found if bool(found.judgements.within.all()) else None
 
     def _numerically(self, place: int, examiner: Examiner, gradient: torch.Tensor) -> Assessment:

@@ -179,7 +179,11 @@ class Lane:
 
         Drawn anew for each, so that those who are refused together do not come back together.
         """
-        half = min(10.0, max(0.05, self.queue.depth / 2 * self._seconds / max(1, self.alive)))
+        now = time.perf_counter()
+        tickets = [worker.ticket for worker in self.workers if worker.ticket is not None]
+        running = [now - one.arrived - one.queue_seconds for one in tickets]
+        typical = max(self._seconds, *running, 0.0)  # what runs long now has not been counted yet
+        half = min(10.0, max(0.05, self.queue.depth / 2 * typical / max(1, self.alive)))
         return half * random.uniform(0.75, 1.25)  # noqa: S311 - no secret
 
     def _look(self) -> None:
@@ -187,6 +191,8 @@ class Lane:
         for worker in self.workers:
             if worker.is_stopped():
                 _log.warning("worker %s of %s is stopped; it is replaced", worker.greeting.get("pid"), self.device)
+                if worker.ticket is not None:
+                    worker.ticket.attempts = 0  # no request stops its worker: this one had no try
                 worker.kill()
         self._next_look = asyncio.get_running_loop().call_later(_LOOK, self._look)
 

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
-from gradoracle_server.front import devices
+from gradoracle_server import environment
+from gradoracle_server.addresses import Address
+from gradoracle_server.front import devices, heap
 from gradoracle_server.front.admission import Queue
 from gradoracle_server.front.auth import Tls, Tokens
 from gradoracle_server.front.health import Health
@@ -28,8 +30,9 @@ from gradoracle_server.front.metrics_http import MetricsServer
 from gradoracle_server.front.pool import Lane, Pool
 from gradoracle_server.front.processes import Processes
 from gradoracle_server.front.service import Service, register
+from gradoracle_server.front.shared_memory import SUFFIX, SharedMemory
 from gradoracle_server.front.stream import Streams
-from gradoracle_server.settings import Address, Settings, SettingsError
+from gradoracle_server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from gradoracle_server.front.tracing import Tracing
@@ -70,7 +73,10 @@ class Front:
         """Serves until told to stop. Raises SettingsError or StartError where it cannot come up."""
         settings = self._settings
         self._listen_to_signals()
+        heap.keep_freed_memory()
         check_address("--listen", settings.listen)
+        if settings.shared_memory:
+            check_address("--shared-memory", Address("", 0, settings.listen.path + SUFFIX))
         self._tls = Tls(settings) if settings.tls_cert else None
         if settings.token_file is not None:
             self._tokens = Tokens(settings.token_file, settings.health_without_token, self._refused)
@@ -141,6 +147,13 @@ class Front:
         address = _bind(server, settings.listen, self._tls)
         await self._health.start()
         await server.start()
+        if settings.shared_memory:
+            service.memory = SharedMemory(Path(address.path), service.budget)
+            try:
+                service.memory.open()
+            except OSError as error:
+                place = Address("", 0, str(service.memory.path))
+                raise _cannot_listen("--shared-memory", place, error.strerror or str(error)) from None
         if settings.unguarded:
             missing = " and ".join(settings.unguarded)
             _log.warning("listening on %s, which other machines can reach, without %s", address, missing)
@@ -148,6 +161,8 @@ class Front:
             print(f"gradoracle listening on {address} (metrics {http.address if http else 'off'})", flush=True)
         await self._stop.wait()
         await self._drain(server, service, streams)
+        if service.memory is not None:
+            service.memory.close()
         if address.path:
             Path(address.path).unlink(missing_ok=True)
 
@@ -267,15 +282,13 @@ def _tracing(endpoint: str | None, version: str) -> Tracing | None:
         return None
     try:
         from gradoracle_server.front.tracing import Tracing
+
+        return Tracing(endpoint, version)
     except ImportError as error:
         text = f"expected OpenTelemetry beside it (pip install 'gradoracle[otel]'), got: {error}"
         raise SettingsError(f"--otlp-endpoint: {text}") from None
-    except ValueError as error:  # the one variable that is read by an import
-        raise SettingsError(f"OTEL_PROPAGATORS: {error}") from None
-    try:
-        return Tracing(endpoint, version)
-    except ValueError as error:
-        raise SettingsError(f"--otlp-endpoint: OpenTelemetry refuses its OTEL_ variables: {error}") from None
+    except ValueError as error:  # of the import, too: some variables are read by it
+        raise SettingsError(environment.refused_by_opentelemetry(str(error))) from None
 
 
 def _bind(server: grpc.aio.Server, address: Address, tls: Tls | None) -> Address:

@@ -20,6 +20,8 @@ from gradoracle_server.front import statuses, wire
 from gradoracle_server.front.admission import Ticket
 from gradoracle_server.front.metrics import SERVICE, Metrics
 from gradoracle_server.front.pool import Lane, Pool
+from gradoracle_server.front.shared_memory import SharedMemory
+from gradoracle_server.front.uploads import Budget
 from gradoracle_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class Service:
         self.settings = settings
         self.tracing = tracing
         self.draining = False  # whether new calls are refused
+        self.budget = Budget(settings.max_queue_bytes, settings.max_tensor_bytes)
+        self.memory: SharedMemory | None = None  # what callers share, where that is wanted
         self._pool = pool
         self._version = version
 
@@ -95,8 +99,9 @@ class Service:
             return remaining
         return timeout if remaining is None or timeout < remaining else remaining
 
-    async def device(self, request: bytes | memoryview, position: int = 0, device: str = "") -> str:
-        """The device that a request names, where finding it takes so long that others should have a go meanwhile."""
+    async def device(self, request: bytes | memoryview) -> str:
+        """The device that a request names. Where finding it takes long, others have a go meanwhile."""
+        position, device = wire.peek(request)
         while position < len(request):
             await asyncio.sleep(0)
             position, device = wire.peek(request, position, device)
@@ -116,9 +121,23 @@ class Service:
         if self.draining:
             raise statuses.shutting_down()
         lane = self._pool.lane("" if method == _LIST_OPERATORS else device)
+        use = None
+        if self.memory is not None and attachments is None:
+            request, use = self.memory.take(request, METHODS[method])
+            if use is not None:
+                attachments, attachments_welcome = use.attachments, True
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         ticket = Ticket(Job(method, request, attachments, attachments_welcome), context.peer, future, arrived)
-        lane.submit(ticket, self.seconds(context))
+        if use is None:
+            lane.submit(ticket, self.seconds(context))
+            return lane, ticket
+        try:
+            lane.submit(ticket, self.seconds(context))
+        except BaseException:
+            use.close()
+            raise
+        use.begin()
+        future.add_done_callback(use.close)
         return lane, ticket
 
     def response(self, lane: Lane, ticket: Ticket, reply: Reply) -> tuple[bytes | memoryview, bytes]:
@@ -131,11 +150,17 @@ class Service:
             failure = statuses.from_worker(reply)
         elif size > self.settings.max_message_bytes:
             failure = _too_long("the answer", self.settings.max_message_bytes, size)
+        elif _is_misplaced(ticket.job.attachments, reply.attachments):
+            failure = statuses.internal(ValueError("attachments are not where they should be"), "a worker's reply")
         if failure is not None:
             if reply.attachments is not None:
                 reply.attachments.close()
             raise failure
-        return reply.payload, wire.timing(ticket.queue_seconds, reply.phases)
+        timing = wire.timing(ticket.queue_seconds, reply.phases)
+        if reply.attachments is not None and reply.attachments.callers:  # they are where the caller will look for them
+            where, reply.attachments = reply.attachments.spans, None
+            return reply.payload, timing + wire.spans(where)
+        return reply.payload, timing
 
     def _unary(self, method: int) -> Callable[[bytes, Context], Awaitable[bytes]]:
         name = METHODS[method]
@@ -149,9 +174,7 @@ class Service:
             try:
                 if len(request) > longest:
                     raise _too_long("the request", longest, len(request))
-                position, device = wire.peek(request)
-                if position < len(request):
-                    device = await self.device(request, position, device)
+                device = "" if wire.names_no_device(request) else await self.device(request)
                 lane, ticket = self.admit(method, request, device, context, arrived)
                 reply = await ticket.future
                 answer = b"".join(self.response(lane, ticket, reply))
@@ -168,6 +191,8 @@ class Service:
                 calls.finished(failure.code, time.perf_counter() - arrived)
                 if self.tracing is not None:
                     self.tracing.call(name, context, arrived, failure.code, lane, ticket, failure)
+                # gRPC keeps where a call was aborted, and this frame with it, until the next full collection.
+                request, lane, ticket = b"", None, None
                 await failure.abort(context)
             calls.finished(grpc.StatusCode.OK, time.perf_counter() - arrived)
             if self.tracing is not None:
@@ -191,6 +216,11 @@ class Service:
         if self.tracing is not None:
             self.tracing.call("DescribeServer", context, arrived, grpc.StatusCode.OK)
         return answer
+
+
+def _is_misplaced(came: Attachments | None, gone: Attachments | None) -> bool:
+    """Whether an answer's attachments are not in the caller's memory where the request's were, or the other way."""
+    return gone is not None and gone.callers != (came is not None and came.callers)
 
 
 def gone(context: Context) -> grpc.StatusCode:

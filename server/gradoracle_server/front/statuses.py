@@ -47,8 +47,13 @@ class Failure(Exception):  # noqa: N818 - a status, which only the caller may ca
             made += (("grpc-retry-pushback-ms", "-1"),)  # clients repeat such calls, but this one is over a limit
         return made
 
+    def let_go(self) -> None:
+        """Forgets where it was raised: the frames there hold the request, and it, until the next full collection."""
+        self.__traceback__ = None
+
     async def abort(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> NoReturn:
         """Ends the call with this status."""
+        self.let_go()
         await context.abort(self.code, self.status.message, self.metadata())
         raise AssertionError("abort returned")
 
@@ -138,6 +143,11 @@ def not_served(method: str) -> Failure:
     """A method that this version does not know."""
     text = f"expected a method of gradoracle.v1.GradientService as this version has it, got {_short(method)}"
     return _failure(grpc.StatusCode.UNIMPLEMENTED, "NOT_SERVED", text, method=method)
+
+
+def memory_unknown(text: str) -> Failure:
+    """The request names shared memory that is not there, or a use of it that was."""
+    return _failure(grpc.StatusCode.FAILED_PRECONDITION, "MEMORY_UNKNOWN", f"memory: {text}")
 
 
 def internal(error: BaseException, where: str) -> Failure:

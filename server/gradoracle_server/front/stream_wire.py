@@ -40,10 +40,10 @@ class Answer:
     field: int
     parts: Sequence[bytes | memoryview]
     attachments: Attachments | None = None
+    size: int = dataclasses.field(init=False)  # bytes of the parts
 
-    @property
-    def size(self) -> int:
-        return sum(len(part) for part in self.parts)
+    def __post_init__(self) -> None:
+        self.size = sum(map(len, self.parts))
 
     def close(self) -> None:
         """Gives the attachments back."""
@@ -113,9 +113,9 @@ def answer(made: Answer) -> list[bytes | memoryview]:
     return [wire.headed(1, len(head) + size) + head, *made.parts]
 
 
-def chunk(call_id: int, attachment: int, data: bytes) -> list[bytes | memoryview]:
-    """The field of StreamResponse that holds a chunk, in parts."""
-    head = wire.tagged(1, call_id) + wire.tagged(2, attachment) + wire.headed(3, len(data))
+def chunk(call_id: int, attachment: int, data: bytes, total: int) -> list[bytes | memoryview]:
+    """The field of StreamResponse that holds a chunk, in parts. `total` is the length of its attachment."""
+    head = wire.tagged(1, call_id) + wire.tagged(2, attachment) + wire.tagged(4, total) + wire.headed(3, len(data))
     return [wire.headed(2, len(head) + len(data)) + head, data]
 
 
@@ -125,5 +125,5 @@ def chunks(made: Answer, size: int) -> Iterator[list[bytes | memoryview]]:
     for index, (start, length) in enumerate(made.attachments.spans):
         for offset in range(start, start + max(length, 1), size):
             data = os.pread(made.attachments.descriptor, min(size, start + length - offset), offset)
-            yield chunk(made.id, index, data)
+            yield chunk(made.id, index, data, length)
     yield answer(made)

@@ -19,6 +19,20 @@ class Budget:
         self.tensor_limit = tensor_limit
         self.held = 0
 
+    def over_tensor(self, what: str, length: int) -> statuses.Failure | None:
+        """The failure of an attachment that is larger than a tensor may be."""
+        if self.tensor_limit and length > self.tensor_limit:
+            return statuses.limit_exceeded(what, "--max-tensor-bytes", self.tensor_limit, length)
+        return None
+
+    def over(self, what: str, size: int, more: int) -> statuses.Failure | None:
+        """The failure of a call whose attachments, `size` bytes with `more` that have just come, find no room."""
+        if self.limit and size > self.limit:
+            return statuses.limit_exceeded(what, "--max-queue-bytes", self.limit, size)
+        if self.limit and self.held + more > self.limit:
+            return statuses.overloaded("attachments", "--max-queue-bytes", self.limit, _RETRY_AFTER)
+        return None
+
 
 class Upload:
     """The attachments of one call.
@@ -84,16 +98,8 @@ class Upload:
         return None
 
     def _over(self, attachment: int, length: int, more: int) -> statuses.Failure | None:
-        budget = self._budget
-        if budget.tensor_limit and length > budget.tensor_limit:
-            what = f"attachment {attachment} of call {self._call_id}"
-            return statuses.limit_exceeded(what, "--max-tensor-bytes", budget.tensor_limit, length)
-        if budget.limit and self.held + more > budget.limit:
-            what = f"the attachments of call {self._call_id}"
-            return statuses.limit_exceeded(what, "--max-queue-bytes", budget.limit, self.held + more)
-        if budget.limit and budget.held + more > budget.limit:
-            return statuses.overloaded("attachments", "--max-queue-bytes", budget.limit, _RETRY_AFTER)
-        return None
+        failure = self._budget.over_tensor(f"attachment {attachment} of call {self._call_id}", length)
+        return failure or self._budget.over(f"the attachments of call {self._call_id}", self.held + more, more)
 
     def _end(self) -> int:
         return sum(self.spans[-1]) if self.spans else 0

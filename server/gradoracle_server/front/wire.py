@@ -15,6 +15,10 @@ VARINT, FIXED64, LENGTH, START_GROUP, END_GROUP, FIXED32 = range(6)
 
 DEVICE_FIELD = 3  # of every request
 _DEVICE_TAG = DEVICE_FIELD << 3 | LENGTH
+MEMORY_FIELD = 16  # of every request that has tensors
+_SPANS_FIELD = 16  # of every response that has them
+_DEVICE_TAG_BEGINS = (_DEVICE_TAG, _DEVICE_TAG | 0x80)  # the tag as one byte, or needlessly as several
+_LOOKED_AT = 4096  # bytes; a look at each of more takes longer than a walk over the fields
 _FIELDS_AT_ONCE = 4096  # about a millisecond
 _GROUPS_DEEP = 100  # protobuf's own limit
 
@@ -25,6 +29,15 @@ _TIMING_HEAD = (_TIMING_TAG, _TIMING.size - 2)
 
 class MalformedError(ValueError):
     """The bytes are no protobuf message."""
+
+
+def names_no_device(message: bytes | memoryview) -> bool:
+    """Whether it is plain at a glance that there is no device in a request: no byte in it could begin the field.
+
+    Where this does not hold, `peek` tells.
+    """
+    short, long = _DEVICE_TAG_BEGINS
+    return isinstance(message, bytes) and len(message) <= _LOOKED_AT and short not in message and long not in message
 
 
 def peek(message: bytes | memoryview, start: int = 0, device: str = "") -> tuple[int, str]:
@@ -54,6 +67,32 @@ def peek(message: bytes | memoryview, start: int = 0, device: str = "") -> tuple
     except (MalformedError, UnicodeDecodeError):
         return end, ""
     return start, device
+
+
+def memory(message: bytes | memoryview) -> tuple[int, int, int] | None:
+    """Where a request's field `memory` is: its start, that of its contents, its end. None where it is not among the
+    first fields, or the message is malformed before it."""
+    start, end = 0, len(message)
+    try:
+        for _ in range(_FIELDS_AT_ONCE):
+            if start >= end:
+                break
+            number, kind, value, stop = _field(message, start, end)
+            if number == MEMORY_FIELD and kind == LENGTH:
+                return start, value, stop
+            start = stop
+    except MalformedError:
+        pass
+    return None
+
+
+def spans(where: Sequence[tuple[int, int]]) -> bytes:
+    """The fields `spans` of a response, to be put behind its other fields."""
+    written = []
+    for offset, length in where:
+        one = tagged(1, offset) + tagged(2, length)
+        written.append(headed(_SPANS_FIELD, len(one)) + one)
+    return b"".join(written)
 
 
 def fields(message: bytes | memoryview, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:

@@ -39,6 +39,13 @@ def read(message: pb.Graph, incoming: Incoming, max_nodes: int) -> GraphSpec:
     return _graph(message, incoming)
 
 
+def is_whole(message: pb.Graph) -> bool:
+    """Whether a graph's message holds all of it: no constant's contents are an attachment of the call."""
+    if any(one.value.HasField("attachment") for one in message.constants):
+        return False
+    return all(is_whole(one.forward) and is_whole(one.backward) for one in message.functions)
+
+
 def _count(message: pb.Graph) -> int:
     """The nodes of a graph and of its functions."""
     inner = sum(len(one.forward.nodes) + len(one.backward.nodes) for one in message.functions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from gradoracle_server.worker import checks, graphs
 from gradoracle_server.worker.tensors import NUMBERS, Incoming, Outgoing
 
 _PLANS = 512  # kept by a worker; a plan of a few nodes takes some tens of kB
-_PLAN_BYTES = 256 * 1024 * 1024  # of graphs and their constants, kept by a worker
+PLAN_BYTES = 256 * 1024 * 1024  # of memory that they take, at most
 
 
 class Plans:
@@ -31,28 +32,44 @@ class Plans:
     The bytes themselves are the key, not a hash of them: two graphs can never be taken for one another.
     """
 
-    def __init__(self, count: int = _PLANS, size: int = _PLAN_BYTES) -> None:
+    def __init__(self, count: int = _PLANS, size: int = PLAN_BYTES) -> None:
         self._plans: collections.OrderedDict[bytes, Plan] = collections.OrderedDict()
+        self._sizes: dict[bytes, int] = {}
         self._most = count
         self._most_bytes = size
-        self._bytes = 0
+        self._bytes = 0  # that all of them take, as far as can be told
+        self._dropped = 0  # that others took, which may not have been collected yet
 
     def get(self, key: bytes) -> Plan | None:
         found = self._plans.get(key)
         if found is not None:
             self._plans.move_to_end(key)
+            self._weigh(key, found)  # it grows with what is asked of it
         return found
 
     def put(self, key: bytes, made: Plan) -> None:
         self._plans[key] = made
-        self._bytes += _size(key, made)
+        self._weigh(key, made)
+
+    @property
+    def held(self) -> int:
+        """What `clear` may give back."""
+        return self._bytes + self._dropped
+
+    def clear(self) -> None:
+        self._plans.clear()
+        self._sizes.clear()
+        self._bytes = self._dropped = 0
+        gc.collect()
+
+    def _weigh(self, key: bytes, made: Plan) -> None:
+        size = made.held(len(key))
+        self._bytes += size - self._sizes.get(key, 0)
+        self._sizes[key] = size
         while len(self._plans) > 1 and (len(self._plans) > self._most or self._bytes > self._most_bytes):
-            old_key, old = self._plans.popitem(last=False)
-            self._bytes -= _size(old_key, old)
-
-
-def _size(key: bytes, made: Plan) -> int:
-    return len(key) + sum(value.nbytes for value in made.constants.values())
+            old, _ = self._plans.popitem(last=False)
+            self._bytes -= (dropped := self._sizes.pop(old))
+            self._dropped += dropped
 
 
 @dataclasses.dataclass(slots=True)
@@ -79,12 +96,15 @@ class Context:
                 if self.graph is not None:
                     message = graph_pb2.Graph.FromString(self.graph)
                 found = plan.build(graphs.read(message, self.incoming, self.options.max_graph_nodes), self.device)
-                self.plans.put(key, found)
+                if graphs.is_whole(message):  # the same bytes with other attachments are another graph
+                    self.plans.put(key, found)
             fresh.zero(found.wants_zeros)
             return found
 
     def tensors(self, messages: Sequence[tensor_pb2.NamedTensor], field: str) -> dict[str, torch.Tensor]:
         """The tensors of one list of the request."""
+        if not messages:
+            return {}
         with self.phases.measure("decode"):
             return self.incoming.named(messages, field)
 

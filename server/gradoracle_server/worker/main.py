@@ -23,10 +23,10 @@ from gradoracle_server.engine.phases import Phases
 from gradoracle_server.frames import METHODS, PHASES, Inbox, Job, Reply, send
 from gradoracle_server.launch import WorkerOptions
 from gradoracle_server.worker import devices, payload, sandbox, statuses
-from gradoracle_server.worker.handlers import HANDLERS, Context, Plans
+from gradoracle_server.worker.handlers import HANDLERS, PLAN_BYTES, Context, Plans
 from gradoracle_server.worker.tensors import Incoming, Outgoing
 
-# Here, when the fork server imports this module, and not in each worker: they take 0.2 and 0.8 s.
+# Here, when the fork server imports this module, and not in each worker: they take 0.1 and 0.2 s.
 autodiff.load_forward_rules()
 shapes.load()
 
@@ -35,6 +35,10 @@ _STATM = Path("/proc/self/statm")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _OVERHEAD = 32 * 1024 * 1024  # bytes that a process may take for itself while it works for a request
 _LONGEST_ANSWER = 2**31 - 1  # bytes of a message, by protobuf's own limit
+_WITH_GRAPH = {name for name, (request, _) in HANDLERS.items() if "graph" in request.DESCRIPTOR.fields_by_name}
+_LARGE = 1024 * 1024  # bytes of a request from which on it is asked first whether there is memory to read it
+_UNREAD = "the request's message takes as much again to be read"
+_WORTH_GIVING_UP = 8 * 1024 * 1024  # bytes of plans, for the sake of a request that finds no memory
 
 
 def serve(sock: socket.socket, options: WorkerOptions) -> None:
@@ -109,7 +113,8 @@ class Worker:
     def __init__(self, options: WorkerOptions) -> None:
         self._options = options
         self._device = torch.device(options.device)
-        self._plans = Plans()
+        limit = options.max_memory_bytes
+        self._plans = Plans(size=min(PLAN_BYTES, limit // 4)) if limit else Plans()
         self._memory_seen, self._memory_time = (0, 0), 0.0
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
@@ -126,21 +131,37 @@ class Worker:
 
     def answer(self, job: Job) -> Reply:
         """The reply to a job, whatever happens."""
+        try:
+            reply = self._attempt(job)
+            if reply is None:
+                # What the plans of others take is not to be missed by this request, which finds no memory.
+                self._plans.clear()
+                reply = self._attempt(job, again=True)
+            assert reply is not None  # noqa: S101 - there is no third attempt
+            return reply
+        finally:
+            if job.attachments is not None:
+                job.attachments.close()
+
+    def _attempt(self, job: Job, *, again: bool = False) -> Reply | None:
+        """The reply to a job; None where it found no memory, and may find some at another attempt."""
         phases = Phases(self._device)
         limit = self._options.max_memory_bytes
         incoming = Incoming(self._device, self._options.max_tensor_bytes, job.attachments, limit)
-        outgoing = Outgoing(job.attachments_welcome)
+        outgoing = Outgoing(job.attachments_welcome, job.attachments)
         method = METHODS[job.method]
         try:
             context, reply = self._run(job, method, phases, incoming, outgoing)
             reply.plan_cache, reply.verdict = context.plan_cache, context.verdict
         except Exception as error:
             outgoing.close()
+            if isinstance(error, message.DecodeError) and self._is_short_of(2 * len(job.payload)):
+                error = MemoryError(_UNREAD)  # protobuf gives one error for want of memory and for nonsense
+            if not again and memory.ran_out(error) and self._plans.held > _WORTH_GIVING_UP:
+                return None
             reply = statuses.reply_for(error, method, limit)
-        finally:
-            if job.attachments is not None:
-                job.attachments.close()
-        reply.phases = tuple(phases.seconds.get(phase, 0.0) for phase in PHASES)
+        seconds = phases.seconds.get
+        reply.phases = tuple([seconds(phase, 0.0) for phase in PHASES])
         reply.tensor_bytes_in, reply.tensor_bytes_out = incoming.bytes, outgoing.bytes
         reply.memory_allocated, reply.memory_reserved = self._memory()
         return reply
@@ -150,10 +171,12 @@ class Worker:
     ) -> tuple[Context, Reply]:
         request_type, handler = HANDLERS[method]
         with phases.measure("decode"):
-            has_graph = "graph" in request_type.DESCRIPTOR.fields_by_name
-            graph, rest = payload.split(job.payload) if has_graph else (None, job.payload)
-            request = request_type()
-            request.ParseFromString(cast(bytes, rest))  # a memoryview does as well
+            graph, rest = payload.split(job.payload) if method in _WITH_GRAPH else (None, job.payload)
+            if len(job.payload) > _LARGE and self._is_short_of(len(job.payload)):
+                raise MemoryError(_UNREAD)  # protobuf may crash in want of it
+            request = request_type.FromString(cast(bytes, rest))  # a memoryview does as well
+            if graph is not None and request.HasField("graph"):  # it comes in pieces, with others in between
+                graph, request = None, request_type.FromString(cast(bytes, job.payload))
         context = Context(self._options, self._device, self._plans, phases, incoming, outgoing, graph)
         response = handler(request, context)
         with phases.measure("encode"):
@@ -163,6 +186,11 @@ class Worker:
                 if outgoing.bytes <= _LONGEST_ANSWER:
                     raise
                 raise _too_long(outgoing.bytes) from error
+
+    def _is_short_of(self, size: int) -> bool:
+        """Whether so many bytes cannot be had."""
+        allowed, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        return allowed != resource.RLIM_INFINITY and allowed - _memory_bytes(5) < size
 
     def _memory(self) -> tuple[int, int]:
         """Allocated and reserved bytes, looked up ten times a second at most: to read /proc takes 15 us."""

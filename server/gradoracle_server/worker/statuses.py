@@ -58,5 +58,5 @@ def _reply(code: int, reason: str, text: str, metadata: dict[str, str], field: s
 
 def _encodable(text: str, longest: int = 2000) -> str:
     """Text that protobuf can carry and gRPC can put into a header of bounded size."""
-    text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
+    return text.encode("utf-8", "replace").decode()

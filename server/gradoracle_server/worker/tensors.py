@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ DTYPES: dict[int, torch.dtype] = {
 NUMBERS = {dtype: cast(pb.Dtype, number) for number, dtype in DTYPES.items()}
 """The proto's number by torch's dtype."""
 
+_SMALL = 4096  # bytes of data up to which a tensor is quicker to take than to look at from all sides
 _ALIGNMENT = 64  # bytes, as torch's own allocator gives
 _ATTACHED_FROM = 1024 * 1024  # bytes; smaller tensors travel inside the answer
 _SHARED_FROM = 64 * 1024  # the same where the answer goes into the caller's memory
@@ -56,8 +58,25 @@ class Incoming:
             if one.name in found:
                 message = f'{field}: the name "{one.name}" stands twice'
                 raise Fault("DUPLICATE_NAME", message, field=field, name=one.name)
-            found[one.name] = self.tensor(one.tensor, f'{field}["{one.name}"]')
+            small = self._small(one.tensor)
+            found[one.name] = self.tensor(one.tensor, f'{field}["{one.name}"]') if small is None else small
         return found
+
+    def _small(self, message: pb.Tensor) -> torch.Tensor | None:
+        """What `tensor` gives, where that is plain data of a few bytes, as most tensors of small requests are."""
+        data, dtype = message.data, DTYPES.get(message.dtype)
+        size = len(data)
+        if not 0 < size <= _SMALL or dtype is None or dtype is torch.bool or not self._on_cpu:
+            return None
+        shape = tuple(message.shape)
+        if (shape and min(shape) < 0) or math.prod(shape) * dtype.itemsize != size:
+            return None
+        if (self._limit and size > self._limit) or (self._all_limit and self.bytes + size > self._all_limit):
+            return None
+        self.bytes += size
+        own = torch.empty(shape, dtype=dtype)
+        ctypes.memmove(own.data_ptr(), data, size)
+        return own
 
     def tensor(self, message: pb.Tensor, field: str) -> torch.Tensor:
         """One tensor, in memory aligned as torch's own. Raises Fault where dtype, shape and contents do not fit."""

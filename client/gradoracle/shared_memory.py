@@ -1,0 +1,372 @@
+"""Large tensors to a server on the same machine, and back, through memory files instead of gRPC.
+
+A file goes to the server once (SharedMemory in service.proto tells how), and then serves one call after another: a copy
+in, which the worker maps, and the answer behind it in the same file, which the arrays of the result are views of. When
+the last of them dies, the file is free for the next call. Fresh memory costs several times what a copy does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+from gradoracle import tensors, wire
+from gradoracle.errors import GradOracleError
+from gradoracle.requests import Request
+from gradoracle.tensors import Bytes, WireTensor
+
+SUFFIX = ".memory"
+"""Behind the path of gRPC's socket: where descriptors are handed over."""
+
+FROM = 256 * 1024
+"""Bytes of a tensor from which on its request goes this way."""
+
+_ATTACHED_FROM = 64 * 1024  # bytes; smaller tensors of such a request travel inside it
+_ALIGNMENT = 64  # bytes
+_FILES_AT_MOST = 32  # what finds none goes through gRPC
+_VIEWED_AT_MOST = 8  # files that hold results which somebody still has; beyond, results are copied out
+_IDLE = 256 * 1024 * 1024  # bytes of files that are kept for later calls
+_PATIENCE = 60.0  # seconds for the server to take a file
+_OFFER, _TAKE_BACK = b"\1", b"\2"
+_TAKEN, _REFUSED = 0, 1
+_MEMORY = 16  # the field of requests
+_TOKEN, _USE, _SPANS = 1, 2, 3  # fields of SharedMemory
+_OFFSET, _LENGTH = 1, 2  # fields of Span
+
+
+class _Held(np.ndarray[Any, np.dtype[np.uint8]]):
+    """The bytes of a file. Of a type of its own, so that every array made of them keeps it, and not what it views."""
+
+
+class _Place(Protocol):
+    """A Span."""
+
+    offset: int
+    length: int
+
+
+class _File:
+    """A memory file, and how much of it is mapped."""
+
+    def __init__(self) -> None:
+        self.token = b""
+        self.uses = 0
+        self.descriptor = os.memfd_create("gradoracle", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._mapped: np.ndarray[Any, np.dtype[np.uint8]] | None = None
+        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+
+    @property
+    def size(self) -> int:
+        """Bytes that it has become."""
+        return os.fstat(self.descriptor).st_size if self.descriptor >= 0 else 0
+
+    def write(self, data: wire.Piece, offset: int) -> None:
+        """Through the mapping where there is one; else not, because that would cost a page fault every 4 kB."""
+        if self._mapped is not None and offset + len(data) <= len(self._mapped):
+            np.copyto(self._mapped[offset : offset + len(data)], np.frombuffer(data, np.uint8))
+            return
+        rest = memoryview(data)
+        while rest:
+            written = os.pwrite(self.descriptor, rest, offset)
+            offset, rest = offset + written, rest[written:]
+
+    def grow(self, end: int) -> None:
+        """Sees to it that it has so many bytes, where no write has: spans of nothing may stand at its end."""
+        if self.size < end:
+            os.ftruncate(self.descriptor, end)
+
+    def contents(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """All of it, mapped. The mapping lives as long as the array."""
+        size = self.size
+        if self._mapped is None or len(self._mapped) < size:
+            self._mapped = np.frombuffer(mmap.mmap(self.descriptor, size), np.uint8)
+        return self._mapped
+
+    def close(self) -> None:
+        """Gives the memory back, but for what arrays are still made of. May be called again."""
+        self._mapped = None
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class _Connection:
+    """A connection to the server's second socket, and the files that went over it.
+
+    `release` and `drop` may be called at any moment, in the middle of anything, as arrays die. So they take no lock,
+    and change sets and lists by single operations only.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Raises OSError."""
+        self.files: set[_File] = set()
+        self.viewed: set[_File] = set()  # of those: what results are made of
+        self._idle: list[_File] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.closed = False
+        try:
+            self._socket.settimeout(_PATIENCE)
+            self._socket.connect(path)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def take(self, size: int) -> _File | None:
+        """A file, best one that has `size` bytes already; None where there are too many. Raises OSError."""
+        if self._idle:
+            found = min(self._idle, key=lambda one: (one.size < size, abs(one.size - size)))
+            self._idle.remove(found)
+            return found
+        return None if len(self.files) >= _FILES_AT_MOST else self._offered()
+
+    def _offered(self) -> _File | None:
+        file = _File()
+        try:
+            socket.send_fds(self._socket, [_OFFER], [file.descriptor])
+            answer = self._socket.recv(4096)
+            if not answer:
+                raise ConnectionResetError("the server has closed the connection")
+            if answer[0] == _TAKEN:
+                file.token = answer[1:]
+                self.files.add(file)
+                return file
+            if answer[0] == _REFUSED:
+                text = f"the server does not take this client's memory: {answer[1:].decode(errors='replace')}"
+                raise GradOracleError(text, reason="INTERNAL")
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+        return None
+
+    def release(self, file: _File) -> None:
+        """A file is free."""
+        self.viewed.discard(file)
+        if self.closed or sum(one.size for one in tuple(self._idle)) + file.size > _IDLE:
+            self.drop(file)
+        else:
+            self._idle.append(file)
+
+    def drop(self, file: _File) -> None:
+        """A file is not to be used again."""
+        self.viewed.discard(file)
+        self.files.discard(file)
+        file.close()
+        with contextlib.suppress(OSError):  # the server has gone, and knows
+            os.write(self._socket.fileno(), _TAKE_BACK + file.token)
+
+    def close(self) -> None:
+        """Takes back all files. What results are made of lives on."""
+        self.closed = True
+        self._socket.close()
+        while self._idle:
+            self._idle.pop().close()
+
+
+class Use:
+    """A request put into a file, for one call. To be entered while the call runs.
+
+    A call that fails in whatever way may still be running in some worker, which would write into the file: so that is
+    dropped. Only what MEMORY_UNKNOWN says is no failure but the end of the connection, and is not raised.
+    """
+
+    def __init__(self, memory: Memory, connection: _Connection, file: _File, pieces: list[wire.Piece]) -> None:
+        self.pieces = pieces
+        """The request's message, to be joined."""
+        self._memory = memory
+        self._connection = connection
+        self._file: _File | None = file
+
+    def __enter__(self) -> Use:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> bool:
+        return error is not None and self.failed(error)
+
+    def __del__(self) -> None:
+        self.drop()
+
+    def failed(self, error: BaseException) -> bool:
+        """The call has failed. Gives whether it may be made again at once, over another connection or without one."""
+        unknown = isinstance(error, GradOracleError) and error.reason == "MEMORY_UNKNOWN"
+        if unknown:
+            self._memory.lost(self._connection)
+        self.drop()
+        return unknown
+
+    def answered(self, response: object) -> Sequence[Bytes]:
+        """The attachments of the answer, to be made into arrays."""
+        spans: Sequence[_Place] = getattr(response, "spans", ())
+        file, self._file = self._file, None
+        assert file is not None  # noqa: S101 - a call is answered once
+        try:
+            return self._attachments(file, spans)
+        except BaseException:
+            self._connection.drop(file)
+            raise
+
+    def _attachments(self, file: _File, spans: Sequence[_Place]) -> Sequence[Bytes]:
+        if not spans:
+            self._connection.release(file)
+            return ()
+        contents = file.contents()
+        for span in spans:
+            if span.offset + span.length > len(contents):
+                text = f"expected an attachment within the {len(contents)} bytes of shared memory"
+                raise GradOracleError(f"{text}, got {span.length} bytes at {span.offset}", reason="INTERNAL")
+        small = 4 * sum(span.length for span in spans) < len(contents)
+        if small or len(self._connection.viewed) >= _VIEWED_AT_MOST:
+            found = [contents[span.offset : span.offset + span.length].copy() for span in spans]
+            self._connection.release(file)
+            return found
+        held = contents.view(_Held)
+        self._connection.viewed.add(file)
+        weakref.finalize(held, self._connection.release, file).atexit = False
+        return [held[span.offset : span.offset + span.length] for span in spans]
+
+    def refused(self) -> None:
+        """The call was never begun: the file is free."""
+        file, self._file = self._file, None
+        if file is not None:
+            self._connection.release(file)
+
+    def drop(self) -> None:
+        """Nobody knows what becomes of the call."""
+        file, self._file = self._file, None
+        if file is not None:
+            self._connection.drop(file)
+
+
+class Memory:
+    """What a client shares with its server. Any number of threads may use it at once."""
+
+    def __init__(self, path: str) -> None:
+        """`path` is that of gRPC's socket. Connects to nothing yet."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._connection: _Connection | None = None
+        self._offered = False  # whether this server has ever had it
+        self._closed = False
+
+    @staticmethod
+    def suits(request: Request[Any]) -> bool:
+        """Whether a request is large enough."""
+        return any(tensor.nbytes >= FROM for _, _, tensor in request.tensors)
+
+    def attempts(self, request: Request[Any]) -> Iterator[Use]:
+        """The request in shared memory, and again over another connection where the first one turns out to be gone.
+
+        None at all where there is no room. Raises GradOracleError where the server offers no such thing.
+        """
+        for _ in range(2):
+            if (use := self.put(request)) is None:
+                return
+            yield use
+
+    def put(self, request: Request[Any]) -> Use | None:
+        """The request in shared memory, or None where there is no room. Raises as `attempts` does."""
+        placed, end = _placed(request)
+        connection, file = self._file(end)
+        if connection is None or file is None:
+            return None
+        file.uses += 1
+        try:
+            for offset, data in placed:
+                file.write(data, offset)
+            file.grow(end)
+        except OSError:  # no memory: gRPC needs less of it
+            connection.drop(file)
+            return None
+        return Use(self, connection, file, _pieces(request, file, placed))
+
+    def _file(self, size: int) -> tuple[_Connection | None, _File | None]:
+        """A file, over another connection where the one that there was has broken."""
+        for _ in range(2):
+            if (connection := self.connect()) is None:
+                break
+            try:
+                with self._lock:
+                    return connection, connection.take(size)
+            except OSError:
+                self.lost(connection)
+        return None, None
+
+    def connect(self) -> _Connection | None:
+        """The connection; None where the server is away. Raises GradOracleError where it is there, but not for this."""
+        with self._lock:
+            if self._closed:  # in the middle of a call, which then fails of that
+                return None
+            if self._connection is None or self._connection.closed:
+                try:
+                    self._connection = _Connection(self._path + SUFFIX)
+                    self._offered = True
+                except OSError as error:
+                    if not self._offered and _listens(self._path):
+                        raise GradOracleError(
+                            f"the server at unix:{self._path} offers no shared memory to this client "
+                            f"({error.strerror or error}); start it with --shared-memory, or make the client without"
+                        ) from error
+                    return None
+            return self._connection
+
+    def lost(self, connection: _Connection) -> None:
+        """A connection's files are not what the server has any more."""
+        with self._lock:
+            connection.close()
+
+    def close(self) -> None:
+        """Gives back what no result is made of."""
+        with self._lock:
+            self._closed = True
+            if self._connection is not None:
+                self._connection.close()
+
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(_PATIENCE)
+        return sock.connect_ex(path) == 0
+
+
+def _is_attached(tensor: WireTensor) -> bool:
+    return tensor.nbytes >= _ATTACHED_FROM
+
+
+def _placed(request: Request[Any]) -> tuple[list[tuple[int, wire.Piece]], int]:
+    """Where each of the large tensors goes, and where the last one ends."""
+    end = 0
+    placed: list[tuple[int, wire.Piece]] = []
+    for _, _, tensor in request.tensors:
+        if tensor.data is not None and _is_attached(tensor):
+            start = -(-end // _ALIGNMENT) * _ALIGNMENT
+            placed.append((start, tensor.data))
+            end = start + len(tensor.data)
+    return placed, end
+
+
+def _pieces(request: Request[Any], file: _File, placed: Sequence[tuple[int, wire.Piece]]) -> list[wire.Piece]:
+    """The request's message, its large tensors in a file."""
+    pieces: list[wire.Piece] = [request.graph, request.head]
+    attachments = 0
+    for field, name, tensor in request.tensors:
+        if _is_attached(tensor):
+            pieces += tensors.attached_field(field, name, tensor, attachments)
+            attachments += 1
+        else:
+            pieces += tensors.named_field(field, name, tensor)
+    memory = wire.bytes_field(_TOKEN, file.token) + wire.number_field(_USE, file.uses)
+    for start, data in placed:
+        span = wire.number_field(_OFFSET, start) + wire.number_field(_LENGTH, len(data))
+        memory += wire.bytes_field(_SPANS, span)
+    pieces.append(wire.bytes_field(_MEMORY, memory))
+    return pieces

@@ -1,0 +1,192 @@
+"""Shared memory piece by piece: what passes between front and worker, what a worker copies, where requests name it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine_cases import CPU
+
+import gradoracle as go
+from gradoracle import channel, requests, shared_memory, stream
+from gradoracle.v1 import service_pb2
+from gradoracle.v1 import tensor_pb2 as pb
+from gradoracle_server import frames
+from gradoracle_server.front import wire
+from gradoracle_server.worker.tensors import NUMBERS, Incoming, Outgoing
+
+
+@pytest.fixture
+def descriptor() -> Iterator[int]:
+    """A caller's memory file of 16 kB, its bytes counting up."""
+    found = frames.memory_file([bytes(range(256)) * 64])
+    yield found
+    os.close(found)
+
+
+def passed(message: frames.Job | frames.Reply) -> frames.Job | frames.Reply:
+    """A message as it comes out of the other end of a socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        frames.send(ours, message)
+        return frames.Inbox(type(message)).wait(theirs)
+
+
+def test_a_job_says_whose_memory_it_has(descriptor: int) -> None:
+    """A worker is told whether the file of attachments is the caller's."""
+    for callers in (True, False):
+        job = passed(frames.Job(1, b"request", frames.Attachments(descriptor, [(64, 5), (0, 3)], callers)))
+        assert job.attachments is not None
+        assert (callers, [(64, 5), (0, 3)], 69) == (
+            job.attachments.callers,
+            job.attachments.spans,
+            job.attachments.end,
+        )
+        with job.attachments.map() as content:
+            assert 69 if callers else 16384 == len(content)
+            assert bytes(range(64, 69)) == content[64:69]
+        job.attachments.close()
+
+
+@pytest.mark.parametrize("payload", [b"", b"small", bytes(frames.SHARED_FROM)])
+def test_a_reply_without_a_descriptor(payload: bytes) -> None:
+    """Attachments in the caller's memory are told by their places alone, whatever the payload."""
+    reply = passed(frames.Reply(0, payload, frames.Attachments(-1, [(1, 2), (2**40, 2**33)], callers=True)))
+
+    assert payload == bytes(reply.payload)
+    assert reply.attachments == frames.Attachments(-1, [(1, 2), (2**40, 2**33)], callers=True)
+
+
+def attached(dtype: torch.dtype, count: int) -> pb.Tensor:
+    """A tensor whose elements are attachment 0."""
+    return pb.Tensor(dtype=NUMBERS[dtype], shape=[count], attachment=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.bool])
+def test_indices_cannot_change_after_they_were_checked(descriptor: int, dtype: torch.dtype) -> None:
+    """Integers and bools in a caller's memory are copied before anything looks at them."""
+    os.pwrite(descriptor, bytes(4096), 0)
+    attachments = frames.Attachments(descriptor, [(0, 4096)], callers=True)
+    tensor = Incoming(CPU, 0, attachments).tensor(attached(dtype, 4096 // dtype.itemsize), "x")
+    os.pwrite(descriptor, b"\1" * 4096, 0)
+
+    assert 0 == int(tensor.sum())
+
+
+def test_what_the_worker_writes_stays_there(descriptor: int) -> None:
+    """Floats are not copied, and what an operator writes into them does not reach the caller."""
+    before = os.pread(descriptor, 4096, 0)
+    attachments = frames.Attachments(descriptor, [(0, 4096)], callers=True)
+    tensor = Incoming(CPU, 0, attachments).tensor(attached(torch.float32, 1024), "x")
+    assert before == tensor.numpy().tobytes()
+    tensor.zero_()
+
+    assert before == os.pread(descriptor, 4096, 0)
+
+
+def test_answers_stand_behind_the_request(descriptor: int) -> None:
+    """An answer's tensors of 64 kB or more go into the caller's file, aligned, behind the request's; it grows."""
+    outgoing = Outgoing(True, frames.Attachments(descriptor, [(0, 100), (128, 872)], callers=True))
+    messages = [pb.Tensor() for _ in range(3)]
+    tensors = [torch.arange(8192, dtype=torch.float64), torch.ones(3), torch.arange(65536, dtype=torch.uint8)]
+    for message, tensor in zip(messages, tensors, strict=True):
+        outgoing.fill(message, tensor)
+    found = outgoing.attachments()
+
+    assert found == frames.Attachments(-1, [(1024, 65536), (66560, 65536)], callers=True)
+    assert ["attachment", "data", "attachment"] == [message.WhichOneof("contents") for message in messages]
+    assert tensors[0].numpy().tobytes() == os.pread(descriptor, 65536, 1024)
+    assert tensors[2].numpy().tobytes() == os.pread(descriptor, 65536, 66560)
+    assert bytes(range(100)) == os.pread(descriptor, 100, 0)
+
+
+def test_a_request_without_its_memory() -> None:
+    """The field is found wherever it stands among the first fields, and nowhere in what is no message."""
+    request = service_pb2.ComputeVjpRequest(device="cpu", wrt=["x"] * 4000)
+    request.memory.token = b"t" * 16
+    message = request.SerializeToString()
+    found = wire.memory(message)
+    assert found is not None
+    start, contents, end = found
+
+    assert request.memory == service_pb2.SharedMemory.FromString(message[contents:end])
+    request.ClearField("memory")
+    assert request.SerializeToString() == message[:start] + message[end:]
+    assert found == wire.memory(memoryview(message))
+    assert (0, contents - start, end - start) == wire.memory(message[start:end] + message[:start])
+    assert None is wire.memory(message[:start])
+    assert None is wire.memory(message[: end - 1])
+    assert None is wire.memory(b"\x08\x01" * 4096 + message[start:end])
+    assert None is wire.memory(b"\xff" * 30)
+
+
+def test_spans_are_read_as_protobuf_reads_them() -> None:
+    """The fields behind a response are those of its message."""
+    where = [(0, 0), (64, 1), (2**40, 2**35)]
+    read = service_pb2.EvaluateResponse.FromString(wire.spans(where))
+
+    assert where == [(span.offset, span.length) for span in read.spans]
+
+
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [("unix:/run/g.sock", "/run/g.sock"), ("unix:///run/g.sock", "/run/g.sock"), ("unix:g.sock", "g.sock")],
+)
+def test_the_path_of_an_address(address: str, path: str) -> None:
+    """The second socket is beside the one that gRPC connects to."""
+    assert path == channel.target(address, tls=None, token=None, timeout=None, channels=1, shared_memory=True).memory
+    assert channel.target(address, tls=None, token=None, timeout=None, channels=1).memory is None
+
+
+def test_only_large_requests_are_shared() -> None:
+    """A request goes this way from a tensor of 256 kB on; what the server draws itself is no tensor of the caller's."""
+    assert shared_memory.Memory.suits(requests.vjp("x.sum()", {"x": np.zeros(32_768)}))
+    assert not shared_memory.Memory.suits(requests.vjp("x.sum()", {"x": np.zeros(32_767)}))
+    assert not shared_memory.Memory.suits(requests.vjp("x.sum()", {"x": go.normal(1_000_000)}))
+
+
+def test_where_no_server_is(tmp_path: object) -> None:
+    """Where no server is at all, nothing is shared and nothing raised: gRPC says it in its words."""
+    memory = shared_memory.Memory(f"{tmp_path}/g.sock")
+
+    assert memory.put(requests.vjp("x.sum()", {"x": np.zeros(32_768)})) is None
+    memory.close()
+
+
+def test_a_stream_that_has_broken_cannot_take_a_place_in_the_next(tmp_path: Path) -> None:
+    """Who sends for a stream that has broken may put its call into memory late; the call's later use stays its own."""
+
+    class Memory(shared_memory.Memory):
+        def connect(self) -> None:  # type: ignore[override]
+            return None
+
+        def put(self, request: object) -> Use:  # type: ignore[override]
+            return Use()
+
+    class Use:
+        pieces = (b"",)
+        dropped = False
+
+        def drop(self) -> None:
+            self.dropped = True
+
+    conversation = stream.Conversation(8, memory=Memory(str(tmp_path)))
+    late = conversation.add(requests.vjp("x.sum()", {"x": np.zeros(32_768)}))
+    in_time = conversation.add(requests.vjp("x.sum()", {"x": np.zeros(32_768)}))
+    next(in_time)
+    (first,) = conversation._uses.values()
+    conversation.broken(go.ServerUnavailableError("gone"))
+    again = [parts for parts, _ in conversation.again()]
+    next(again[0])
+    found = conversation._uses[1, 0]
+    next(late)
+
+    assert isinstance(first, Use)
+    assert first.dropped
+    assert found is conversation._uses[1, 0]
+    assert found is not conversation._uses[0, 0]
