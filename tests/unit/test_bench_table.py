@@ -171,7 +171,10 @@ def test_things_are_timed_in_turn() -> None:
     assert windows == [0.3, 1.0, 1.0, 1.0]
 
 
-def test_one_server_of_this_process_is_found_or_none() -> None:
+@pytest.mark.parametrize("count", [0, 2])
+def test_one_server_of_this_process_is_found_or_none(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no server, or two, there is no front to look at."""
-    with pytest.raises(RuntimeError, match=r"expected one server started by this process, found \[\]"):
+    found = iter([True] * count)
+    monkeypatch.setattr(servers, "_is_front", lambda process: next(found, False))
+    with pytest.raises(RuntimeError, match=r"expected one server started by this process, found \["):
         servers.front_pid()
