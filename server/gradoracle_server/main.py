@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import logging
+import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -69,6 +70,7 @@ def main(
         return 0
     finally:
         processes.close()
+        _forget_what_nobody_takes()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -78,6 +80,18 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:  # no wheel for this machine, or left out on purpose
         return None
     return uvloop.new_event_loop
+
+
+def _forget_what_nobody_takes() -> None:
+    """What a closed pipe or a full disk did not take of the output would be written again as Python ends, and fail, and
+    the exit code would be 120 for that."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def _complain(error: object, code: int) -> int:

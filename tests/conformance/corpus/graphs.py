@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 import gradoracle as go
-from gradoracle_server.engine import check, plan
+from gradoracle_server.engine import check, plan, program
 from gradoracle_server.engine.graph import GraphSpec, InputSpec
 from gradoracle_server.engine.phases import Phases
-from gradoracle_server.engine.plan import Plan, Program
+from gradoracle_server.engine.plan import Plan
+from gradoracle_server.engine.program import Program
 from gradoracle_server.engine.report import Report
 from gradoracle_server.worker import graphs
 from gradoracle_server.worker.tensors import Incoming
@@ -32,7 +33,7 @@ class FunctionPlan(Plan):
             try:
                 return (self.function(*inputs),)
             except Exception as error:
-                raise plan.computation_failed(error) from error
+                raise program.computation_failed(error) from error
 
         return run  # type: ignore[return-value]  # a Program is used as a callable, and as nothing else
 
