@@ -12,6 +12,7 @@ from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 
+_SLIGHT = 1e-12
 _ILL = 1e-6
 _NOTHING = 16 * torch.finfo(torch.float64).eps  # what is left of numbers near 1 that cancel
 
@@ -67,17 +68,18 @@ def spread(case: Case, place: int, space: Space, *, inside: bool = False, epsilo
 def rounding(case: Case, passes: Passes, place: int, space: Space, *, inside: bool = False) -> torch.Tensor:
     """(C,): what rounding does to the gradient that is held against slopes, in the precision of those.
 
-    In float64 a millionth of what the function's size lets expect is the most that is believed: what breaks ties, as a
+    In float64 a trillionth of what the function's size lets expect is the most that is believed: what breaks ties, as a
     move of one of two equal numbers does, is no rounding.
     """
     found = spread(case, place, space, inside=inside, epsilon=case.resolution)
     if case.faithful:
-        found = torch.minimum(found, _ILL * passes.magnitude / space.scale)
+        found = torch.minimum(found, _SLIGHT * passes.magnitude / space.scale)
     return found
 
 
 def largest_rounding(case: Case, passes: Passes, place: int) -> float:
-    """The most that rounding does to an element of a gradient at the precision on trial, believed as in `rounding`."""
+    """The most that rounding does to an element of a gradient at the precision on trial; in float64 a millionth of what
+    is expected is the most that is believed."""
     if case.epsilon > torch.finfo(torch.float64).eps:
         return case.rounding(place)
     found = case.spread(place, inside=True)

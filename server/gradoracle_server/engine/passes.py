@@ -24,7 +24,7 @@ BatchedMap = Callable[[Sequence[torch.Tensor], Sequence[bool], int], Sequence[to
 
 _BATCH_BYTES = 64 * 1024 * 1024  # of inputs and outputs that are evaluated together
 _SETTLED = 1e-10
-_ILL = 1e-6
+_ILL = 1e-12
 _REORDERED = 1024.0  # units in the last place
 _WORTH_BATCHING = 1 << 16  # elements of one point from which on a batch gains nothing over a loop
 
@@ -134,8 +134,8 @@ class Passes:
             with rounding:
                 moved = self._value(self.base)
             widest = torch.maximum(widest, (moved - self.centre).abs().nan_to_num(0.0, 0.0))
-        # What is exactly 0 may be 1 - 1 inside of one operator, as ndtr is far from 0; and what moves by more than a
-        # millionth of itself is no rounding, but another branch.
+        # What is exactly 0 may be 1 - 1 inside of one operator, as ndtr is far from 0; and what moves by more than some
+        # thousand last places is no rounding, but another branch, as another of the numbers that a quantile is between.
         least = finite_difference.EPSILON
         widest = torch.where(self.centre == 0, widest.clamp(min=least), widest)
         widest = torch.minimum(widest, (_ILL * self.centre.abs()).nan_to_num(0.0, 0.0).clamp(min=least))
