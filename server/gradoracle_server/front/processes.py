@@ -93,9 +93,7 @@ def _start_fork_server() -> None:
     # Zeroed memory (engine/fresh.py) is only complete where the C library keeps no freed pieces aside for each thread.
     # It reads this when a program starts.
     others = [one for one in os.environ.get("GLIBC_TUNABLES", "").split(":") if one and "tcache_count" not in one]
-    # Huge pages, where the kernel has them for the asking: new memory in pages of 4 kB costs more than most operators.
-    # In front of the others, so that whoever started the server has the last word.
-    os.environ["GLIBC_TUNABLES"] = ":".join(["glibc.malloc.hugetlb=1", *others, "glibc.malloc.tcache_count=0"])
+    os.environ["GLIBC_TUNABLES"] = ":".join([*others, "glibc.malloc.tcache_count=0"])
     resource_tracker.ensure_running()  # before the signals are blocked: it unblocks them
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     forkserver.ensure_running()
