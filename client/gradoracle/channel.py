@@ -30,6 +30,8 @@ FIRST_PAUSE = 0.1
 
 StreamCall: TypeAlias = "grpc.StreamStreamMultiCallable[bytes, bytes]"
 UnaryCall: TypeAlias = "grpc.UnaryUnaryMultiCallable[bytes, bytes]"
+_SCHEMES = ("dns:", "ipv4:", "ipv6:")  # what gRPC takes before a host, beside paths of sockets
+
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 _SERVICE = "gradoracle.v1.GradientService"
@@ -155,11 +157,7 @@ def target(
     shared_memory: bool = False,
 ) -> Target:
     """Checks what a client was given. Raises ValueError where it cannot be meant."""
-    address = address if address is not None else os.environ.get(ADDRESS) or f"localhost:{PORT}"
-    if not address or "://" in address.removeprefix("unix://"):
-        raise ValueError(f'address: expected "host:port" or "unix:path", got {address!r}')
-    if ":" not in address:
-        address = f"{address}:{PORT}"
+    address = _address(address)
     if shared_memory and not address.startswith("unix:"):
         raise ValueError(
             f'shared_memory: expected an address like "unix:/run/gradoracle.sock" beside it, of a server on this '
@@ -183,3 +181,18 @@ def target(
         channels=channels,
         memory=address.removeprefix("unix:").removeprefix("//") if shared_memory else None,
     )
+
+
+def _address(given: str | None) -> str:
+    """Where a server is, with its port; what cannot be an address is refused by the name of where it was given."""
+    source = "address" if given is not None else ADDRESS
+    address = given if given is not None else os.environ.get(ADDRESS) or f"localhost:{PORT}"
+    if address.startswith("unix:") or (address.startswith(_SCHEMES) and "://" not in address):
+        return address
+    if ":" not in address and address:
+        return f"{address}:{PORT}"
+    host, _, port = address.rpartition(":")
+    whole = ":" not in host or (host.startswith("[") and host.endswith("]"))
+    if not host or "/" in host or not whole or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+        raise ValueError(f'{source}: expected "host:port" or "unix:path", got {address!r}')
+    return address

@@ -41,7 +41,7 @@ def main(
     try:
         told = settings.load(arguments, version=version)
     except settings.SettingsError as error:
-        return _complain(error, 2)
+        return _complain(settings.as_given(str(error), arguments), 2)
     logs.configure(told.log_format)
     for line in environment.unknown_variables():
         logging.getLogger(__name__).warning("%s", line)

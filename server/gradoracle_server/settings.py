@@ -347,11 +347,15 @@ def load(
 
 
 def as_given(message: str, arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> str:
-    """A message that begins with a flag, with the environment variable in its place where that gave the value."""
+    """A message about flags, with the environment variables in their places where those gave the values.
+
+    A flag that nobody gave is named as those that it is missing beside.
+    """
     flags = vars(parser("").parse_args(arguments))
-    for option in OPTIONS:
-        if message.startswith(f"{option.flag}:") and flags[option.name] is None and environment.get(option.variable):
-            return message.replace(option.flag, option.variable, 1)
+    named = [one for one in OPTIONS if flags[one.name] is None and re.search(rf"{one.flag}(?![\w-])", message)]
+    if any(environment.get(one.variable) for one in named):
+        for one in named:
+            message = re.sub(rf"{one.flag}(?![\w-])", one.variable, message)
     return message
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent import futures
@@ -355,6 +356,18 @@ def test_address(monkeypatch: pytest.MonkeyPatch) -> None:
     assert go.Client().address == "there:1"
     assert go.Client("here").address == "here:50051"
     assert go.Client("unix:/run/x.sock").address == "unix:/run/x.sock"
+    assert [go.Client(one).address for one in ("[::1]:5", "ipv4:127.0.0.1:5")] == ["[::1]:5", "ipv4:127.0.0.1:5"]
+
+
+@pytest.mark.parametrize("address", [":::", "http://a:1", "a:99999", "a:0", "a:port", ":50051", "::1", "a:1:2"])
+def test_an_address_that_is_none(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused before anything connects, by the name of where it was given."""
+    text = f'expected "host:port" or "unix:path", got {address!r}'
+    with pytest.raises(ValueError, match="^" + re.escape(f"address: {text}") + "$"):
+        go.Client(address)
+    monkeypatch.setenv(channel.ADDRESS, address)
+    with pytest.raises(ValueError, match="^" + re.escape(f"GRADORACLE_ADDRESS: {text}") + "$"):
+        go.Client()
 
 
 @pytest.mark.parametrize(

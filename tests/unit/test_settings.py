@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gradoracle_server.settings import OPTIONS, Address, Settings, SettingsError, load
+from gradoracle_server.settings import OPTIONS, Address, Settings, SettingsError, as_given, load
 
 
 def test_defaults() -> None:
@@ -203,3 +203,21 @@ def test_switches(arguments: list[str], expected: bool) -> None:
     """A switch is off, or on when it is given; a variable says which."""
     assert expected is load(arguments, {}).stop_on_stdin_eof
     assert load([], {"GRADORACLE_STOP_ON_STDIN_EOF": "yes"}).stop_on_stdin_eof
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "message", "shown"),
+    [
+        ({"TLS_CERT": "c"}, [], "--tls-key: beside --tls-cert", "GRADORACLE_TLS_KEY: beside GRADORACLE_TLS_CERT"),
+        ({}, ["--tls-cert", "c"], "--tls-key: beside --tls-cert", "--tls-key: beside --tls-cert"),
+        ({"TLS_CERT": "c"}, ["--tls-key", "k"], "--tls-key, --tls-cert", "--tls-key, GRADORACLE_TLS_CERT"),
+        ({"TLS_CERT": "c"}, [], "--tls-certificate is no flag", "--tls-certificate is no flag"),
+        ({"TLS_CERT": "c"}, [], "--workers: too many", "--workers: too many"),
+    ],
+)
+def test_variables_are_named_where_they_gave_the_value(
+    environment: dict[str, str], arguments: list[str], message: str, shown: str
+) -> None:
+    """Flags that were typed stay; those that variables stood for, or that are missing beside such, are variables."""
+    given = {f"GRADORACLE_{name}": value for name, value in environment.items()}
+    assert shown == as_given(message, arguments, given)
