@@ -113,7 +113,10 @@ def serving(
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("GRADORACLE_")}
     with tempfile.NamedTemporaryFile(prefix="gradoracle-faults-") as log:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stderr or log, env={**inherited, **(environment or {})}
+            command,
+            stdout=subprocess.PIPE,
+            stderr=stderr or log,
+            env={**inherited, "PYTHONUNBUFFERED": "", **(environment or {})},
         )
         descended: list[int] = []
         try:

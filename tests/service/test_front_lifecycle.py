@@ -316,7 +316,8 @@ def test_nobody_reads_the_ready_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
     arguments = [sys.executable, str(SCRIPT), "--listen", address, "--metrics-listen", "off", "--workers", "1"]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    usual = {**os.environ, "PYTHONUNBUFFERED": ""}  # without a buffer nothing would be left to fail over at the end
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=usual)
     try:
         assert process.stdout is not None
         process.stdout.close()

@@ -15,6 +15,7 @@ import gradoracle as go
 from conformance.corpus import checkers
 from conformance.corpus.graphs import checked, plan_of
 from conformance.corpus.subjects import wrapped
+from conformance.corpus.work import answer_names
 from conformance.samples import Case, cases, full_name, operators, parts
 from gradoracle.tracing import trace
 from gradoracle_server.engine.check import Options
@@ -92,15 +93,4 @@ def serve(address: str, dtype: str, limit: int | None, pipe: Connection) -> None
     warnings.simplefilter("ignore")
     torch._C._debug_only_display_vmap_fallback_warnings(False)
     mode = Mode[address.upper()]
-    while True:
-        try:
-            name = pipe.recv()
-        except EOFError:
-            return
-        torch.manual_seed(0)
-        try:
-            for one in records(name, dtype, mode, limit):
-                pipe.send(one)
-        except Exception as error:
-            pipe.send({"operator": name, "broken": f"{type(error).__name__}: {error}"[:500]})
-        pipe.send(None)
+    answer_names(pipe, lambda name: records(name, dtype, mode, limit))

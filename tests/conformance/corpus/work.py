@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -54,6 +54,15 @@ def serve(address: str, dtype: str, limit: int | None, pipe: Connection) -> None
     warnings.simplefilter("ignore")
     torch._C._debug_only_display_vmap_fallback_warnings(False)
     peers = [peer for peer in address.split(",") if peer]
+
+    def found(name: str) -> Iterator[dict[str, Any]]:
+        return extra(name, peers) if name in (OTHERS, KINKS) else records(name, getattr(torch, dtype), peers)
+
+    answer_names(pipe, found)
+
+
+def answer_names(pipe: Connection, found: Callable[[str], Iterator[dict[str, Any]]]) -> None:
+    """For each name that comes through the pipe the records that are found, and then None; until the pipe is closed."""
     while True:
         try:
             name = pipe.recv()
@@ -61,8 +70,7 @@ def serve(address: str, dtype: str, limit: int | None, pipe: Connection) -> None
             return
         torch.manual_seed(0)
         try:
-            found = extra(name, peers) if name in (OTHERS, KINKS) else records(name, getattr(torch, dtype), peers)
-            for one in found:
+            for one in found(name):
                 pipe.send(one)
         except Exception as error:
             pipe.send({"operator": name, "broken": f"{type(error).__name__}: {error}"[:500]})
