@@ -6,6 +6,9 @@ grpcio-health-checking, which would bring their generated code.
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -41,16 +44,41 @@ def command(service: str, watch: bool, as_json: bool, timeout: float | None, **w
         call = make(f"/grpc.health.v1.Health/{method}")
         try:
             answer = call(request(service), timeout=target.timeout, metadata=target.metadata)
-            for word in map(serving, answer if watch else [answer]):
-                if as_json:
-                    output.print_json({"service": service, "status": word})
-                else:
-                    click.echo(word)
+            with _ended_by_interrupt(answer) if watch else contextlib.nullcontext():
+                for word in map(serving, answer if watch else [answer]):
+                    if as_json:
+                        output.print_json({"service": service, "status": word})
+                    else:
+                        click.echo(word)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise InputError(f"--service: expected one that the server knows, got {service!r}") from error
             raise status.from_call(error, target.address, target.timeout) from error
     return 0 if word == "SERVING" else failures.SERVICE
+
+
+@contextlib.contextmanager
+def _ended_by_interrupt(call: grpc.Call) -> Iterator[None]:
+    """Ctrl-C cancels the call, which then ends with KeyboardInterrupt.
+
+    Raised wherever the program is at that moment, it could be lost in code of gRPC's that lets no exception out.
+    """
+    interrupted = False
+
+    def cancel(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        call.cancel()
+
+    before = signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    except grpc.RpcError:
+        if interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def request(service: str) -> bytes:
