@@ -351,7 +351,10 @@ def as_given(message: str, arguments: Sequence[str] | None = None, environment: 
 
     A flag that nobody gave is named as those that it is missing beside.
     """
-    flags = vars(parser("").parse_args(arguments))
+    try:
+        flags = vars(parser("").parse_args(arguments))
+    except SettingsError:  # it is what the message is about
+        return message
     named = [one for one in OPTIONS if flags[one.name] is None and re.search(rf"{one.flag}(?![\w-])", message)]
     if any(environment.get(one.variable) for one in named):
         for one in named:

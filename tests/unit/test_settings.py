@@ -213,6 +213,7 @@ def test_switches(arguments: list[str], expected: bool) -> None:
         ({"TLS_CERT": "c"}, ["--tls-key", "k"], "--tls-key, --tls-cert", "--tls-key, GRADORACLE_TLS_CERT"),
         ({"TLS_CERT": "c"}, [], "--tls-certificate is no flag", "--tls-certificate is no flag"),
         ({"TLS_CERT": "c"}, [], "--workers: too many", "--workers: too many"),
+        ({"TLS_CERT": "c"}, ["--nonsense"], "--nonsense; near: --tls-cert", "--nonsense; near: --tls-cert"),
     ],
 )
 def test_variables_are_named_where_they_gave_the_value(
