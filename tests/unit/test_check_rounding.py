@@ -46,6 +46,22 @@ def test_a_cotangent_that_goes_through_a_logarithm(dim):
     assert check(lambda x: torch.logcumsumexp(x, dim), x).verdict in (Verdict.PASS, Verdict.INCONCLUSIVE)
 
 
+FLAT = {
+    "tens of thousands": torch.tensor([10000.0, 9000.0, 10500.0, 9900.0], dtype=F64),
+    "of both signs": torch.tensor([10000.0, 1.0, -9000.0], dtype=F64),
+    "close together": 1e4 + 100 * torch.arange(5, dtype=F64),
+}
+
+
+@pytest.mark.parametrize("x", FLAT.values(), ids=list(FLAT))
+def test_a_second_gradient_that_is_rounding_as_a_whole(x):
+    """logcumsumexp's second gradient is 0 where one element outweighs all others, and torch's is what 1e4 rounds to;
+    as much beside a function that does not round inside is a fault."""
+    assert check(lambda x: torch.logcumsumexp(x, 0), x, order=2).verdict in (Verdict.PASS, Verdict.INCONCLUSIVE)
+    off = planted(lambda x: 1.0 * x, lambda inputs, u, right: (right[0] * (1 + 1e-12 * inputs[0]),))
+    assert check(off, x, order=2).verdict is Verdict.FAIL
+
+
 def test_a_backward_that_is_not_linear_fails_in_low_precision_too():
     """What rounding explains is measured; squares of the cotangent it does not explain."""
     square = planted(torch.sin, lambda i, u, r: (r[0] * u.abs(),))

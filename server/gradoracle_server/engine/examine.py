@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -45,21 +46,21 @@ class Assessment:
         return (self.judgements.error > self.noise) & self.judgements.within & self.judgements.narrow
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass
 class _Products:
     """A gradient, (C,), times directions, (P, C): what the terms of each product come to, all of shape (P,)."""
 
     sum: torch.Tensor
     total: torch.Tensor  # of their magnitudes
     size: torch.Tensor  # their norm
-    length: torch.Tensor  # the direction's own longest component; 0 where that does not matter
+    directions: torch.Tensor  # (P, C), or (C,) where each moves one element
 
     @classmethod
     def of(cls, gradient: torch.Tensor, directions: torch.Tensor) -> _Products:
         """The products with any directions."""
         terms = directions * gradient
         size = torch.linalg.vector_norm(terms, dim=1)
-        return cls(terms.sum(1), terms.abs().sum(1), size, directions.abs().amax(1))
+        return cls(terms.sum(1), terms.abs().sum(1), size, directions)
 
     @classmethod
     def alone(cls, gradient: torch.Tensor, lengths: torch.Tensor) -> _Products:
@@ -67,6 +68,16 @@ class _Products:
         terms = gradient * lengths
         size = terms.abs()
         return cls(terms, size, size, lengths)
+
+    @property
+    def length(self) -> torch.Tensor:
+        """The longest component of each direction."""
+        return self.directions if self.directions.dim() == 1 else self.directions.abs().amax(1)
+
+    @functools.cached_property
+    def allowance(self) -> torch.Tensor:
+        """What rounding may do to each."""
+        return tolerances.rounding(self.total, self.size)
 
 
 class Examiner:
@@ -176,7 +187,7 @@ class Examiner:
         self, gradient: torch.Tensor, products: _Products, found: Slopes, wider: torch.Tensor | None
     ) -> Assessment:
         error = _distance(products.sum, found)
-        allowance = tolerances.rounding(products.total, products.size)
+        allowance = products.allowance
         noise = None if self.units else self._noise(found, products)
         if wider is not None:
             allowance = allowance + wider
@@ -209,7 +220,7 @@ class Examiner:
         unless `loudly`, the noise."""
         products = _Products.of(gradient, part)
         known = _Products.of(gradient.nan_to_num(0.0, 0.0, 0.0), part)
-        bound = found.bar + tolerances.rounding(known.total, known.size) if loudly else self._noise(found, known)
+        bound = found.bar + known.allowance if loudly else self._noise(found, known)
         return float(products.sum - found.value[0]), float(bound[0])
 
     def notices(self, gradient: torch.Tensor, coordinate: int, relative: float) -> bool:
@@ -221,16 +232,17 @@ class Examiner:
         products = self._products(gradient)
         fault = self.directions[:, coordinate] * (relative * gradient[coordinate])
         error = _distance(products.sum + fault, self.slopes)
-        if bool((error > self.slopes.bar + tolerances.rounding(products.total, products.size)).any()):
-            return True
-        return not self.units and bool((error > self._noise(self.slopes, products)).any())
+        seen = self.slopes.bar + products.allowance
+        if not self.units:
+            seen = torch.fmin(seen, self._noise(self.slopes, products))
+        return bool((error > seen).any())
 
     def blind(self, gradient: torch.Tensor) -> torch.Tensor:
         """(C,): the smallest relative fault in each element that would show along one of the directions."""
         if self._blind is None:
             products = self._products(gradient)
             if self._alone is not None:
-                bound = self.slopes.bar + tolerances.rounding(products.total, products.size)
+                bound = self.slopes.bar + products.allowance
                 relative = (bound / products.total).nan_to_num(nan=math.inf)
             else:
                 bound = self._noise(self.slopes, products)

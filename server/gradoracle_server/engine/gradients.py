@@ -69,11 +69,14 @@ def rounding(case: Case, passes: Passes, place: int, space: Space, *, inside: bo
     """(C,): what rounding does to the gradient that is held against slopes, in the precision of those.
 
     In float64 a trillionth of what the function's size lets expect is the most that is believed: what breaks ties, as a
-    move of one of two equal numbers does, is no rounding.
+    move of one of two equal numbers does, is no rounding. A gradient that is nothing beside that size may be rounding
+    as a whole: so is logcumsumexp's second one of ten thousands.
     """
     found = spread(case, place, space, inside=inside, epsilon=case.resolution)
     if case.faithful:
-        found = torch.minimum(found, _SLIGHT * passes.magnitude / space.scale)
+        whole = float(torch.linalg.vector_norm(space.flat(case.reference[place]) * space.scale))
+        believed = _ILL if whole <= _ILL * passes.magnitude else _SLIGHT
+        found = torch.minimum(found, believed * passes.magnitude / space.scale)
     return found
 
 
