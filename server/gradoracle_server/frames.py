@@ -1,6 +1,6 @@
 """What passes between the front and a worker, over one Unix stream socket.
 
-    front  -- Job -->   worker      one at a time: the next job is sent after the reply
+    front  -- Job -->   worker      small ones may be sent before the reply to the one that it has; it answers in turn
     front  <-- Reply -- worker      the first reply, unasked, is the worker's greeting
 
 A message is an envelope, a fixed-size head, a table of attachments, and a payload. A payload of `SHARED_FROM` bytes or
@@ -255,6 +255,12 @@ class Inbox(Generic[Message]):
                 self._pending += self._room[end:size]
             return message
         self._pending += self._room[:size]
+        return self.next()
+
+    def next(self) -> Message | None:
+        """A message that has arrived whole with another one, if there is any. Raises ValueError as `read` does."""
+        if not self._pending:
+            return None
         with memoryview(self._pending) as pending:
             message, end = self._take(pending, len(pending))
         del self._pending[:end]
@@ -262,10 +268,10 @@ class Inbox(Generic[Message]):
 
     def wait(self, sock: socket.socket) -> Message:
         """Reads a blocking socket until a message is complete. Raises EOFError and ValueError as `read` does."""
-        while True:
+        message = self.next()
+        while message is None:
             message = self.read(sock)
-            if message is not None:
-                return message
+        return message
 
     def close(self) -> None:
         """Closes descriptors that came with a message that never became complete."""

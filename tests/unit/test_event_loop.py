@@ -28,3 +28,23 @@ def test_a_server_serves_without_uvloop(tmp_path: Path) -> None:
             assert stub.DescribeServer(service_pb2.DescribeServerRequest(), timeout=60).devices
         server.process.terminate()
         assert server.process.wait(60) == 0
+
+
+def test_grpc_polls_by_itself_unless_told_otherwise() -> None:
+    """The server chooses for its own process, and not over whom has chosen already."""
+    chosen: dict[str, str] = {}
+    main._choose_polling(chosen)
+    assert chosen == {"GRPC_EXPERIMENTS": "-event_engine_listener"}
+    chosen = {"GRPC_EXPERIMENTS": "all"}
+    main._choose_polling(chosen)
+    assert chosen == {"GRPC_EXPERIMENTS": "all"}
+
+
+def test_grpc_knows_what_the_server_chooses() -> None:
+    """A version of gRPC that no longer knows it says so in a line of the server's output."""
+    with start() as server:
+        with connect(server) as stub:
+            assert stub.DescribeServer(service_pb2.DescribeServerRequest(), timeout=60).devices
+        server.process.terminate()
+        assert server.process.wait(60) == 0
+        assert "xperiment" not in server.log

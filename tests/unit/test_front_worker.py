@@ -52,9 +52,7 @@ async def processes() -> AsyncIterator[Processes]:
 
 async def busy(processes: Any) -> tuple[worker.Worker, Ticket]:
     """A worker that has a request."""
-    made = worker.Worker(
-        lambda: None, WorkerOptions("cpu", 1, 0, 0, 0), processes, lambda each: None, lambda each: None
-    )
+    made = worker.Worker(lambda: None, WorkerOptions("cpu", 1, 0, 0, 0), processes, *[lambda each: None] * 3)
     await made.start()
     future: asyncio.Future[frames.Reply] = asyncio.get_running_loop().create_future()
     ticket = Ticket(frames.Job(0, b"x"), lambda: "peer", future, time.perf_counter())

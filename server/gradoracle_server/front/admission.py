@@ -18,6 +18,7 @@ from gradoracle_server.frames import Job, Reply
 if TYPE_CHECKING:
     from gradoracle_server.front.worker import Worker
 
+_SMALL = 4096  # bytes
 _RESERVE = 8  # one place in so many on top of the limits is kept for connections that have nothing waiting
 
 
@@ -46,6 +47,17 @@ class Ticket:
         if not isinstance(self._peer, str):
             self._peer = self._peer()
         return self._peer
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it may be handed to a worker that is busy: no bytes but a few, and no other worker has had it."""
+        return self.size <= _SMALL and self.job.attachments is None and not self.attempts
+
+    def for_nobody(self) -> Ticket:
+        """The same request where nobody waits for the reply."""
+        future: asyncio.Future[Reply] = self.future.get_loop().create_future()
+        future.cancel()
+        return Ticket(self.job, lambda: self.peer, future, self.arrived)
 
     def settle(self, reply: Reply) -> None:
         """Hands the reply to who waits for it; where nobody does, nothing of it is kept."""
@@ -112,6 +124,10 @@ class Queue:
             del self._waiting[peer]
         self._count(ticket, -1)
         return ticket
+
+    def next(self) -> Ticket | None:
+        """Whose turn it will be."""
+        return next(iter(next(iter(self._waiting.values())))) if self._waiting else None
 
     def discard(self, ticket: Ticket) -> bool:
         """Lets a request wait no longer. Returns whether it did."""

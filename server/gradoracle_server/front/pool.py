@@ -33,6 +33,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds before a worker that did not
 _LIVED = 1.0  # seconds after which the end of an idle worker is no reason to pause
 _STARTS_AT_FIRST = 3  # failures in a row after which the server gives up coming up
 _CLOSING = 5.0  # seconds for workers to end that were told to; the kernel ends them with their fork server otherwise
+_AHEAD = 4  # requests that a worker may have beside the one that it runs
+_QUICK = 0.002  # seconds that requests take at most, as a rule, where workers have some ahead of time
+_LONG = 0.005  # seconds after which a worker has none any more behind a request that takes longer than most
 _LOOK = 1.0  # seconds between two looks for workers that somebody has stopped
 
 _log = logging.getLogger(__name__)
@@ -58,7 +61,10 @@ class Lane:
         self.device = options.device
         self.queue = queue
         self.size = workers  # how many serve at once; which of `self.workers` those are changes as they die
-        self.workers = [Worker(target, options, processes, self._free, self._gone) for _ in range(workers + spares)]
+        self.workers = [
+            Worker(target, options, processes, self._free, self._send_ahead, self._gone)
+            for _ in range(workers + spares)
+        ]
         self.restarts: Counter[str] = Counter()
         self.quarantine = Quarantine()
         self.description = ""
@@ -72,6 +78,7 @@ class Lane:
         self._tasks: list[asyncio.Task[None]] = []
         self._deadlines = Deadlines(self._pending, self._expire)
         self._next_look: asyncio.TimerHandle | None = None
+        self._next_relief: asyncio.TimerHandle | None = None
 
     @property
     def alive(self) -> int:
@@ -80,7 +87,7 @@ class Lane:
     @property
     def in_flight(self) -> int:
         """Requests that wait or run."""
-        return self.queue.depth + sum(worker.state == "busy" for worker in self.workers)
+        return self.queue.depth + sum((worker.state == "busy") + len(worker.ahead) for worker in self.workers)
 
     def states(self) -> dict[str, int]:
         """How many workers are in each state."""
@@ -95,14 +102,17 @@ class Lane:
     async def close(self) -> None:
         """Ends every worker. What still waits or runs is answered SHUTTING_DOWN."""
         self._deadlines.close()
-        if self._next_look is not None:
-            self._next_look.cancel()
+        for timer in (self._next_look, self._next_relief):
+            if timer is not None:
+                timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for ticket in self.queue.clear():
             ticket.fail(statuses.shutting_down())
         for worker in self.workers:
+            for ticket in worker.take_ahead():
+                ticket.fail(statuses.shutting_down())
             if worker.ticket is not None:
                 worker.ticket.fail(statuses.shutting_down())
                 worker.kill()
@@ -121,7 +131,7 @@ class Lane:
                 raise statuses.deadline_exceeded("queue")
             self._deadlines.watch(ticket, seconds)
         if self._idle:
-            self._give(self._idle.pop(), ticket)
+            self._idle.pop().run(ticket)
             return
         try:
             self.queue.put(ticket)
@@ -131,29 +141,54 @@ class Lane:
     def abandon(self, ticket: Ticket, reason: str = "cancelled") -> None:
         """Nobody waits for a request any more: it leaves the queue, or its worker is stopped."""
         ticket.future.cancel()
-        if not self.queue.discard(ticket) and ticket.worker is not None:
-            ticket.worker.stop(reason)
+        worker = ticket.worker
+        if not self.queue.discard(ticket) and worker is not None and worker.ticket is ticket:
+            worker.stop(reason)
 
     def _pending(self) -> Iterator[Ticket]:
         yield from self.queue
         for worker in self.workers:
             if worker.ticket is not None and not worker.ticket.future.done():
                 yield worker.ticket
+            yield from (ticket for ticket in worker.ahead if not ticket.future.done())
 
     def _expire(self, ticket: Ticket) -> None:
-        ticket.fail(statuses.deadline_exceeded("queue" if ticket.worker is None else "run"))
+        runs = ticket.worker is not None and ticket.worker.ticket is ticket
+        ticket.fail(statuses.deadline_exceeded("run" if runs else "queue"))
         self.abandon(ticket, "deadline")
-
-    def _give(self, worker: Worker, ticket: Ticket) -> None:
-        ticket.queue_seconds = time.perf_counter() - ticket.arrived
-        worker.run(ticket)
 
     def _free(self, worker: Worker) -> None:
         ticket = self.queue.take()
         if ticket is None:
             self._idle.append(worker)
         else:
-            self._give(worker, ticket)
+            worker.run(ticket)
+            self._send_ahead(worker)
+
+    def _send_ahead(self, worker: Worker) -> None:
+        """Gives a busy worker its share of the small requests that wait, so that it need not wait itself for each."""
+        room = min(_AHEAD - len(worker.ahead), self.queue.depth // self.size)
+        if room < _AHEAD / 2 or self._seconds > _QUICK or worker.ticket is None or worker.stopped_for:
+            return
+        tickets: list[Ticket] = []
+        while len(tickets) < room and (ticket := self.queue.next()) is not None and ticket.is_small:
+            self.queue.take()
+            tickets.append(ticket)
+        if tickets:
+            worker.run_later(tickets)
+            if self._next_relief is None and self.size > 1:
+                self._next_relief = asyncio.get_running_loop().call_later(_LONG, self._relieve)
+
+    def _relieve(self) -> None:
+        """Makes what stands behind a request that takes long wait for any worker again."""
+        self._next_relief = None
+        now = time.perf_counter()
+        for worker in self.workers:
+            if worker.ahead and now - worker.began > _LONG and self.alive > 1:
+                for ticket in reversed(worker.take_ahead()):
+                    self._again(ticket)
+        if any(worker.ahead for worker in self.workers):
+            self._next_relief = asyncio.get_running_loop().call_later(_LONG, self._relieve)
 
     def _gone(self, worker: Worker) -> None:
         if worker in self._idle:
@@ -221,6 +256,8 @@ class Lane:
         else:
             worker.kill()
         ticket, worker.ticket = worker.ticket, None
+        for waiting in reversed(worker.take_ahead()):
+            self._again(waiting)
         exit_code = await worker.ended()
         reason = self._bury(worker, ticket, exit_code, started)
         if self._failures:
@@ -282,7 +319,7 @@ class Lane:
     def _again(self, ticket: Ticket) -> None:
         self._deadlines.watch_again(ticket)
         if self._idle:
-            self._give(self._idle.pop(), ticket)
+            self._idle.pop().run(ticket)
         else:
             self.queue.put_first(ticket)
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
-from gradoracle_server import environment
+from gradoracle_server import environment, heap
 from gradoracle_server.addresses import Address
-from gradoracle_server.front import devices, heap
+from gradoracle_server.front import devices
 from gradoracle_server.front.admission import Queue
 from gradoracle_server.front.auth import Tls, Tokens
 from gradoracle_server.front.health import Health
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from gradoracle_server.front.tracing import Tracing
 
 _LONGEST_MESSAGE = 2**31 - 1  # gRPC's own limit
+_KEPT = 128 * 1024 * 1024  # bytes of freed memory that the front keeps for the next large tensors
 _FLUSH = 0.5  # seconds for the last answers to leave, and for those who only watch health to be told
 
 _log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class Front:
         """Serves until told to stop. Raises SettingsError or StartError where it cannot come up."""
         settings = self._settings
         self._listen_to_signals()
-        heap.keep_freed_memory()
+        heap.keep_freed_memory(_KEPT)
         check_address("--listen", settings.listen)
         if settings.shared_memory:
             check_address("--shared-memory", Address("", 0, settings.listen.path + SUFFIX))

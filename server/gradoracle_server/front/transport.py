@@ -29,7 +29,7 @@ class Connection:
         self._loop.add_reader(sock, self._readable)
 
     def send(self, job: Job) -> bool:
-        """Sends a job; what the socket does not take at once follows when it can.
+        """Sends a job to a worker that has none; what the socket does not take at once follows when it can.
 
         Returns False when the worker has gone, which `on_lost` will report too. Raises OSError when there is no memory
         for the job.
@@ -51,13 +51,24 @@ class Connection:
         finally:
             if own is not None:
                 os.close(own)
+        self._send_later(buffers, sent)
+        return True
+
+    def send_ahead(self, jobs: Sequence[Job]) -> None:
+        """Sends small jobs, without attachments, to a worker that has others; if it has gone, `on_lost` will tell."""
+        data, sent = b"".join(filter(None, map(whole, jobs))), 0
+        if not self._unsent:
+            with contextlib.suppress(OSError):  # a full socket, or none any more
+                sent = self._sock.send(data)
+        self._send_later((data,), sent)
+
+    def _send_later(self, buffers: Sequence[bytes | memoryview], sent: int) -> None:
         for buffer in buffers:
             if sent < len(buffer):
                 self._unsent.append(memoryview(buffer)[sent:])
             sent = max(0, sent - len(buffer))
         if self._unsent:
             self._loop.add_writer(self._sock, self._writable)
-        return True
 
     def close(self) -> None:
         """Closes the socket, which tells an idle worker to end. May be called again."""
@@ -71,18 +82,24 @@ class Connection:
         self._sock.close()
 
     def _readable(self) -> None:
+        reply = self._arrived(self._read)
+        while reply is not None:
+            self._on_reply(reply)
+            reply = None if self._closed else self._arrived(self._inbox.next)
+
+    def _read(self) -> Reply | None:
+        return self._inbox.read(self._sock)
+
+    def _arrived(self, look: Callable[[], Reply | None]) -> Reply | None:
         try:
-            reply = self._inbox.read(self._sock)
+            return look()
         except BlockingIOError:
-            return
+            return None
         except (EOFError, OSError):
             self._lost(garbled=False)
-            return
         except ValueError:
             self._lost(garbled=True)
-            return
-        if reply is not None:
-            self._on_reply(reply)
+        return None
 
     def _writable(self) -> None:
         while self._unsent:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,10 @@ _log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Runs one request at a time.
+    """Runs one request at a time, and may have others ahead of time, which it runs in turn.
 
-    `on_free` is called with it when it can take the next one, `on_gone` when it cannot take any more, because its
-    process has closed its socket.
+    `on_free` is called with it when it can take the next one, `on_next` when it has begun with one that it had, and
+    `on_gone` when it cannot take any more, because its process has closed its socket.
     """
 
     def __init__(
@@ -45,11 +47,14 @@ class Worker:
         options: WorkerOptions,
         processes: Processes,
         on_free: Callable[[Worker], None],
+        on_next: Callable[[Worker], None],
         on_gone: Callable[[Worker], None],
     ) -> None:
         self.state = "dead"
         self.greeting: dict[str, Any] = {}  # of the present process
         self.ticket: Ticket | None = None  # what it runs, or ran when it died
+        self.ahead: deque[Ticket] = deque()  # what it runs after that
+        self.began = 0.0  # a time.perf_counter(): with what it runs
         self.stopped_for = ""  # why the front ends, or ended, the process: "deadline", "cancelled", or not at all
         self.garbled = False  # whether the present process sent what it should not; it is killed for it then
         self.jobs = 0  # answered by the present process
@@ -59,6 +64,7 @@ class Worker:
         self._options = options
         self._processes = processes
         self._on_free = on_free
+        self._on_next = on_next
         self._on_gone = on_gone
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
@@ -107,6 +113,7 @@ class Worker:
     async def ended(self) -> int | None:
         """How the process ended. Ends it if it has not."""
         self.state = "dead"
+        self.ahead.clear()
         self.memory_allocated = self.memory_reserved = 0
         self._spare()
         if self._connection is not None:
@@ -120,8 +127,8 @@ class Worker:
         """Gives it a request. The reply goes to the ticket."""
         assert self._connection is not None  # noqa: S101 - it has greeted
         self.state = "busy"
-        self.ticket = ticket
         ticket.worker = self
+        self._begin(ticket)
         try:
             # One that has just died is noticed later; the request did not reach it then, and may try another one.
             ticket.attempts += self._connection.send(ticket.job)
@@ -129,6 +136,28 @@ class Worker:
             self.ticket = ticket.worker = None
             ticket.fail(statuses.internal(error, "sending a request to a worker"))
             asyncio.get_running_loop().call_soon(self._free)
+
+    def run_later(self, tickets: Sequence[Ticket]) -> None:
+        """Gives it small requests while it has one. What it has not come to when it ends is in `ahead`."""
+        assert self._connection is not None  # noqa: S101 - it has greeted
+        for ticket in tickets:
+            ticket.worker = self
+        self.ahead += tickets
+        self._connection.send_ahead([ticket.job for ticket in tickets])
+
+    def take_ahead(self) -> list[Ticket]:
+        """What it has not begun with, and somebody waits for, which others are to run. It will run that too, but for
+        nobody: what is on the way to it cannot be taken back."""
+        tickets = [ticket for ticket in self.ahead if not ticket.future.done()]
+        self.ahead = deque(ticket if ticket.future.done() else ticket.for_nobody() for ticket in self.ahead)
+        for ticket in tickets:
+            ticket.worker = None
+        return tickets
+
+    def _begin(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.began = time.perf_counter()
+        ticket.queue_seconds = self.began - ticket.arrived
 
     def stop(self, reason: str) -> None:
         """Ends the process unless it finishes within the grace: nobody waits for what it does."""
@@ -163,7 +192,10 @@ class Worker:
         self.memory_allocated, self.memory_reserved = reply.memory_allocated, reply.memory_reserved
         ticket.worker = None
         ticket.settle(reply)
-        self._free()
+        if self.ahead:
+            self._go_on()
+        else:
+            self._free()
 
     def _on_lost(self, garbled: bool) -> None:
         if garbled:
@@ -174,6 +206,15 @@ class Worker:
             self._on_gone(self)
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
+
+    def _go_on(self) -> None:
+        """It has begun with the first of what it had ahead of time."""
+        ticket = self.ahead.popleft()
+        self._begin(ticket)
+        ticket.attempts += 1
+        if ticket.future.done():  # since, nobody waits for it any more
+            self.stop("cancelled" if ticket.future.cancelled() else "deadline")
+        self._on_next(self)
 
     def _free(self) -> None:
         if self.state == "busy":
