@@ -62,6 +62,37 @@ def test_a_second_gradient_that_is_rounding_as_a_whole(x):
     assert check(off, x, order=2).verdict is Verdict.FAIL
 
 
+@pytest.mark.parametrize("dtype", [F64, F32, torch.bfloat16])
+def test_rounding_that_an_operator_refuses(dtype):
+    """A probability of 1 cannot be moved up: that is no error of the request, and a verdict is what it gets. (torch's
+    gradient is wrong there: 0, and not -1.)"""
+    x = torch.tensor([1.0, 0.5, 0.25], dtype=dtype)
+    certain = torch.tensor([1.0, 0.3, 0.0])
+    report = check(lambda x: F.binary_cross_entropy(x, certain.to(x.dtype)), x)
+    assert (report.verdict, report.inputs[0].worst[0].index) == (Verdict.FAIL, (0,))
+    spread_out = check(planted(lambda x: x.double().acos(), scaled(0.5)), torch.tensor([1.0, 0.5], dtype=dtype))
+    assert spread_out.verdict is Verdict.FAIL
+
+
+def test_a_function_that_cannot_be_run_in_float64():
+    """Where an operator insists on its dtype there is no shadow, and still a verdict."""
+    weight = draw(3, dtype=F32)
+    assert check(lambda x: x @ weight, draw(5, 3, dtype=F32)).verdict is Verdict.PASS
+    assert check(planted(lambda x: x @ weight, scaled(2)), draw(5, 3, dtype=F32)).verdict is Verdict.FAIL
+
+
+def test_flags_among_the_numbers_are_not_moved():
+    """multilabel_margin_loss hands a tensor of 0 and 1 to its backward, and takes nothing else there."""
+    target = torch.tensor([1, 2, -1, 0, 3])
+
+    def loss(x):
+        return F.multilabel_margin_loss(x, target)
+
+    assert check(loss, draw(5)).verdict is Verdict.PASS
+    for mode in Mode:
+        assert check(planted(loss, scaled(2)), draw(5), mode=mode).verdict is Verdict.FAIL
+
+
 def test_a_backward_that_is_not_linear_fails_in_low_precision_too():
     """What rounding explains is measured; squares of the cotangent it does not explain."""
     square = planted(torch.sin, lambda i, u, r: (r[0] * u.abs(),))

@@ -149,9 +149,7 @@ def _case(
     options: Options,
 ) -> Case:
     coarse = shadow.epsilon(subject.plan, subject.inputs)
-    twin = shadow.of(subject)
-    twin_tape = tape if twin is subject else twin.tape()
-    distance = 0.0 if twin is subject else shadow.distance(tape.outputs, twin_tape.outputs, coarse)
+    twin, twin_tape, distance = shadow.recorded(subject, tape, coarse)
     faithful = shadow.is_faithful(distance, coarse)
     if not faithful:
         twin, twin_tape = subject, tape

@@ -54,6 +54,8 @@ class Passes:
         self._device, self._seed = device, seed
         self.base = list(base)
         self.count = 0
+        self.shortest = math.sqrt(epsilon)
+        """A step, relative to a coordinate, below which differences of values are rounding above all."""
         self._looked_at = [one is not None for one in weights]
         outputs = self._once(self.base)
         self.centre = self._gathered([one[None] for one in outputs])[0]

@@ -17,6 +17,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import has_gradient
 from gradoracle_server.engine.graph import Argument, NodeSpec
 from gradoracle_server.engine.plan import Plan
@@ -67,6 +68,22 @@ def _raised_node(node: NodeSpec) -> NodeSpec:
 
     args = tuple(lifted(one) for one in node.args)
     return dataclasses.replace(node, args=args, kwargs={key: lifted(one) for key, one in node.kwargs.items()})
+
+
+def recorded(subject: Subject, tape: Tape, coarse: float) -> tuple[Subject, Tape, float]:
+    """The shadow, its run, and the `distance` of its outputs; the subject itself and its own run where it needs none.
+
+    So too, and infinitely far away, where the shadow cannot be run: an operator may make tensors of a dtype of its own
+    choice, which do not go with others in float64.
+    """
+    twin = of(subject)
+    if twin is subject:
+        return subject, tape, 0.0
+    try:
+        twin_tape = twin.tape()
+    except (Fault, RuntimeError):
+        return subject, tape, math.inf
+    return twin, twin_tape, distance(tape.outputs, twin_tape.outputs, coarse)
 
 
 def distance(outputs: Sequence[torch.Tensor], shadowed: Sequence[torch.Tensor], coarse: float) -> float:
@@ -121,16 +138,35 @@ def spread(
     widest = [torch.zeros_like(one.abs()) for one in reference]
     for _ in range(_RUNS):
         rounding = _Rounding(coarse, generator)
-        if inside:
-            with rounding:
-                found = pull(subject.tape(), cotangents)
-        else:
+
+        def run(cautiously: bool, rounding: _Rounding = rounding) -> list[torch.Tensor]:
+            rounding.cautious = cautiously
+            if inside:
+                with rounding:
+                    return pull(subject.tape(), cotangents)
             tape = subject.tape([rounding.shaken(one, around) for one in subject.inputs])
-            found = pull(tape, [None if one is None else rounding.shaken(one) for one in cotangents])
-        for place, (one, true) in enumerate(zip(found, reference, strict=True)):
+            return pull(tape, [None if one is None else rounding.shaken(one) for one in cotangents])
+
+        for place, (one, true) in enumerate(zip(_allowed(run) or reference, reference, strict=True)):
             moved = (one.detach() - true).abs().nan_to_num(nan=0.0, posinf=0.0)
             widest[place] = torch.maximum(widest[place], moved)
     return widest
+
+
+def _allowed(run: Callable[[bool], list[torch.Tensor]]) -> list[torch.Tensor] | None:
+    """What a run gives whose numbers are moved; cautiously, where an operator refuses some of those; None where it
+    refuses them still.
+
+    A probability of 1 must not be moved up; and some operators keep flags among the numbers that they hand to their
+    backward, as multilabel_margin_loss does.
+    """
+    for cautiously in (False, True):
+        try:
+            return run(cautiously)
+        except (Fault, RuntimeError) as error:
+            if isinstance(error, Fault) and error.reason != "COMPUTATION_FAILED":
+                raise
+    return None
 
 
 def jitter(
@@ -148,25 +184,28 @@ def jitter(
     generator = torch.Generator().manual_seed(subject.seed ^ 0x717)
     alone = twin is subject
 
-    def moved(tensor: torch.Tensor) -> torch.Tensor:
+    def moved(tensor: torch.Tensor, cautiously: bool) -> torch.Tensor:
         if not has_gradient(tensor):
             return tensor
         epsilon = torch.finfo(tensor.dtype).eps
         most = 1 if alone else max(2, round(epsilon**-0.5 / _NEARBY))
         signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
-        units = signs * torch.randint(1, most + 1, tensor.shape, generator=generator)
+        units = (-1 if cautiously else signs) * torch.randint(1, most + 1, tensor.shape, generator=generator)
         return (raised(tensor) * (1 + units.to(tensor.device, torch.float64) * epsilon)).to(tensor.dtype)
 
-    found = []
-    for _ in range(2 * _RUNS):
-        point = [moved(one) for one in subject.inputs]
-        weights = list(cotangents) if alone else [None if one is None else moved(one) for one in cotangents]
+    def run(cautiously: bool) -> list[torch.Tensor]:
+        point = [moved(one, cautiously) for one in subject.inputs]
+        weights = list(cotangents) if alone else [None if u is None else moved(u, cautiously) for u in cotangents]
         low = [raised(one.detach()) for one in pull(subject.tape(point), weights)]
-        if not alone:
-            wide = [None if one is None else raised(one) for one in weights]
-            high = pull(twin.tape([raised(one) for one in point]), wide)
-            low = [one - other.detach() for one, other in zip(low, high, strict=True)]
-        found.append(low)
+        if alone:
+            return low
+        wide = [None if one is None else raised(one) for one in weights]
+        high = pull(twin.tape([raised(one) for one in point]), wide)
+        return [one - other.detach() for one, other in zip(low, high, strict=True)]
+
+    found = [low for low in (_allowed(run) for _ in range(2 * _RUNS)) if low is not None]
+    if not found:
+        return [torch.zeros_like(raised(subject.inputs[place]).abs()) for place in subject.places]
     columns = [torch.stack(several) for several in zip(*found, strict=True)]
     widest = [(one - one.mean(0)).abs().amax(0).nan_to_num(0.0, 0.0) for one in columns]
     # A few runs leave some elements by accident where they were: none moves less than is typical.
@@ -191,6 +230,7 @@ class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         # Half a unit in the last place of float64 itself would be rounded away.
         self._half, self._generator = max(coarse / 2, torch.finfo(torch.float64).eps), generator
+        self.cautious = False  # moves towards 0 only, and not what holds nothing but 0 and 1
 
     def __torch_dispatch__(
         self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -208,6 +248,10 @@ class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not wide or tensor._is_zerotensor() or tensor.is_conj() or tensor.is_neg():
             return tensor
         signs = torch.randint(0, 2, tensor.shape, generator=self._generator).to(tensor.device, torch.float64) * 2 - 1
+        if self.cautious:
+            if bool(((tensor == 0) | (tensor == 1)).all()):
+                return tensor
+            signs = -signs.abs()
         if around and tensor.numel():
             return tensor + signs * (2 * self._half * float(tensor.abs().square().mean().sqrt()))
         return tensor * (1 + signs * self._half)

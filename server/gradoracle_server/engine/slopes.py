@@ -221,6 +221,8 @@ def _climbed(passes: Passes, question: Question, slopes: Slopes, values: Values)
     least = torch.full_like(slopes.coordinates.value, torch.inf)
     rows = torch.arange(len(slopes.bar), device=slopes.bar.device)
     for longest in question.further:
+        if longest < passes.shortest:
+            break
         least[rows] = torch.minimum(least[rows], finite_difference.least_change(values.found, passes.centre))
         rows = wide.nonzero().flatten()
         values = sample(passes, question.space, question.directions[wide], finite_difference.steps(longest))

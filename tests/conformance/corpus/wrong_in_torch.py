@@ -291,6 +291,16 @@ MINIMAL = (
         order=2,
     ),
     Minimal(
+        "binary_cross_entropy, of what is certain",
+        "`binary_cross_entropy(x, [1])` at 1",
+        "the gradient is (x - target) / max(x (1 - x), 1e-12), which is 0 / 1e-12",
+        lambda x: F.binary_cross_entropy(x, _f64([1.0])),
+        (_f64([1.0]),),
+        0,
+        [0.0],
+        lambda x: -mpmath.log(x[0]),
+    ),
+    Minimal(
         "sinc, order 2",
         "`sinc(x)` at 0",
         "the second derivative is 0 / 0",
