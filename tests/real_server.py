@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from front_server import QUICK, Server
 
 
 @contextlib.contextmanager
-def start(*flags: str) -> Iterator[Server]:
+def start(*flags: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Starts a server, waits until it is ready, and ends it afterwards if it still runs."""
     with tempfile.NamedTemporaryFile("w", prefix="gradoracle-test-") as log_file:
         command = [sys.executable, "-m", "gradoracle_server", "--device", "cpu", *QUICK, *flags]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log_file, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log_file, text=True, env={**os.environ, **(environment or {})}
+        )
         try:
             assert process.stdout is not None
             server = Server(process, process.stdout.readline(), log_file)
