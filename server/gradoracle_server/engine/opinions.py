@@ -103,11 +103,12 @@ def _expanded(
     expected = tape.pull([None if u is None else u.contiguous() for u in expanded])
     sentence = "an expanded cotangent, of stride 0, must give the same as a contiguous one"
     found = _answered("linear_expanded", sentence, tape, expanded, expected, gradients, rounding)
-    found.faint = any(
-        bool(one.abs().max() <= _FAINT * usual.abs().max()) and bool(usual.any())
-        for one, usual in zip(expected, gradients, strict=True)
+    sizes = [
+        (float(one.abs().max()), float(g.abs().max()))
+        for one, g in zip(expected, gradients, strict=True)
         if one.numel()
-    )
+    ]
+    found.faint = any(size <= _FAINT * usual and usual > 0 for size, usual in sizes)
     return found
 
 
