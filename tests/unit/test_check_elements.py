@@ -68,6 +68,34 @@ def test_random_cotangents_are_exact(dtype):
     assert len(wide.abs().unique()) > 40
 
 
+@pytest.mark.parametrize("function", [torch.var, torch.std, lambda x: (x * x * x).sum()], ids=["var", "std", "cubes"])
+@pytest.mark.parametrize("mode", Mode)
+def test_small_elements_beside_large_values(function, mode):
+    """Rounding of the value, 30, hides 1e-8 of an element of 1e-4 at the usual steps, and not at longer ones."""
+    x = 5 * draw(5, 5, 5, seed=3)
+    gradient = torch.autograd.grad(function(x.requires_grad_()), x)[0].reshape(-1).abs()
+    x = x.detach()
+    place = int(torch.where(gradient >= 1.5e-3 * gradient.max(), gradient, torch.inf).argmin())
+    assert check(planted(function, scaled(place, 1.0)), x, mode=mode).verdict is Verdict.PASS
+    report = check(planted(function, scaled(place, 1 + 1e-8)), x, mode=mode)
+    assert report.verdict is Verdict.FAIL
+    assert [tuple(one_.index) for one_ in one(report).worst] == [
+        tuple(int(i) for i in torch.unravel_index(torch.tensor(place), x.shape))
+    ]
+
+
+def test_longer_steps_raise_no_alarm_where_functions_turn():
+    """What oscillates within the longer steps, or ends there, is judged by the usual ones."""
+    x = draw(60, seed=4).abs() * 0.01 + 1e-3
+    for function in (
+        lambda x: (1e4 + torch.sin(40 * x)).sum(),
+        lambda x: (1e4 + torch.log(x)).sum(),
+        lambda x: (1e4 + x.sqrt()).sum(),
+    ):
+        for mode in Mode:
+            assert check(function, x, mode=mode).verdict is not Verdict.FAIL
+
+
 def test_what_is_right_to_nine_digits_only_passes():
     """torch's trigamma has nine and a half digits: noise in every element is no fault of a single one."""
     assert check(torch.digamma, draw(300).abs() + 1).verdict is Verdict.PASS

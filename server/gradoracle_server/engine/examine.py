@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ import torch
 from gradoracle_server.engine import finite_difference, slopes, tolerances
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
+from gradoracle_server.engine.products import Products, distance, root_mean_square
 from gradoracle_server.engine.report import Verdict
 from gradoracle_server.engine.slopes import Question, Slopes
 
@@ -25,6 +25,11 @@ _DOUBTED = 4  # directions that are measured once more in another way before the
 _BLOCKS = 16  # of elements, at most, that are moved apart from the others
 _LAST_BITS = 16 * torch.finfo(torch.float64).eps
 _FLOORS = 4.0
+_LONGER = (8.0, 64.0)
+_LONGER_AGAIN = (12.0, 96.0)
+"""What steps are multiplied by where rounding of the values hides a small fault: it counts less then, and where the
+function bends too much for that, the bars say so."""
+
 _SMALL = 1e-3  # of the largest element: what is less is small
 
 
@@ -44,40 +49,6 @@ class Assessment:
         if self.noise is None:
             return torch.zeros_like(self.judgements.within)
         return (self.judgements.error > self.noise) & self.judgements.within & self.judgements.narrow
-
-
-@dataclasses.dataclass
-class _Products:
-    """A gradient, (C,), times directions, (P, C): what the terms of each product come to, all of shape (P,)."""
-
-    sum: torch.Tensor
-    total: torch.Tensor  # of their magnitudes
-    size: torch.Tensor  # their norm
-    directions: torch.Tensor  # (P, C), or (C,) where each moves one element
-
-    @classmethod
-    def of(cls, gradient: torch.Tensor, directions: torch.Tensor) -> _Products:
-        """The products with any directions."""
-        terms = directions * gradient
-        size = torch.linalg.vector_norm(terms, dim=1)
-        return cls(terms.sum(1), terms.abs().sum(1), size, directions)
-
-    @classmethod
-    def alone(cls, gradient: torch.Tensor, lengths: torch.Tensor) -> _Products:
-        """The products with directions along every axis, of those lengths, (C,)."""
-        terms = gradient * lengths
-        size = terms.abs()
-        return cls(terms, size, size, lengths)
-
-    @property
-    def length(self) -> torch.Tensor:
-        """The longest component of each direction."""
-        return self.directions if self.directions.dim() == 1 else self.directions.abs().amax(1)
-
-    @functools.cached_property
-    def allowance(self) -> torch.Tensor:
-        """What rounding may do to each."""
-        return tolerances.rounding(self.total, self.size)
 
 
 class Examiner:
@@ -107,8 +78,9 @@ class Examiner:
         self._alone = space.lengths() if self.units and not space.kind else None
         self.slopes: Slopes
         self._refined = False
+        self._reach: torch.Tensor | None = None  # (C,): how much longer steps were where elements are moved alone
         self._blind: torch.Tensor | None = None
-        self._last: tuple[torch.Tensor, torch.Tensor | None, _Products] | None = None
+        self._last: tuple[torch.Tensor, torch.Tensor | None, Products] | None = None
 
     @property
     def directions(self) -> torch.Tensor:
@@ -117,13 +89,11 @@ class Examiner:
             self._directions = self.space.units(range(self.space.size))[0]
         return self._directions
 
-    def _products(self, gradient: torch.Tensor) -> _Products:
+    def _products(self, gradient: torch.Tensor) -> Products:
         """The gradient, (C,), along the directions; kept for the last one, of which much is asked."""
         if self._last is None or self._last[0] is not gradient or self._last[1] is not self._directions:
             found = (
-                _Products.of(gradient, self.directions)
-                if self._alone is None
-                else _Products.alone(gradient, self._alone)
+                Products.of(gradient, self.directions) if self._alone is None else Products.alone(gradient, self._alone)
             )
             self._last = gradient, self._directions, found
         return self._last[2]
@@ -140,10 +110,10 @@ class Examiner:
 
     def measured(self, directions: torch.Tensor, enough: float = 0.0) -> Slopes:
         """Slopes along directions, (P, C), with bars of about `enough`."""
-        wanted = self._wanted(_Products.of(self._expected, directions)).clamp(min=enough)
+        wanted = self._wanted(Products.of(self._expected, directions)).clamp(min=enough)
         return slopes.measure(self.passes, Question(self.space, directions, wanted))
 
-    def _wanted(self, expected: _Products) -> torch.Tensor:
+    def _wanted(self, expected: Products) -> torch.Tensor:
         """Bars, (P,), that are narrow enough to look no further."""
         fine = tolerances.RELATIVE / 10 * max(1.0, math.sqrt(self.space.size) / 10)
         if self._quickly:
@@ -164,8 +134,9 @@ class Examiner:
         spread = self._spread() if generous else None
         wider = self._moves(spread, allowance)
         if unrest:
-            least = unrest / finite_difference.LADDERS[0]
-            wider = self.slopes.bar.new_tensor(least) if wider is None else wider + least
+            least = torch.full_like(self.slopes.bar, unrest / finite_difference.LADDERS[0])
+            least = least if self._reach is None else least / self._reach
+            wider = least if wider is None else wider + least
         return self._assessed(gradient, self._products(gradient), self.slopes, wider)
 
     def _moves(self, *more: torch.Tensor | None) -> torch.Tensor | None:
@@ -181,12 +152,12 @@ class Examiner:
         """The same along other directions, generously."""
         spread = self._spread() if allowance is None else torch.maximum(self._spread(), allowance)
         wider = (directions.abs() * spread).sum(1)
-        return self._assessed(gradient, _Products.of(gradient, directions), found, wider)
+        return self._assessed(gradient, Products.of(gradient, directions), found, wider)
 
     def _assessed(
-        self, gradient: torch.Tensor, products: _Products, found: Slopes, wider: torch.Tensor | None
+        self, gradient: torch.Tensor, products: Products, found: Slopes, wider: torch.Tensor | None
     ) -> Assessment:
-        error = _distance(products.sum, found)
+        error = distance(products.sum, found)
         allowance = products.allowance
         noise = None if self.units else self._noise(found, products)
         if wider is not None:
@@ -202,24 +173,24 @@ class Examiner:
         judged = tolerances.judge(error, found.bar, allowance, scale, self._asked)
         return Assessment(judged.verdict, judged, not found.smooth and bool(found.kinked.any()), noise)
 
-    def _typical(self, products: _Products, gradient: torch.Tensor) -> torch.Tensor:
+    def _typical(self, products: Products, gradient: torch.Tensor) -> torch.Tensor:
         """(P,): the size of a gradient along directions; along single axes not less than a typical element's."""
         if not self.units or not gradient.numel():
             return products.size
-        typical = _root_mean_square(gradient)
+        typical = root_mean_square(gradient)
         if not math.isfinite(typical):
-            typical = _root_mean_square(gradient[gradient.isfinite()])
+            typical = root_mean_square(gradient[gradient.isfinite()])
         return torch.maximum(products.size, products.length * typical)
 
-    def _noise(self, found: Slopes, products: _Products) -> torch.Tensor:
+    def _noise(self, found: Slopes, products: Products) -> torch.Tensor:
         """(P,): what slopes and a right gradient differ by where nothing is wrong."""
         return torch.add(found.noise(self.passes.weight), products.size, alpha=_LAST_BITS)
 
     def doubts(self, part: torch.Tensor, gradient: torch.Tensor, found: Slopes, *, loudly: bool) -> tuple[float, float]:
         """Claimed minus numerical slope along one direction, (1, C), and what it is held against: the tolerance, or,
         unless `loudly`, the noise."""
-        products = _Products.of(gradient, part)
-        known = _Products.of(gradient.nan_to_num(0.0, 0.0, 0.0), part)
+        products = Products.of(gradient, part)
+        known = Products.of(gradient.nan_to_num(0.0, 0.0, 0.0), part)
         bound = found.bar + known.allowance if loudly else self._noise(found, known)
         return float(products.sum - found.value[0]), float(bound[0])
 
@@ -231,7 +202,7 @@ class Examiner:
             return off > float(self.slopes.bar[coordinate]) + (tolerances.RELATIVE + _LAST_BITS) * abs(size)
         products = self._products(gradient)
         fault = self.directions[:, coordinate] * (relative * gradient[coordinate])
-        error = _distance(products.sum + fault, self.slopes)
+        error = distance(products.sum + fault, self.slopes)
         seen = self.slopes.bar + products.allowance
         if not self.units:
             seen = torch.fmin(seen, self._noise(self.slopes, products))
@@ -256,21 +227,23 @@ class Examiner:
 
         Elements that are small beside the others are left out: their faults are.
         """
-        if self.units or self._refined or not self.passes.batching:
-            return False
-        if float(self.slopes.bar.min()) <= _FLOORS * self.passes.floor:  # moving fewer would not make it narrower
+        if self._refined or not self.passes.batching:
             return False
         self._refined = True
         magnitude = gradient.abs()
-        wanted = (self.blind(gradient) > tolerances.FAULT) & (magnitude >= _SMALL * magnitude.max())
+        wanted = (self.blind(gradient) > tolerances.FAULT) & (magnitude >= _SMALL * magnitude.max()) & (magnitude > 0)
         count = int(wanted.sum())
         if not count:
             return False
+        if self.units:
+            return self._sharpen(wanted)
         largest_first = torch.where(wanted, magnitude * self.space.scale, -1.0).argsort(descending=True)[:count]
         masks = torch.zeros((min(_BLOCKS, count), self.space.size), dtype=torch.bool, device=gradient.device)
         rows = torch.arange(count, device=gradient.device) * masks.shape[0] // count
         masks[rows, largest_first] = True
         directions = self.space.drawn(masks.shape[0], self.generator, masks)
+        if float(self.slopes.bar.min()) <= _FLOORS * self.passes.floor:  # moving fewer alone would not make it narrower
+            directions = torch.cat([directions * factor for factor in _LONGER])
         found = self.measured(directions, math.inf)
         useful = (
             found.bar <= self.slopes.bar.max()
@@ -282,6 +255,35 @@ class Examiner:
         self.slopes = Slopes.joined([self.slopes, found.of(useful)])
         return True
 
+    def _sharpen(self, rows: torch.Tensor) -> bool:
+        """Measures elements that are moved alone, (C,) of bool, with longer steps. Whether that tells more."""
+        if self.slopes.coordinates.value.shape[1] != self.passes.centre.numel():  # measured in groups
+            return False
+        before = self.slopes.of(rows)
+        after, reach = self._sharper(self.directions[rows], before)
+        if after is before:
+            return False
+        self._blind = None
+        self._reach = torch.ones_like(self.slopes.bar)
+        self._reach[rows] = reach
+        self.slopes = self.slopes.replaced(rows, after)
+        return True
+
+    def _sharper(
+        self, directions: torch.Tensor, found: Slopes, factors: tuple[float, ...] = _LONGER
+    ) -> tuple[Slopes, torch.Tensor]:
+        """Slopes along directions, each of these or of longer steps, whichever has the narrower bar; and how much
+        longer its steps were, (P,)."""
+        reach = torch.ones_like(found.bar)
+        for factor in factors:
+            longer = self.measured(directions * factor, math.inf).scaled(1 / factor)
+            same = (longer.value - found.value).abs() <= longer.bar + found.bar
+            better = same & (longer.bar < found.bar) & ~longer.kinked & ~found.kinked
+            if bool(better.any()):
+                found = found.replaced(better, longer.of(better))
+                reach[better] = factor
+        return found, reach
+
     def confirm(self, assessment: Assessment) -> None:
         """Measures the directions that fail worst on every ladder: a slope that shorter steps contradict is no
         evidence."""
@@ -290,6 +292,9 @@ class Examiner:
         rows = assessment.judgements.failed if self._quickly else self._worst_rows(assessment)
         nothing = torch.zeros(int(rows.sum()), dtype=torch.float64, device=self.directions.device)
         finer = slopes.measure(self.passes, Question(self.space, self.directions[rows], nothing))
+        if self._reach is not None:
+            finer, reach = self._sharper(self.directions[rows], finer, _LONGER_AGAIN)
+            self._reach[rows] = torch.minimum(self._reach[rows], reach)
         self.slopes = self.slopes.replaced(rows, finer)
 
     def _worst_rows(self, assessment: Assessment) -> torch.Tensor:
@@ -331,10 +336,19 @@ class Examiner:
         self._directions = space.drawn(self.directions.shape[0], self.generator)
         self.slopes = self.measured(self.directions)
 
-    def element_slopes(self, coordinates: list[int]) -> tuple[Slopes, torch.Tensor]:
-        """Slopes along single coordinates, and the lengths of those directions."""
+    def element_slopes(
+        self, coordinates: list[int], gradient: torch.Tensor | None = None
+    ) -> tuple[Slopes, torch.Tensor]:
+        """Slopes along single coordinates, and the lengths of those directions; as sharp as it takes to see small
+        faults in elements of the gradient, (C,), where that is given."""
         directions, lengths = self.space.units(coordinates)
-        return self.measured(directions), lengths
+        found = self.measured(directions)
+        if gradient is None:
+            return found, lengths
+        size = gradient[coordinates].abs() * lengths
+        if bool(((found.bar > tolerances.FAULT / 4 * size) & (size > 0)).any()):
+            found, _ = self._sharper(directions, found)
+        return found, lengths
 
     def together(self, gradient: torch.Tensor, kinks: list[int], allowance: torch.Tensor | None = None) -> bool:
         """Whether the gradient is between the slopes along the direction that moves all kinked coordinates by the same
@@ -356,17 +370,3 @@ class Examiner:
         directions = self.space.drawn(max(2, self.directions.shape[0] // 2), self.generator, among)
         kept = torch.where(among, gradient, 0.0)  # an infinite slope times a step of 0 is no number
         return self.assessed(kept, directions, self.measured(directions), allowance)
-
-
-def _root_mean_square(gradient: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(gradient)) / math.sqrt(max(1, gradient.numel()))
-
-
-def _distance(claimed: torch.Tensor, found: Slopes) -> torch.Tensor:
-    """How far each claim is outside its interval of slopes; NaN where it is NaN."""
-    if found.smooth:
-        return (claimed - found.value).abs()
-    outside = torch.maximum(found.low - claimed, claimed - found.high)
-    outside = torch.where((claimed == found.low) | (claimed == found.high), 0.0, outside)  # infinities that agree
-    unknown = torch.isinf(found.bar) & ~claimed.isnan()
-    return torch.where(unknown & outside.isnan(), 0.0, outside.clamp(min=0.0))

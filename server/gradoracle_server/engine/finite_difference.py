@@ -83,6 +83,10 @@ class Derivative:
             settled = torch.where(closer, longer.settled, settled)
         return Derivative(value, bar, settled=settled)
 
+    def scaled(self, factor: float) -> Derivative:
+        """Those along directions so many times as long."""
+        return dataclasses.replace(self, value=self.value * factor, bar=self.bar * factor)
+
     def of(self, rows: torch.Tensor | slice) -> Derivative:
         """Those of some directions, (P,) of bool or a slice."""
         return Derivative(*(None if one is None else one[rows] for one in self._parts()))  # type: ignore[arg-type]

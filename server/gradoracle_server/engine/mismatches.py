@@ -29,7 +29,7 @@ def measured(examiner: Examiner, gradients: Gradients, chosen: Sequence[int]) ->
         return []
     parts = 2 if examiner.space.base.dtype.is_complex else 1
     coordinates = [element * parts + part for element in chosen for part in range(parts)]
-    along, lengths = examiner.element_slopes(coordinates)
+    along, lengths = examiner.element_slopes(coordinates, gradients.claimed)
     numerical = (along.value / lengths).reshape(-1, parts)
     allowance = torch.maximum(
         gradients.allowance[coordinates], tolerances.RELATIVE * gradients.claimed[coordinates].abs()

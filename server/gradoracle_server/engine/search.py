@@ -65,7 +65,9 @@ def _part(examiner: Examiner, mover: torch.Tensor, start: int, stop: int) -> tor
 
 def _by_units(examiner: Examiner, gradient: torch.Tensor) -> list[int]:
     directions, _ = examiner.space.units(range(examiner.space.size))
-    found = examiner.slopes if examiner.units else examiner.measured(directions)
+    found = examiner.slopes
+    if not examiner.units:
+        found, _ = examiner.element_slopes(list(range(examiner.space.size)), gradient)
     judged = examiner.assessed(gradient, directions, found).judgements
     wrong = judged.failed.nonzero().flatten()
     return wrong[judged.excess[wrong].argsort(descending=True)].tolist()

@@ -60,6 +60,18 @@ class Slopes:
             self.smooth,
         )
 
+    def scaled(self, factor: float) -> Slopes:
+        """Those along directions so many times as long."""
+        return Slopes(
+            self.value * factor,
+            self.bar * factor,
+            self.low * factor,
+            self.high * factor,
+            self.kinked,
+            self.coordinates.scaled(factor),
+            self.smooth,
+        )
+
     @staticmethod
     def joined(pieces: Sequence[Slopes]) -> Slopes:
         """Those of several lists of directions, one after another."""

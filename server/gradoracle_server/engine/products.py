@@ -1,0 +1,61 @@
+"""What a gradient says of directions, and how far that is from the slopes along them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import torch
+
+from gradoracle_server.engine import tolerances
+from gradoracle_server.engine.slopes import Slopes
+
+
+@dataclasses.dataclass
+class Products:
+    """A gradient, (C,), times directions, (P, C): what the terms of each product come to, all of shape (P,)."""
+
+    sum: torch.Tensor
+    total: torch.Tensor  # of their magnitudes
+    size: torch.Tensor  # their norm
+    directions: torch.Tensor  # (P, C), or (C,) where each moves one element
+
+    @classmethod
+    def of(cls, gradient: torch.Tensor, directions: torch.Tensor) -> Products:
+        """The products with any directions."""
+        terms = directions * gradient
+        size = torch.linalg.vector_norm(terms, dim=1)
+        return cls(terms.sum(1), terms.abs().sum(1), size, directions)
+
+    @classmethod
+    def alone(cls, gradient: torch.Tensor, lengths: torch.Tensor) -> Products:
+        """The products with directions along every axis, of those lengths, (C,)."""
+        terms = gradient * lengths
+        size = terms.abs()
+        return cls(terms, size, size, lengths)
+
+    @property
+    def length(self) -> torch.Tensor:
+        """The longest component of each direction."""
+        return self.directions if self.directions.dim() == 1 else self.directions.abs().amax(1)
+
+    @functools.cached_property
+    def allowance(self) -> torch.Tensor:
+        """What rounding may do to each."""
+        return tolerances.rounding(self.total, self.size)
+
+
+def root_mean_square(gradient: torch.Tensor) -> float:
+    """Of its elements."""
+    return float(torch.linalg.vector_norm(gradient)) / math.sqrt(max(1, gradient.numel()))
+
+
+def distance(claimed: torch.Tensor, found: Slopes) -> torch.Tensor:
+    """How far each claim is outside its interval of slopes; NaN where it is NaN."""
+    if found.smooth:
+        return (claimed - found.value).abs()
+    outside = torch.maximum(found.low - claimed, claimed - found.high)
+    outside = torch.where((claimed == found.low) | (claimed == found.high), 0.0, outside)  # infinities that agree
+    unknown = torch.isinf(found.bar) & ~claimed.isnan()
+    return torch.where(unknown & outside.isnan(), 0.0, outside.clamp(min=0.0))
