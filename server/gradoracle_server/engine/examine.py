@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -25,10 +25,10 @@ _DOUBTED = 4  # directions that are measured once more in another way before the
 _BLOCKS = 16  # of elements, at most, that are moved apart from the others
 _LAST_BITS = 16 * torch.finfo(torch.float64).eps
 _FLOORS = 4.0
-_LONGER = (8.0, 64.0)
-_LONGER_AGAIN = (12.0, 96.0)
+_LONGER = ((8.0, 12.0), (64.0, 96.0))
+_LONGER_AGAIN = ((10.0, 14.0), (80.0, 112.0))
 """What steps are multiplied by where rounding of the values hides a small fault: it counts less then, and where the
-function bends too much for that, the bars say so."""
+function bends too much for that, the bars say so, or the two of a pair do not agree."""
 
 _SMALL = 1e-3  # of the largest element: what is less is small
 
@@ -243,7 +243,7 @@ class Examiner:
         masks[rows, largest_first] = True
         directions = self.space.drawn(masks.shape[0], self.generator, masks)
         if float(self.slopes.bar.min()) <= _FLOORS * self.passes.floor:  # moving fewer alone would not make it narrower
-            directions = torch.cat([directions * factor for factor in _LONGER])
+            directions = torch.cat([directions * factors[0] for factors in _LONGER])
         found = self.measured(directions, math.inf)
         useful = (
             found.bar <= self.slopes.bar.max()
@@ -270,18 +270,24 @@ class Examiner:
         return True
 
     def _sharper(
-        self, directions: torch.Tensor, found: Slopes, factors: tuple[float, ...] = _LONGER
+        self, directions: torch.Tensor, found: Slopes, pairs: Sequence[tuple[float, float]] = _LONGER
     ) -> tuple[Slopes, torch.Tensor]:
         """Slopes along directions, each of these or of longer steps, whichever has the narrower bar; and how much
         longer its steps were, (P,)."""
         reach = torch.ones_like(found.bar)
-        for factor in factors:
-            longer = self.measured(directions * factor, math.inf).scaled(1 / factor)
-            same = (longer.value - found.value).abs() <= longer.bar + found.bar
-            better = same & (longer.bar < found.bar) & ~longer.kinked & ~found.kinked
+        for pair in pairs:
+            longer, other = (self.measured(directions * one, math.inf).scaled(1 / one) for one in pair)
+            sure = ~longer.kinked & ~other.kinked & ~found.kinked & (other.bar <= 4 * longer.bar)
+            sure &= (longer.value - other.value).abs() <= longer.bar + other.bar
+            apart = (longer.value - found.value).abs()
+            contradicted = sure & (apart > longer.bar + found.bar)
+            better = sure & ~contradicted & (longer.bar < found.bar)
+            if bool(contradicted.any()):  # short steps may have seen how the function rounds inside
+                bar = torch.where(contradicted, torch.maximum(found.bar, apart), found.bar)
+                found = dataclasses.replace(found, bar=bar)
             if bool(better.any()):
                 found = found.replaced(better, longer.of(better))
-                reach[better] = factor
+                reach[better] = pair[0]
         return found, reach
 
     def confirm(self, assessment: Assessment) -> None:
@@ -339,12 +345,16 @@ class Examiner:
     def element_slopes(
         self, coordinates: list[int], gradient: torch.Tensor | None = None
     ) -> tuple[Slopes, torch.Tensor]:
-        """Slopes along single coordinates, and the lengths of those directions; as sharp as it takes to see small
-        faults in elements of the gradient, (C,), where that is given."""
+        """Slopes along single coordinates, and the lengths of those directions.
+
+        Where a gradient, (C,), is given that is right as a whole: as sharp as it takes to see small faults in elements
+        of it, and by no steps that are shorter than the usual ones. Those see how a function rounds inside, which their
+        bars do not tell.
+        """
         directions, lengths = self.space.units(coordinates)
-        found = self.measured(directions)
         if gradient is None:
-            return found, lengths
+            return self.measured(directions), lengths
+        found = self.measured(directions, math.inf)
         size = gradient[coordinates].abs() * lengths
         if bool(((found.bar > tolerances.FAULT / 4 * size) & (size > 0)).any()):
             found, _ = self._sharper(directions, found)

@@ -22,14 +22,15 @@ def elements(examiner: Examiner, coordinates: Sequence[int]) -> list[int]:
     return list(dict.fromkeys(one // parts for one in coordinates))
 
 
-def measured(examiner: Examiner, gradients: Gradients, chosen: Sequence[int]) -> list[Mismatch]:
-    """The first elements of those chosen, each along its own axis, or axes."""
+def measured(examiner: Examiner, gradients: Gradients, chosen: Sequence[int], *, small: bool = False) -> list[Mismatch]:
+    """The first elements of those chosen, each along its own axis, or axes; `small`: where the whole is right, and what
+    is looked for are small faults."""
     chosen = chosen[:NAMED]
     if not chosen:
         return []
     parts = 2 if examiner.space.base.dtype.is_complex else 1
     coordinates = [element * parts + part for element in chosen for part in range(parts)]
-    along, lengths = examiner.element_slopes(coordinates, gradients.claimed)
+    along, lengths = examiner.element_slopes(coordinates, gradients.claimed if small else None)
     numerical = (along.value / lengths).reshape(-1, parts)
     allowance = torch.maximum(
         gradients.allowance[coordinates], tolerances.RELATIVE * gradients.claimed[coordinates].abs()

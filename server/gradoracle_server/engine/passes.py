@@ -56,6 +56,8 @@ class Passes:
         self.count = 0
         self.shortest = math.sqrt(epsilon)
         """A step, relative to a coordinate, below which differences of values are rounding above all."""
+        self.unsteady = epsilon if epsilon > finite_difference.EPSILON else 0.0
+        """How far a moved coordinate is off, relative to itself: in low precision it is rounded."""
         self._looked_at = [one is not None for one in weights]
         outputs = self._once(self.base)
         self.centre = self._gathered([one[None] for one in outputs])[0]

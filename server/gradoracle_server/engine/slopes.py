@@ -271,6 +271,8 @@ def _on_ladder(
 ) -> Slopes:
     """Slopes from values; `known` and `least` are what longer ladders gave."""
     found = finite_difference.central(values.found, passes.centre, values.ladder, passes.epsilon)
+    if passes.unsteady:
+        found.bar += (found.value.abs() * (passes.unsteady / values.ladder[-1])).nan_to_num(0.0, 0.0)
     if known is not None and least is not None:
         found = found.with_longer(known, least, values.ladder[0], finite_difference.loud(passes.centre))
     weight = passes.weight

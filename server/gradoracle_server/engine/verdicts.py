@@ -205,7 +205,7 @@ class Judge:
             return []
         row = int(torch.where(found.suspicious, found.judgements.excess, -1.0).argmax())
         suspects = search.suspects(examiner, gradients.claimed, row)
-        rows = mismatches.measured(examiner, gradients, mismatches.elements(examiner, suspects or []))
+        rows = mismatches.measured(examiner, gradients, mismatches.elements(examiner, suspects or []), small=True)
         return [one for one in rows if not one.error <= one.error_bound]
 
     def _passed(self, examiner: Examiner, gradients: Gradients, found: Assessment) -> InputReport:
@@ -267,7 +267,7 @@ class Judge:
         excess = torch.where(apart, excess.nan_to_num(nan=torch.inf), -1.0)
         count = min(mismatches.NAMED, int(apart.sum()))
         elements = mismatches.elements(examiner, excess.topk(count).indices.tolist())
-        rows = mismatches.measured(examiner, gradients, elements)
+        rows = mismatches.measured(examiner, gradients, elements, small=True)
         wrong = [one for one in rows if not one.error <= one.error_bound]
         if not wrong:
             worst = max(rows, key=lambda one: one.error)
