@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
-from gradoracle_server import environment, launch, settings
+from gradoracle_server import environment, launch, output, settings
 from gradoracle_server.front import logs
 from gradoracle_server.front.processes import Processes
 
@@ -71,7 +71,7 @@ def main(
         return 0
     finally:
         processes.close()
-        _forget_what_nobody_takes()
+        output.forget_what_nobody_takes()
 
 
 def _choose_polling(variables: MutableMapping[str, str]) -> None:
@@ -88,18 +88,6 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:  # no wheel for this machine, or left out on purpose
         return None
     return uvloop.new_event_loop
-
-
-def _forget_what_nobody_takes() -> None:
-    """What a closed pipe or a full disk did not take of the output would be written again as Python ends, and fail, and
-    the exit code would be 120 for that."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
 
 
 def _complain(error: object, code: int) -> int:

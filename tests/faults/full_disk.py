@@ -11,7 +11,7 @@ from faults.callers import calling
 from faults.outcome import Outcome
 from faults.servers import serving, until
 
-SHORT = {"kills": 2}
+SHORT = {"kills": 5}  # more than there are spares
 LONG = {"kills": 20}
 
 

@@ -20,6 +20,8 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from gradoracle_server import output
+
 _FORK_SERVER = "gradoracle_server.front.fork_server"  # what the fork server imports first
 _DYING = 0.25  # seconds that a process may take to end after it closed its socket, before it is killed
 _TELLING = 10.0  # seconds that the fork server may take to tell how a process ended
@@ -80,6 +82,9 @@ class Processes:
     def _start(self, target: Callable[..., None], theirs: socket.socket, args: tuple[object, ...]) -> BaseProcess:
         with theirs:
             process = self._context.Process(target=_born, args=(target, theirs, *args), daemon=True)
+            # multiprocessing writes out what stdout and stderr hold back, and starts nothing where a full disk does not
+            # take it.
+            output.forget_what_nobody_takes()
             process.start()
             return process
 
