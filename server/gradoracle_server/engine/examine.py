@@ -229,9 +229,15 @@ class Examiner:
         """
         if self._refined or not self.passes.batching:
             return False
+        at_floor = float(self.slopes.bar.min()) <= _FLOORS * self.passes.floor  # fewer at once would not be narrower
+        if (self.units or at_floor) and self.space.size > ALL_UNITS:  # then only longer steps help, and cost too much
+            return False
         self._refined = True
+        blind = self.blind(gradient)
+        if float(blind.max()) <= tolerances.FAULT:
+            return False
         magnitude = gradient.abs()
-        wanted = (self.blind(gradient) > tolerances.FAULT) & (magnitude >= _SMALL * magnitude.max()) & (magnitude > 0)
+        wanted = (blind > tolerances.FAULT) & (magnitude >= _SMALL * magnitude.max()) & (magnitude > 0)
         count = int(wanted.sum())
         if not count:
             return False
@@ -242,7 +248,7 @@ class Examiner:
         rows = torch.arange(count, device=gradient.device) * masks.shape[0] // count
         masks[rows, largest_first] = True
         directions = self.space.drawn(masks.shape[0], self.generator, masks)
-        if float(self.slopes.bar.min()) <= _FLOORS * self.passes.floor:  # moving fewer alone would not make it narrower
+        if at_floor:
             directions = torch.cat([directions * factors[0] for factors in _LONGER])
         found = self.measured(directions, math.inf)
         useful = (
