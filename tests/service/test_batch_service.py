@@ -309,6 +309,7 @@ def test_an_interruption_keeps_what_was_finished(
     assert f"interrupted; {out} has what was finished; --resume goes on" in text
     finished = set(results(out))
     assert 3 <= len(finished) < 200
+    assert {"PASS"} == {one.outcome for one in results(out).values()}, "what was under way is no result"
     assert len(finished) == json.loads(summary.read_text())["cases"]
     code, _ = batch(cases, "--out", out, "--resume", "--select", "line <= 60")
     assert (0, finished | {f"c{k}" for k in range(60)}) == (code, set(results(out)))

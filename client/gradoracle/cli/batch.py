@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from gradoracle.batch.results import ResultsFile
     from gradoracle.batch.runner import Run
     from gradoracle.batch.shards import Plan
+    from gradoracle.client import Client
 
 HELP = """\b
 A case is one JSON object a line:
@@ -106,32 +108,47 @@ def _run(run: Run, progress: Progress, where: dict[str, Any]) -> BaseException |
     """Runs to the end, or to what ended it before."""
     from gradoracle.errors import GradOracleError
 
+    told: list[int] = []
     try:
-        with _signals(), connection.client(workers=None, **where) as client:
+        with connection.client(workers=None, **where) as client, _interrupted(client, told):
             client.server_info()  # a server that is not there, or wants credentials, is told at once
             with progress:
                 run.run(client)
-    except (KeyboardInterrupt, GradOracleError) as error:
+    except KeyboardInterrupt as error:
         return error
+    except Exception as error:
+        if told:
+            return KeyboardInterrupt(told[0])
+        if isinstance(error, GradOracleError):
+            return error
+        raise
     return None
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM, with which pods are stopped, ends a run as Ctrl-C does."""
+def _interrupted(client: Client, told: list[int]) -> Iterator[None]:
+    """Ctrl-C, and SIGTERM, with which pods are stopped, close the client, so that its calls fail; `told` has which it
+    was. A second one raises at once.
+
+    An exception out of the blue could be lost in code of gRPC's that lets none out, or leave its locks held.
+    """
 
     def stop(number: int, _: FrameType | None) -> None:
-        raise KeyboardInterrupt(number)
+        told.append(number)
+        if len(told) > 1:
+            raise KeyboardInterrupt(number)
+        threading.Thread(target=client.close, daemon=True).start()
 
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread, which alone gets signals
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _finish(

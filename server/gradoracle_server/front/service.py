@@ -179,9 +179,9 @@ class Service:
                 reply = await ticket.future
                 answer = b"".join(self.response(lane, ticket, reply))
             except asyncio.CancelledError:  # the caller went away, or gRPC saw the deadline pass before we did
-                if lane is not None and ticket is not None:
-                    lane.abandon(ticket)
                 code = gone(context)
+                if lane is not None and ticket is not None:
+                    lane.abandon(ticket, "deadline" if code is grpc.StatusCode.DEADLINE_EXCEEDED else "cancelled")
                 calls.finished(code, time.perf_counter() - arrived)
                 if self.tracing is not None:
                     self.tracing.call(name, context, arrived, code, lane, ticket)

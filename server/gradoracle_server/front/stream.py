@@ -141,8 +141,9 @@ class _Stream:
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()
+        reason = "deadline" if gone(self._context) is grpc.StatusCode.DEADLINE_EXCEEDED else "cancelled"
         for lane, ticket, _ in list(self._calls.values()):
-            lane.abandon(ticket)  # its done callback gives the rest back
+            lane.abandon(ticket, reason)  # its done callback gives the rest back
         for upload in self._uploads.values():
             upload.close()
         for answer in self._ready:
