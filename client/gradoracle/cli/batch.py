@@ -97,18 +97,23 @@ def _over(file: CaseFile, plan: Plan, options: BatchOptions, where: dict[str, An
             before = survey(file, plan, files, results.done)
         progress = Progress(before.cases, before.done, quiet=options.quiet)
         settings = options.settings(where["timeout"])
-        run = Run(file, plan, results, settings, files=files, added=progress.add, notice=progress.say)
-        ended = _run(run, progress, where) if before.remaining else None
+        told: list[int] = []  # the signals that came
+
+        def say(text: str) -> None:
+            if not told:  # connections that end are meant to, then
+                progress.say(text)
+
+        run = Run(file, plan, results, settings, files=files, added=progress.add, notice=say)
+        ended = _run(run, progress, where, told) if before.remaining else None
     finally:
         results.finish()
     return _finish(run, results, progress, options, file.name, ended)
 
 
-def _run(run: Run, progress: Progress, where: dict[str, Any]) -> BaseException | None:
+def _run(run: Run, progress: Progress, where: dict[str, Any], told: list[int]) -> BaseException | None:
     """Runs to the end, or to what ended it before."""
     from gradoracle.errors import GradOracleError
 
-    told: list[int] = []
     try:
         with connection.client(workers=None, **where) as client, _interrupted(client, told):
             client.server_info()  # a server that is not there, or wants credentials, is told at once
