@@ -28,6 +28,10 @@ class Context:
         self.messages.append([one.id for one in service_pb2.StreamResponse.FromString(message).answers])
         self.came.set()
 
+    def time_remaining(self) -> float | None:
+        """It has no deadline."""
+        return None
+
 
 @asynccontextmanager
 async def writing(context: Context, unanswered: int, waiting: int) -> AsyncIterator[Any]:
