@@ -21,6 +21,7 @@ from google.rpc import status_pb2
 from gradoracle.v1 import service_pb2
 from gradoracle_server import frames
 from gradoracle_server.launch import WorkerOptions
+from gradoracle_server.worker.backlog import Backlog
 
 MODULE = "fake_worker"
 
@@ -68,13 +69,13 @@ def serve(sock: socket.socket, options: WorkerOptions) -> None:
         "memory_bytes": 1000,
     }
     frames.send(sock, frames.Reply(0, json.dumps(greeting).encode()))
-    inbox: frames.Inbox[frames.Job] = frames.Inbox(frames.Job)
+    backlog = Backlog()
     while True:
         try:
-            job = inbox.wait(sock)
+            job = backlog.wait(sock)
         except EOFError:
             return
-        reply = _reply(sock, job)
+        reply = frames.NOT_RUN if job is None else _reply(sock, job)
         frames.send(sock, reply)
         if reply.attachments is not None:
             reply.attachments.close()

@@ -3,6 +3,8 @@
     front  -- Job -->   worker      small ones may be sent before the reply to the one that it has; it answers in turn
     front  <-- Reply -- worker      the first reply, unasked, is the worker's greeting
 
+The front may take back a small one (`withdrawal`) that the worker has not begun with; it is answered too, by `NOT_RUN`.
+
 A message is an envelope, a fixed-size head, a table of attachments, and a payload. A payload of `SHARED_FROM` bytes or
 more does not go through the socket but lies in an anonymous memory file (memfd) whose descriptor goes along: a megabyte
 through a socket costs two copies and a wake-up for each 200 kB, through a memory file one copy. The memory has no name
@@ -33,6 +35,8 @@ METHODS = (
     "ListOperators",
 )
 """The methods that workers answer; a job carries the index."""
+
+_WITHDRAWAL = len(METHODS)
 
 PHASES = ("queue", "decode", "plan", "forward", "backward", "check", "encode")
 """In the order of `Timing`'s fields. A worker leaves queue at 0; the front fills it in."""
@@ -143,6 +147,20 @@ class Reply:
         return cls(code, payload, attachments, values[3:10], plan_cache, verdict, *values[10:])
 
 
+NOT_RUN = Reply(1, b"")  # gRPC's CANCELLED
+"""The reply to a job that was taken back in time."""
+
+
+def withdrawal(numbers: Sequence[int]) -> Job:
+    """What takes back jobs, by their numbers: 1 is the first that the worker was sent."""
+    return Job(_WITHDRAWAL, struct.pack(f"<{len(numbers)}Q", *numbers))
+
+
+def withdrawn_jobs(job: Job) -> tuple[int, ...] | None:
+    """The numbers of the jobs that this message takes back; None where it is a job itself."""
+    return struct.unpack(f"<{len(job.payload) // 8}Q", job.payload) if job.method == _WITHDRAWAL else None
+
+
 Message = TypeVar("Message", Job, Reply)
 
 
@@ -237,13 +255,13 @@ class Inbox(Generic[Message]):
         self._pending = bytearray()  # the beginning of a message that has not arrived whole
         self._descriptors: list[int] = []
 
-    def read(self, sock: socket.socket) -> Message | None:
-        """Reads once. Returns a message when one is complete, else None.
+    def read(self, sock: socket.socket, flags: int = 0) -> Message | None:
+        """Reads once, with `flags` of recvmsg. Returns a message when one is complete, else None.
 
-        Raises EOFError when the other side has gone, BlockingIOError when the socket is non-blocking and empty, and
+        Raises EOFError when the other side has gone, BlockingIOError when the socket is empty and must not block, and
         ValueError when what arrived is no message.
         """
-        size, ancillary, _, _ = sock.recvmsg_into([self._room], _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        size, ancillary, _, _ = sock.recvmsg_into([self._room], _ANCILLARY, socket.MSG_CMSG_CLOEXEC | flags)
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self._descriptors += memoryview(data[: len(data) - len(data) % 4]).cast("i")

@@ -27,6 +27,7 @@ class Process:
         self.ours, self.theirs = socket.socketpair()
         self.theirs.setblocking(False)
         self.inbox = frames.Inbox(frames.Job)
+        self.withdrawn: list[int] = []  # the numbers of jobs that were taken back
         self.exit_code: int | None = 0
 
     def kill(self) -> None:
@@ -38,9 +39,9 @@ class Process:
         async with asyncio.timeout(60):
             while True:
                 with contextlib.suppress(BlockingIOError):
-                    found = self.inbox.next() or self.inbox.read(self.theirs)
+                    found = self._next()
                     if found is not None:
-                        return bytes(found.payload)
+                        return found
                 await asyncio.sleep(0.001)
 
     async def has(self) -> list[bytes]:
@@ -49,10 +50,17 @@ class Process:
         found = []
         with contextlib.suppress(BlockingIOError):
             while True:
-                job = self.inbox.next() or self.inbox.read(self.theirs)
+                job = self._next()
                 if job is not None:
-                    found.append(bytes(job.payload))
+                    found.append(job)
         return found
+
+    def _next(self) -> bytes | None:
+        job = self.inbox.next() or self.inbox.read(self.theirs)
+        if job is not None and (numbers := frames.withdrawn_jobs(job)) is not None:
+            self.withdrawn += numbers
+            return None
+        return None if job is None else bytes(job.payload)
 
     def answer(self, payload: bytes) -> None:
         frames.send(self.theirs, frames.Reply(0, payload))
@@ -119,6 +127,15 @@ def letters(text: str) -> list[bytes]:
     return [letter.encode() for letter in text]
 
 
+async def busy_with_b(made: Bench) -> Process:
+    """The only worker of a lane that was given "abcd": it has answered "a", runs "b" and has the rest ahead of time."""
+    process = made.processes.made[0]
+    await process.has()
+    process.answer(b"A")
+    assert await process.has() == letters("bcd")
+    return process
+
+
 async def replies(tickets: list[Ticket]) -> list[bytes]:
     async with asyncio.timeout(60):
         return [bytes((await ticket.future).payload) for ticket in tickets]
@@ -151,12 +168,9 @@ async def test_several_answers_that_arrive_together() -> None:
     """One read brings them all, and each goes to its own request."""
     async with bench(1) as made:
         tickets = made.submit(*letters("abcd"))
-        process = made.processes.made[0]
-        await process.has()
+        process = await busy_with_b(made)
         data = [frames.whole(frames.Reply(0, letter)) for letter in letters("BCD")]
 
-        process.answer(b"A")
-        assert await process.has() == letters("bcd")
         process.theirs.sendall(b"".join(one for one in data if one))
 
         assert await replies(tickets) == letters("ABCD")
@@ -203,17 +217,15 @@ async def test_connections_take_turns_ahead_of_time_too() -> None:
 
 
 async def test_one_that_nobody_waits_for_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its worker goes on with what it runs; when its turn comes, it has the usual grace."""
+    """It is taken back, and its worker goes on with what it runs; if that was too late, it has the usual grace."""
     monkeypatch.setattr(worker, "GRACE", 3600.0)
     async with bench(1) as made:
         tickets = made.submit(*letters("abcd"))
-        process = made.processes.made[0]
-        await process.has()
-        process.answer(b"A")
-        assert await process.has() == letters("bcd")
+        process = await busy_with_b(made)
 
         made.lane.abandon(tickets[2])
-        await asyncio.sleep(0.01)
+        assert await process.has() == []
+        assert process.withdrawn == [3]
         assert made.lane.workers[0].stopped_for == ""
         process.answer(b"B")
         assert await replies([tickets[1]]) == [b"B"]
@@ -232,15 +244,14 @@ async def test_a_deadline_that_passes_before_its_turn() -> None:
         [first, *_] = made.submit(*letters("ab"))
         [late] = made.submit(b"c", seconds=0.2)
         made.submit(b"d")
-        process = made.processes.made[0]
-        await process.has()
-        process.answer(b"A")
-        assert await process.has() == letters("bcd")
+        process = await busy_with_b(made)
         assert await replies([first]) == [b"A"]
 
         with pytest.raises(statuses.Failure, match="waiting for a worker"):
             async with asyncio.timeout(60):
                 await late.future
+        await process.has()
+        assert process.withdrawn == [3]
 
 
 async def two_busy(made: Bench) -> tuple[Process, Process]:
@@ -273,7 +284,7 @@ async def test_the_death_of_a_worker_is_the_fault_of_what_it_ran(monkeypatch: py
 
 
 async def test_what_stands_behind_a_long_request_is_given_to_others() -> None:
-    """They need not wait for it to end; what it answers to them later is for nobody."""
+    """They need not wait for it to end, and it does not run them."""
     async with bench(2) as made:
         tickets = made.submit(*letters("abcdefgh"))
         first, second = await two_busy(made)
@@ -283,9 +294,12 @@ async def test_what_stands_behind_a_long_request_is_given_to_others() -> None:
             second.answer((await second.job()).upper())
         assert await replies([*tickets[:2], *tickets[3:]]) == letters("ABDEFGH")
         assert not tickets[2].future.done()
+        assert await first.has() == []
+        assert first.withdrawn == [3, 4]
 
-        for letter in letters("Cxy"):
-            first.answer(letter)
+        first.answer(b"C")
+        for _ in range(2):
+            frames.send(first.theirs, frames.NOT_RUN)
         assert await replies([tickets[2]]) == [b"C"]
         assert await replies(tickets[3:5]) == letters("DE")
         async with asyncio.timeout(60):
@@ -298,10 +312,7 @@ async def test_the_end_of_the_server_is_told_to_them_too() -> None:
     """Nobody is left without an answer."""
     async with bench(1) as made:
         tickets = made.submit(*letters("abcd"))
-        process = made.processes.made[0]
-        await process.has()
-        process.answer(b"A")
-        assert await process.has() == letters("bcd")
+        await busy_with_b(made)
 
     for ticket in tickets[1:]:
         with pytest.raises(statuses.Failure, match="shutting down"):

@@ -398,6 +398,23 @@ def test_a_request_that_is_larger_than_the_memory(worker, monkeypatch):
     assert replies[1].code == 0
 
 
+def test_a_job_that_was_taken_back_is_answered_and_not_run(worker, monkeypatch):
+    """Each job has its reply, so that the front knows which is whose; what was taken back is not computed."""
+    ours, theirs = socket.socketpair()
+    request = service_pb2.EvaluateRequest(graph=square_graph(), primals=[array("x", np.ones(3))]).SerializeToString()
+    ran, answer = [], main.Worker.answer
+    monkeypatch.setattr(main.Worker, "answer", lambda self, job: ran.append(job) or answer(self, job))
+    jobs = [Job(METHODS.index("Evaluate"), request)] * 3
+    with ours, theirs, ThreadPoolExecutor(1) as thread:
+        ours.sendall(b"".join(map(frames.whole, [*jobs, frames.withdrawal([2])])))
+        loop = thread.submit(main._answer_all, worker, theirs, 0)
+        inbox = frames.Inbox(frames.Reply)
+        assert [inbox.wait(ours).code for _ in jobs] == [0, 1, 0]
+        ours.close()
+        assert loop.result(60) is None
+    assert len(ran) == 2
+
+
 def test_every_method_has_a_handler():
     """frames.METHODS and the table of handlers name the same methods."""
     assert list(handlers.HANDLERS) == list(METHODS)

@@ -49,6 +49,11 @@ class Ticket:
         return self._peer
 
     @property
+    def begun(self) -> float:
+        """When a worker began with it; a time.perf_counter()."""
+        return self.arrived + self.queue_seconds
+
+    @property
     def is_small(self) -> bool:
         """Whether it may be handed to a worker that is busy: no bytes but a few, and no other worker has had it."""
         return self.size <= _SMALL and self.job.attachments is None and not self.attempts

@@ -142,8 +142,12 @@ class Lane:
         """Nobody waits for a request any more: it leaves the queue, or its worker is stopped."""
         ticket.future.cancel()
         worker = ticket.worker
-        if not self.queue.discard(ticket) and worker is not None and worker.ticket is ticket:
+        if self.queue.discard(ticket) or worker is None:
+            return
+        if worker.ticket is ticket:
             worker.stop(reason)
+        else:
+            worker.withdraw([ticket])
 
     def _pending(self) -> Iterator[Ticket]:
         yield from self.queue
@@ -184,7 +188,7 @@ class Lane:
         self._next_relief = None
         now = time.perf_counter()
         for worker in self.workers:
-            if worker.ahead and now - worker.began > _LONG and self.alive > 1:
+            if worker.ahead and worker.ticket is not None and now - worker.ticket.begun > _LONG and self.alive > 1:
                 for ticket in reversed(worker.take_ahead()):
                     self._again(ticket)
         if any(worker.ahead for worker in self.workers):
@@ -216,7 +220,7 @@ class Lane:
         """
         now = time.perf_counter()
         tickets = [worker.ticket for worker in self.workers if worker.ticket is not None]
-        running = [now - one.arrived - one.queue_seconds for one in tickets]
+        running = [now - one.begun for one in tickets]
         typical = max(self._seconds, *running, 0.0)  # what runs long now has not been counted yet
         half = min(10.0, max(0.05, self.queue.depth / 2 * typical / max(1, self.alive)))
         return half * random.uniform(0.75, 1.25)  # noqa: S311 - no secret

@@ -142,7 +142,7 @@ class Service:
 
     def response(self, lane: Lane, ticket: Ticket, reply: Reply) -> tuple[bytes | memoryview, bytes]:
         """Takes note of an answer; returns the response's bytes, in two parts. Raises Failure where it is an error."""
-        lane.withstood(ticket.job, time.perf_counter() - ticket.arrived - ticket.queue_seconds)
+        lane.withstood(ticket.job, time.perf_counter() - ticket.begun)
         self.metrics.replied(lane, ticket.job.method, reply, ticket.queue_seconds)
         failure = None
         size = len(reply.payload) + _TIMING_SIZE

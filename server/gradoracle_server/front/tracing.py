@@ -174,7 +174,7 @@ def _phases(ticket: Ticket, ended: float) -> list[tuple[str, float, float]]:
     """Name, start and end of what a request went through, by time.perf_counter()."""
     if not ticket.attempts:
         return [("queue", ticket.arrived, ended)]
-    start = ticket.arrived + ticket.queue_seconds
+    start = ticket.begun
     made = [("queue", ticket.arrived, start)]
     if not ticket.future.done() or ticket.future.cancelled() or ticket.future.exception() is not None:
         return [*made, ("run", start, ended)]  # it was stopped, or its worker died: nobody knows where

@@ -55,7 +55,9 @@ class Connection:
         return True
 
     def send_ahead(self, jobs: Sequence[Job]) -> None:
-        """Sends small jobs, without attachments, to a worker that has others; if it has gone, `on_lost` will tell."""
+        """Sends small jobs, without attachments, to a worker that has others; if it has gone, `on_lost` tells."""
+        if self._closed:
+            return
         data, sent = b"".join(filter(None, map(whole, jobs))), 0
         if not self._unsent:
             with contextlib.suppress(OSError):  # a full socket, or none any more

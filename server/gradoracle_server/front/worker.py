@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from gradoracle_server.frames import Reply
+from gradoracle_server.frames import Reply, withdrawal
 from gradoracle_server.front import statuses
 from gradoracle_server.front.admission import Ticket
 from gradoracle_server.front.processes import Processes
@@ -54,7 +54,6 @@ class Worker:
         self.greeting: dict[str, Any] = {}  # of the present process
         self.ticket: Ticket | None = None  # what it runs, or ran when it died
         self.ahead: deque[Ticket] = deque()  # what it runs after that
-        self.began = 0.0  # a time.perf_counter(): with what it runs
         self.stopped_for = ""  # why the front ends, or ended, the process: "deadline", "cancelled", or not at all
         self.garbled = False  # whether the present process sent what it should not; it is killed for it then
         self.jobs = 0  # answered by the present process
@@ -146,18 +145,25 @@ class Worker:
         self._connection.send_ahead([ticket.job for ticket in tickets])
 
     def take_ahead(self) -> list[Ticket]:
-        """What it has not begun with, and somebody waits for, which others are to run. It will run that too, but for
-        nobody: what is on the way to it cannot be taken back."""
+        """What it has not begun with, and somebody waits for, which others are to run."""
         tickets = [ticket for ticket in self.ahead if not ticket.future.done()]
+        self.withdraw(tickets)
         self.ahead = deque(ticket if ticket.future.done() else ticket.for_nobody() for ticket in self.ahead)
         for ticket in tickets:
             ticket.worker = None
         return tickets
 
+    def withdraw(self, tickets: Sequence[Ticket]) -> None:
+        """Lets it not run what it has ahead of time. It answers that in its turn, for nobody, and so it does what it
+        has begun with meanwhile."""
+        first = self.jobs + 2  # after what it has answered, and the one that it runs
+        numbers = [number for number, ticket in enumerate(self.ahead, first) if ticket in tickets]
+        if numbers and self._connection is not None:
+            self._connection.send_ahead([withdrawal(numbers)])
+
     def _begin(self, ticket: Ticket) -> None:
         self.ticket = ticket
-        self.began = time.perf_counter()
-        ticket.queue_seconds = self.began - ticket.arrived
+        ticket.queue_seconds = time.perf_counter() - ticket.arrived
 
     def stop(self, reason: str) -> None:
         """Ends the process unless it finishes within the grace: nobody waits for what it does."""

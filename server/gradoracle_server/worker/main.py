@@ -21,9 +21,10 @@ from gradoracle_server.engine import autodiff, memory, plan, shapes
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.graph import GraphSpec, InputSpec, NodeSpec, Ref
 from gradoracle_server.engine.phases import Phases
-from gradoracle_server.frames import METHODS, PHASES, Inbox, Job, Reply, send
+from gradoracle_server.frames import METHODS, NOT_RUN, PHASES, Job, Reply, send
 from gradoracle_server.launch import WorkerOptions
 from gradoracle_server.worker import devices, payload, sandbox, statuses
+from gradoracle_server.worker.backlog import Backlog
 from gradoracle_server.worker.handlers import HANDLERS, PLAN_BYTES, Context, Plans
 from gradoracle_server.worker.tensors import Incoming, Outgoing
 
@@ -70,16 +71,17 @@ def serve(sock: socket.socket, options: WorkerOptions) -> None:
 
 
 def _answer_all(worker: Worker, sock: socket.socket, max_memory_bytes: int) -> None:
-    inbox: Inbox[Job] = Inbox(Job)
+    backlog = Backlog()
     while True:
         try:
-            reply = worker.answer(inbox.wait(sock))
+            job = backlog.wait(sock)
+            reply = NOT_RUN if job is None else worker.answer(job)
         except EOFError:
             return
         except OSError as error:
             if not memory.is_exhausted(error):
                 raise
-            inbox.close()  # a request whose bytes alone are more than this process may hold
+            backlog.close()  # a request whose bytes alone are more than this process may hold
             reply = statuses.reply_for(error, "request", max_memory_bytes)
         try:
             send(sock, reply)

@@ -1,0 +1,55 @@
+"""The jobs that a worker has been given, and has not begun with: those that the front takes back are not run."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections import deque
+
+from gradoracle_server.frames import Inbox, Job, withdrawn_jobs
+
+
+class Backlog:
+    """Jobs in the order in which they came, which is that of their numbers: 1 is the first of this process."""
+
+    def __init__(self) -> None:
+        self._inbox: Inbox[Job] = Inbox(Job)
+        self._jobs: deque[Job] = deque()
+        self._begun = 0  # the number of the job that was handed out last
+        self._withdrawn: set[int] = set()
+
+    def wait(self, sock: socket.socket) -> Job | None:
+        """The next job, from a blocking socket; None where the front has taken it back. Raises as `Inbox.wait` does."""
+        if self._jobs:  # they came behind another, and since, word may have come that they are not wanted any more
+            self._look(sock)
+        while not self._jobs:
+            self._file(self._inbox.wait(sock))
+            self._file_the_rest()
+        self._begun += 1
+        job = self._jobs.popleft()
+        if self._begun not in self._withdrawn:
+            return job
+        self._withdrawn.discard(self._begun)
+        return None
+
+    def close(self) -> None:
+        """Closes descriptors of a job that cannot be read."""
+        self._inbox.close()
+
+    def _look(self, sock: socket.socket) -> None:
+        """Reads what has come, and waits for nothing."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._file(self._inbox.read(sock, socket.MSG_DONTWAIT))
+                self._file_the_rest()
+
+    def _file_the_rest(self) -> None:
+        while (job := self._inbox.next()) is not None:
+            self._file(job)
+
+    def _file(self, job: Job | None) -> None:
+        numbers = None if job is None else withdrawn_jobs(job)
+        if numbers is not None:
+            self._withdrawn.update(number for number in numbers if number > self._begun)
+        elif job is not None:
+            self._jobs.append(job)
