@@ -280,17 +280,17 @@ class Examiner:
     ) -> tuple[Slopes, torch.Tensor]:
         """Slopes along directions, each of these or of longer steps, whichever has the narrower bar; and how much
         longer its steps were, (P,)."""
-        reach = torch.ones_like(found.bar)
+        reach, doubted = torch.ones_like(found.bar), found.kinked
         for pair in pairs:
             longer, other = (self.measured(directions * one, math.inf).scaled(1 / one) for one in pair)
-            sure = ~longer.kinked & ~other.kinked & ~found.kinked & (other.bar <= 4 * longer.bar)
+            sure = ~longer.kinked & ~other.kinked & ~doubted & (other.bar <= 4 * longer.bar)
             sure &= (longer.value - other.value).abs() <= longer.bar + other.bar
             apart = (longer.value - found.value).abs()
             contradicted = sure & (apart > longer.bar + found.bar)
             better = sure & ~contradicted & (longer.bar < found.bar)
             if bool(contradicted.any()):  # short steps may have seen how the function rounds inside
                 bar = torch.where(contradicted, torch.maximum(found.bar, apart), found.bar)
-                found = dataclasses.replace(found, bar=bar)
+                found, doubted = dataclasses.replace(found, bar=bar), doubted | contradicted
             if bool(better.any()):
                 found = found.replaced(better, longer.of(better))
                 reach[better] = pair[0]

@@ -17,8 +17,8 @@ def suspects(examiner: Examiner, gradient: torch.Tensor, row: int | None = None)
     With `row`, those that make the error along that direction of the examiner's, were it as small as rounding: whether
     they are wrong is for the caller to measure.
     """
-    if examiner.space.size <= ALL_UNITS:
-        return _by_units(examiner, gradient)
+    if examiner.space.size <= ALL_UNITS:  # small faults where there are no loud ones
+        return (_by_units(examiner, gradient) if row is None else []) or _by_units(examiner, gradient, small=True)
     if row is None:
         return _by_halves(examiner, gradient, examiner.space.drawn(1, examiner.generator), loudly=True)
     return _by_halves(examiner, gradient, examiner.directions[row : row + 1], loudly=False)
@@ -63,11 +63,11 @@ def _part(examiner: Examiner, mover: torch.Tensor, start: int, stop: int) -> tor
     return examiner.space.along(part)
 
 
-def _by_units(examiner: Examiner, gradient: torch.Tensor) -> list[int]:
+def _by_units(examiner: Examiner, gradient: torch.Tensor, *, small: bool = False) -> list[int]:
     directions, _ = examiner.space.units(range(examiner.space.size))
     found = examiner.slopes
     if not examiner.units:
-        found, _ = examiner.element_slopes(list(range(examiner.space.size)), gradient)
+        found, _ = examiner.element_slopes(list(range(examiner.space.size)), gradient if small else None)
     judged = examiner.assessed(gradient, directions, found).judgements
     wrong = judged.failed.nonzero().flatten()
     return wrong[judged.excess[wrong].argsort(descending=True)].tolist()

@@ -1,0 +1,36 @@
+"""Right gradients that checks have once rejected, and why they seemed wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from conformance.corpus import rights
+from gradoracle_server.engine.report import Mode
+
+ONCE = [
+    ("float64 order 2", "logcumsumexp", 0, "as a whole the rounding of a logarithm of ten thousands"),
+    ("float64 order 2", "nn.functional.scaled_dot_product_attention", 1, "the shortest steps saw rounding inside"),
+    ("float32", "polygamma.polygamma_n_0", 0, "moved coordinates are rounded, near a pole"),
+    ("float32", "nn.functional.linear_cross_entropy.chunked", 0, "its graph cannot run in float64"),
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small tensors need no more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.filterwarnings("ignore")  # of operators without a batching rule, and of torch's own samples
+@pytest.mark.parametrize(("kind", "operator", "sample", "why"), ONCE, ids=[f"{one[1]}, {one[0]}" for one in ONCE])
+def test_what_was_rejected_once_is_not_again(kind: str, operator: str, sample: int, why: str) -> None:
+    """A verdict, and not that of a wrong gradient."""
+    torch.manual_seed(0)  # the samples are drawn
+    found = list(rights.records(operator, kind, Mode.PROBE, sample + 1))
+    assert found[sample]["verdict"] in ("PASS", "INCONCLUSIVE"), f"{why}: {found[sample]['said']}"
