@@ -50,15 +50,16 @@ def functions() -> dict[str, tuple[Callable[..., Any], list[torch.Tensor], int, 
     }  # fmt: skip
 
 
-def seconds(call: Callable[[], Any], times: int) -> float:
-    """The median of some calls, after one that does not count."""
-    call()
-    spent = []
-    for _ in range(times):
-        start = time.perf_counter()
-        call()
-        spent.append(time.perf_counter() - start)
-    return statistics.median(spent)
+def seconds(times: int, *calls: Callable[[], Any]) -> list[float]:
+    """The median of each of some calls, which take turns, after one that does not count."""
+    spent: list[list[float]] = [[] for _ in calls]
+    for turn in range(times + 1):
+        for call, its in zip(calls, spent, strict=True):
+            start = time.perf_counter()
+            call()
+            if turn:
+                its.append(time.perf_counter() - start)
+    return [statistics.median(its) for its in spent]
 
 
 def measured(*, slow_large: bool = True) -> Iterator[dict[str, Any]]:
@@ -70,10 +71,12 @@ def measured(*, slow_large: bool = True) -> Iterator[dict[str, Any]]:
         named = {f"x{place}": one for place, one in enumerate(inputs)}
         plan = check_cases.plan_of(function, named)  # a server has it from the first request with this graph
         report = check_cases.planned(plan, named)
-        ours = seconds(lambda: check_cases.planned(plan, named), max(3, times))  # noqa: B023 - called at once
-        fast = seconds(lambda: torch.autograd.gradcheck(function, tracked, fast_mode=True), max(3, times))  # noqa: B023
-        slow_times = 1 if not small else 3
-        slow = seconds(lambda: torch.autograd.gradcheck(function, tracked), slow_times)  # noqa: B023
+        ours, fast = seconds(
+            max(3, times),
+            lambda: check_cases.planned(plan, named),  # noqa: B023 - called at once
+            lambda: torch.autograd.gradcheck(function, tracked, fast_mode=True),  # noqa: B023
+        )
+        (slow,) = seconds(3 if small else 1, lambda: torch.autograd.gradcheck(function, tracked))  # noqa: B023
         probe = {
             "function": name,
             "mode": "probe",
@@ -87,7 +90,7 @@ def measured(*, slow_large: bool = True) -> Iterator[dict[str, Any]]:
         yield probe
         if not small:
             report = check_cases.planned(plan, named, mode=Mode.FULL)
-            ours = seconds(lambda: check_cases.planned(plan, named, mode=Mode.FULL), 1)  # noqa: B023
+            (ours,) = seconds(1, lambda: check_cases.planned(plan, named, mode=Mode.FULL))  # noqa: B023
             full = {"mode": "full", "verdict": report.verdict.name, "passes": report.evaluations, "ours": ours}
             yield {**probe, **full}
 

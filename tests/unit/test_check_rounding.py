@@ -103,8 +103,15 @@ def test_cells_that_rounding_chooses():
     """In bfloat16 a position just below 0 is taken for 0, the edge of another cell: no verdict of FAIL."""
     image, grid = draw(1, 1, 5, 5, dtype=torch.bfloat16), draw(1, 6, 6, 2, seed=1).tanh()
     grid[0, 2, 2] = -0.0003
-    report = check(lambda g: F.grid_sample(image.to(g.dtype), g, align_corners=False), grid.to(torch.bfloat16))
-    assert report.verdict in (Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.NON_DIFFERENTIABLE)
+
+    def sampled(g):
+        return F.grid_sample(image.to(g.dtype), g, align_corners=False)
+
+    for seed in range(8):  # other cotangents, and other moves by rounding
+        report = check(sampled, grid.to(torch.bfloat16), seed=seed)
+        assert report.verdict in (Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.NON_DIFFERENTIABLE)
+        wrong = check(planted(sampled, scaled(2)), grid.to(torch.bfloat16), seed=seed)
+        assert wrong.verdict is not Verdict.PASS
 
 
 def test_a_result_that_overflows_is_no_verdict():

@@ -86,7 +86,7 @@ class Examiner:
     def directions(self) -> torch.Tensor:
         """(P, C); along every axis where every element is moved alone."""
         if self._directions is None:
-            self._directions = self.space.units(range(self.space.size))[0]
+            self._directions = self.space.axes()
         return self._directions
 
     def _products(self, gradient: torch.Tensor) -> Products:
@@ -214,11 +214,11 @@ class Examiner:
             products = self._products(gradient)
             if self._alone is not None:
                 bound = self.slopes.bar + products.allowance
-                relative = (bound / products.total).nan_to_num(nan=math.inf)
+                relative = (bound / products.total).nan_to_num_(nan=math.inf)
             else:
                 bound = self._noise(self.slopes, products)
-                relative = (bound[:, None] / (self.directions * gradient).abs()).nan_to_num(nan=math.inf).amin(0)
-            self._blind = (2 * relative).clamp(min=tolerances.RELATIVE)
+                relative = (bound[:, None] / products.magnitudes).nan_to_num_(nan=math.inf).amin(0)
+            self._blind = relative.mul_(2).clamp_(min=tolerances.RELATIVE)
         return self._blind
 
     def refine(self, gradient: torch.Tensor) -> bool:

@@ -162,13 +162,14 @@ class _Triangle:
     """Romberg's triangle as one linear map from the differences f(x + h) - f(x) of a ladder to all that is wanted.
 
     Of its E entries, those of three rungs or more, `rows`, of shape (E + S E, columns), gives the values first, then S
-    error estimates each: their distances from the two entries that each is made of, and what the even half knows.
+    error estimates each: the distance from the farther of the two entries that each is made of, and what the even half
+    knows.
     """
 
     rows: torch.Tensor
     count: int  # E
     finest: int  # the first of the entries that reach the finest rung, which stand last
-    uses: torch.Tensor  # (E, columns) of bool: the values that an entry is made of
+    uses: torch.Tensor  # (E, columns), 1 for the values that an entry is made of, and else 0
     rounding: torch.Tensor  # (E, 1): what an entry makes of the values' rounding, if that is 1
     still: torch.Tensor  # (E, 1): the same where no step moves the value
     steps: torch.Tensor  # (K, 1)
@@ -181,9 +182,9 @@ def _central_triangle(ladder: tuple[float, ...], device: torch.device) -> _Trian
     """For the odd half, whose error is a series in the square of the step; the even half's limit, 0, is known."""
     lengths = torch.tensor(ladder, dtype=torch.float64)
     odd = torch.cat([torch.diag(0.5 / lengths), torch.diag(-0.5 / lengths)], 1)
-    weights, nearer, farther, rung, amplified = _romberg(len(ladder), 4.0)
+    weights, farther, rung, amplified = _romberg(len(ladder), 4.0)
     even = torch.cat([weights, weights], 1) / (2 * lengths[rung])[:, None]
-    rows = torch.cat([weights @ odd, nearer @ odd, farther @ odd, even])
+    rows = torch.cat([weights @ odd, farther @ odd, even])
     uses = torch.cat([weights, weights], 1) != 0
     return _finished(rows, lengths, uses, rung, amplified, 2, device)
 
@@ -193,8 +194,8 @@ def _one_sided_triangle(ladder: tuple[float, ...], side: float, device: torch.de
     """For quotients of one side, whose error is a series in the step itself."""
     lengths = torch.tensor(ladder, dtype=torch.float64)
     quotients = torch.diag(side / lengths)
-    weights, nearer, farther, rung, amplified = _romberg(len(ladder), 2.0)
-    rows = torch.cat([weights @ quotients, nearer @ quotients, farther @ quotients])
+    weights, farther, rung, amplified = _romberg(len(ladder), 2.0)
+    rows = torch.cat([weights @ quotients, farther @ quotients])
     return _finished(rows, lengths, weights != 0, rung, amplified, 1, device)
 
 
@@ -212,7 +213,7 @@ def _finished(
         rows.to(device),
         len(rung),
         rung.index(len(lengths) - 1),
-        uses.to(device),
+        uses.to(device, torch.float64),
         rounding.to(device),
         (rounding * lengths[rung][:, None] / lengths[0]).to(device),
         lengths[:, None].to(device),
@@ -221,15 +222,14 @@ def _finished(
     )
 
 
-def _romberg(count: int, base: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int], list[float]]:
+def _romberg(count: int, base: float) -> tuple[torch.Tensor, torch.Tensor, list[int], list[float]]:
     """For expansions in powers of the step (base 2) or of its square (base 4), each step half the one before.
 
-    Of each entry: its weights of the rungs, its distances from the finer and the coarser of the entries that it is made
-    of, its finest rung, and how much more rounding than that it has; by their finest rungs.
+    Of each entry: its weights of the rungs, its distance from the coarser of the two entries that it is made of (that
+    from the finer is always less), its finest rung, and how much more rounding than that it has; by their finest rungs.
     """
     rows = torch.eye(count, dtype=torch.float64)
     kept: list[torch.Tensor] = []
-    nearer: list[torch.Tensor] = []
     farther: list[torch.Tensor] = []
     rung: list[int] = []
     amplified: list[float] = []
@@ -241,14 +241,12 @@ def _romberg(count: int, base: float) -> tuple[torch.Tensor, torch.Tensor, torch
         rows = finer + (finer - coarser) / power
         if level > 1:
             kept.append(rows)
-            nearer.append(rows - finer)
             farther.append(rows - coarser)
             rung += range(level, count)
             amplified += [growth if base == 2 else 1.0] * (count - level)
     order = sorted(range(len(rung)), key=lambda entry: rung[entry])
     return (
         torch.cat(kept)[order],
-        torch.cat(nearer)[order],
         torch.cat(farther)[order],
         [rung[entry] for entry in order],
         [amplified[entry] for entry in order],
@@ -288,69 +286,64 @@ def _extrapolated(triangle: _Triangle, values: torch.Tensor, centre: torch.Tenso
     The best entry at the finest rung must not contradict it: where it does, as where longer steps jump over whole
     periods, neither is believed beyond the distance between them.
     """
-    moves = values - centre
-    size = torch.maximum(_largest(values), centre.abs())
-    whole = float(size.max()) < _LARGE if size.numel() else True
-    if not whole:
+    shape = values.shape[0], values.shape[2]
+    columns = values.transpose(0, 1)  # the axis that all is reduced along comes first, and N = P * M last
+    moves = (columns - centre).reshape(values.shape[1], -1)
+    size = torch.maximum(columns.abs().amax(0), centre.abs())
+    finite = None
+    if size.numel() and not float(size.max()) < _LARGE:
         finite = moves.isfinite()
         moves = torch.where(finite, moves, 0.0)
-        size = torch.maximum(_largest(torch.where(finite, values, 0.0)), centre.abs())
+        size = torch.maximum(torch.where(columns.isfinite(), columns, 0.0).abs().amax(0), centre.abs())
     found = triangle.rows @ moves
-    entries, spreads = found[:, : triangle.count], found[:, triangle.count :]
-    estimates = _largest(_split(spreads, triangle.count))[:, 0]
-    floor, never = _floor(triangle, moves, size, epsilon)
+    entries, spreads = found[: triangle.count], found[triangle.count :]
+    estimates = spreads.abs_().view(-1, triangle.count, spreads.shape[1]).amax(0)
+    floor, never = _floor(triangle, moves, (size * epsilon).reshape(-1))
     errors = torch.maximum(estimates, floor)
-    if not whole:
-        unusable = triangle.uses.to(torch.float64) @ (~finite).to(torch.float64) > 0
+    if finite is not None:
+        unusable = triangle.uses @ (~finite).to(torch.float64) > 0
         errors = torch.where(unusable, torch.inf, errors.nan_to_num(nan=torch.inf, posinf=torch.inf))
     value, error, place = _smallest(entries, errors)
     if triangle.finest:
-        last, last_error, _ = _smallest(entries[:, triangle.finest :], errors[:, triangle.finest :])
-        distance = (value - last).abs()
-        error = torch.where(distance > SAFETY * (error + last_error), distance, error)
-    if not whole:
+        last, last_error, _ = _smallest(entries[triangle.finest :], errors[triangle.finest :])
+        distance = (value - last).abs_()
+        apart = distance > SAFETY * (error + last_error)
+        if bool(apart.any()):
+            error = torch.where(apart, distance, error)
+    if finite is not None:
         value = torch.where(error.isinf(), torch.nan, value)
-    return Derivative(value, SAFETY * error, None if never is None else never[:, 0], place < triangle.finest)
-
-
-def _largest(values: torch.Tensor) -> torch.Tensor:
-    """The largest magnitude along the second axis, which stays."""
-    return values.abs().amax(1, keepdim=True)
-
-
-def _split(stacked: torch.Tensor, length: int) -> torch.Tensor:
-    """(P, S * length, M) as (P, S, length, M)."""
-    return stacked.reshape(stacked.shape[0], stacked.shape[1] // length, length, stacked.shape[2])
+    settled = (place < triangle.finest).view(shape)
+    return Derivative(
+        value.view(shape), (SAFETY * error).view(shape), None if never is None else never.view(shape), settled
+    )
 
 
 def _smallest(values: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each coordinate, the entry with the smallest error estimate, that, and its place among the entries."""
-    smallest, place = errors.min(1, keepdim=True)
-    return values.gather(1, place)[:, 0], smallest[:, 0], place[:, 0]
+    """Of each coordinate, the entry with the smallest error estimate, that, and its place among the entries; (N,)."""
+    smallest, place = errors.min(0)
+    return values.gather(0, place[None])[0], smallest, place
 
 
-def _floor(
-    triangle: _Triangle, moves: torch.Tensor, size: torch.Tensor, epsilon: Epsilon
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What rounding of the values, `size` large at most, does to each entry, (P, E, M), and where no step moves the
-    value, (P, 1, M), if anywhere.
+def _floor(triangle: _Triangle, moves: torch.Tensor, rounded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What rounding of the values, `rounded` at most, (N,), does to each entry, (E, N), and where no step moves the
+    value, (N,), if anywhere.
 
     Where no step moves a value, its derivative is below what the longest would have shown. Where only the longer ones
     do, the function moves in quanta, as rounding to decimals does, and the smallest change seen is one: a few quanta
     can lie on a straight line by accident.
     """
-    floor = triangle.rounding * (size * epsilon)
+    floor = triangle.rounding * rounded
     zeros = moves.numel() - int(moves.count_nonzero())
     if not zeros:
         return floor, None
-    never = ~moves.any(1, keepdim=True)
-    floor = torch.where(never, triangle.still * (size * epsilon), floor)
-    if triangle.sides == 1 or zeros == moves.shape[1] * int(never.count_nonzero()):
+    never = ~moves.any(0)
+    floor = torch.where(never, triangle.still * rounded, floor)
+    if triangle.sides == 1 or zeros == moves.shape[0] * int(never.count_nonzero()):
         return floor, never
-    still = ~_split(moves, len(triangle.steps)).any(1)
-    stepwise = still.any(1, keepdim=True) ^ never
+    steps = moves.view(2, -1, moves.shape[1])
+    still = ~steps.any(0)
+    stepwise = still.any(0) ^ never
     if not stepwise.any():
         return floor, never
-    change = _split(moves.abs(), len(triangle.steps)).amax(1)
-    quantum = torch.where(still, torch.inf, change).amin(1, keepdim=True)
+    quantum = torch.where(still, torch.inf, steps.abs().amax(0)).amin(0)
     return torch.where(stepwise, torch.maximum(floor, quantum / triangle.steps[triangle.rung]), floor), never

@@ -55,7 +55,7 @@ def gradients_of(case: Case, place: int, space: Space) -> Gradients:
             moved = torch.maximum(moved, _parts(space, inside))
         moved = torch.maximum(moved, _parts(space, case.jitter(place)))
         if case.coarseness > 1:
-            moved = torch.maximum(moved, _parts(space, case.spread(place, around=True)))
+            moved = torch.maximum(moved, _parts(space, case.spread(place, around=True, epsilon=units)))
         found.allowance = torch.maximum(tolerances.elementwise(reference, units, moved), least)
     return found
 

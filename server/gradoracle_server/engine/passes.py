@@ -64,21 +64,24 @@ class Passes:
         """The outputs' real coordinates at the base point, of shape (M,)."""
         self.weight = self._gathered([None if one is None else one[None] for one in weights])[0]
         """The cotangents', likewise."""
-        self.epsilon = torch.cat(
+        self.epsilon = _joined(
             [
                 _per_coordinate(max(epsilon, torch.finfo(output.dtype).eps), output)
                 for output, looked in zip(outputs, self._looked_at, strict=True)
                 if looked
-            ]
+            ],
+            0,
         )
         """The machine epsilon of each."""
+        self.strength = self.weight.abs()
+        """(M,): |weight|."""
         self._size = sum(one.numel() for one in self.base) + self.centre.numel()
         self.batching = self._size < _WORTH_BATCHING
 
     @functools.cached_property
     def magnitude(self) -> float:
         """The sum of |weight * output|: the size of what is differentiated."""
-        return float((self.weight * self.centre).abs().nan_to_num(0.0, 0.0).sum())
+        return float(self._terms.sum())
 
     @functools.cached_property
     def total(self) -> float:
@@ -88,7 +91,12 @@ class Passes:
     @functools.cached_property
     def rounding(self) -> float:
         """What rounding may add to that."""
-        return float((self.weight * self.centre).abs().nan_to_num_(0.0, 0.0) @ self.epsilon)
+        return float(self._terms @ self.epsilon)
+
+    @functools.cached_property
+    def _terms(self) -> torch.Tensor:
+        """(M,): |weight * output|."""
+        return (self.weight * self.centre).abs_().nan_to_num_(0.0, 0.0)
 
     @functools.cached_property
     def floor(self) -> float:
@@ -97,14 +105,9 @@ class Passes:
         return finite_difference.SAFETY * self.rounding / step
 
     @functools.cached_property
-    def strength(self) -> torch.Tensor:
-        """(M,): |weight|."""
-        return self.weight.abs()
-
-    @functools.cached_property
     def settled(self) -> torch.Tensor:
         """(M,): bars that are narrow beside the output itself."""
-        return _SETTLED * self.centre.abs().nan_to_num(0.0, 0.0)
+        return self.centre.abs().nan_to_num_(0.0, 0.0).mul_(_SETTLED)
 
     def at(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor:
         """The outputs' real coordinates, of shape (count, M): each input named by its place has a leading axis."""
@@ -166,7 +169,7 @@ class Passes:
             for output, looked in zip(outputs, self._looked_at, strict=True)
             if looked and output is not None
         ]
-        return kept[0] if len(kept) == 1 else torch.cat(kept, 1)
+        return _joined(kept, 1)
 
     def _in_batches(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor | None:
         """None where vmap cannot batch the map."""
@@ -204,6 +207,10 @@ class Passes:
             ]
         finally:
             _functorch._vmap_decrement_nesting()
+
+
+def _joined(parts: list[torch.Tensor], axis: int) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
 def _per_coordinate(value: float, output: torch.Tensor) -> torch.Tensor:

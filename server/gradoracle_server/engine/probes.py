@@ -15,11 +15,12 @@ from collections.abc import Sequence
 
 import torch
 
-from gradoracle_server.engine import structure
+from gradoracle_server.engine import draws, structure
 from gradoracle_server.engine.passes import real_coordinates
 
-_JITTER = 1 << 12  # magnitudes lie in [1/2, 1), in this many steps
+_BITS = 12  # after the point, of magnitudes before they are scaled
 _ODD = 1621 / 2048  # magnitude along single axes: halving it does not stay on any grid that inputs lie on
+_POWER = -1 << 52  # the bits of a positive float64 that are its largest power of two
 _SMALLEST = 2.0**-4  # the scale of a coordinate, at least, relative to the median magnitude of its tensor
 
 
@@ -71,10 +72,7 @@ class Space:
 
     def drawn(self, count: int, generator: torch.Generator, among: torch.Tensor | None = None) -> torch.Tensor:
         """Random directions, (count, C); where `among`, (C,) of bool, is given, only those coordinates move."""
-        shape = (count, self.size)
-        magnitude = torch.randint(_JITTER, 2 * _JITTER, shape, generator=generator)
-        sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
-        directions = (magnitude * sign).to(self.scale.device, torch.float64) * (self.scale / (2 * _JITTER))
+        directions = draws.signed((count, self.size), _BITS, generator).to(self.scale.device) * (self.scale / 2)
         if among is not None:
             directions = directions * among
         return self.along(directions)
@@ -91,6 +89,10 @@ class Space:
     def lengths(self) -> torch.Tensor:
         """(C,): those of `units` of all coordinates."""
         return self.scale * _ODD
+
+    def axes(self) -> torch.Tensor:
+        """(C, C): the directions of `units` of all coordinates."""
+        return self.along(self.lengths().diag())
 
     def moved(self, directions: torch.Tensor, lengths: Sequence[float]) -> torch.Tensor:
         """The base moved along each direction by each length: (P * L, *shape), lengths innermost."""
@@ -119,5 +121,6 @@ def _scale(base: torch.Tensor, smallest: float) -> torch.Tensor:
     if math.isnan(typical):
         typical = 1.0
     # Subnormal magnitudes would make steps that vanish.
-    scale = known.clamp(min=max(smallest * typical, 2.0**-960)).nan_to_num(typical).log2().floor().exp2()
+    magnitude = known.clamp_(min=max(smallest * typical, 2.0**-960)).nan_to_num_(typical)
+    scale = magnitude.view(torch.int64).bitwise_and_(_POWER).view(torch.float64)
     return scale.repeat_interleave(2) if base.dtype.is_complex else scale

@@ -20,20 +20,21 @@ class Products:
     total: torch.Tensor  # of their magnitudes
     size: torch.Tensor  # their norm
     directions: torch.Tensor  # (P, C), or (C,) where each moves one element
+    magnitudes: torch.Tensor  # of the terms, likewise
 
     @classmethod
     def of(cls, gradient: torch.Tensor, directions: torch.Tensor) -> Products:
         """The products with any directions."""
         terms = directions * gradient
-        size = torch.linalg.vector_norm(terms, dim=1)
-        return cls(terms.sum(1), terms.abs().sum(1), size, directions)
+        size, magnitudes = torch.linalg.vector_norm(terms, dim=1), terms.abs()
+        return cls(terms.sum(1), magnitudes.sum(1), size, directions, magnitudes)
 
     @classmethod
     def alone(cls, gradient: torch.Tensor, lengths: torch.Tensor) -> Products:
         """The products with directions along every axis, of those lengths, (C,)."""
         terms = gradient * lengths
         size = terms.abs()
-        return cls(terms, size, size, lengths)
+        return cls(terms, size, size, lengths, size)
 
     @property
     def length(self) -> torch.Tensor:

@@ -29,7 +29,10 @@ _WORST_FIRST = (
 
 def worst_verdict(verdicts: list[Verdict]) -> Verdict:
     """The verdict on all inputs together; PASS where there are none."""
-    return next((one for one in _WORST_FIRST if one in verdicts), Verdict.PASS)
+    for one in _WORST_FIRST:
+        if one in verdicts:
+            return one
+    return Verdict.PASS
 
 
 class Diagnosis(enum.IntEnum):

@@ -24,6 +24,7 @@ from gradoracle_server.engine.plan import Plan
 from gradoracle_server.engine.trial import Subject, Tape
 
 _RUNS = 4  # of Monte Carlo arithmetic
+_RUNS_AROUND = 16  # where each element's move decides on which side of an edge it is: one stays by accident in 65,536
 _NEARBY = 64.0  # in float32 points nearby are up to 45 units in the last place away, in half precision 2
 _FAITHFUL = 64.0  # units in the last place, of the typical value, by which a shadow's outputs may differ,
 _RECOGNIZED = 0.1  # and of that value itself, where such units are as large as in bfloat16
@@ -136,7 +137,7 @@ def spread(
     """
     generator = torch.Generator().manual_seed(subject.seed ^ 0xC0A25E)
     widest = [torch.zeros_like(one.abs()) for one in reference]
-    for _ in range(_RUNS):
+    for _ in range(_RUNS_AROUND if around else _RUNS):
         rounding = _Rounding(coarse, generator)
 
         def run(cautiously: bool, rounding: _Rounding = rounding) -> list[torch.Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from gradoracle_server.engine import autodiff, selection, structure
+from gradoracle_server.engine import autodiff, draws, selection, structure
 from gradoracle_server.engine.errors import Fault, listed, nearest, suggestion
 from gradoracle_server.engine.evaluate import check_outputs, has_gradient, leaves, seed_everything
 from gradoracle_server.engine.plan import Plan
@@ -96,14 +96,10 @@ def cotangents(
 
 def drawn_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Random signed numbers of magnitude 1 to 2, exact in the tensor's dtype, real and imaginary parts alike."""
-    grain = 1 << min(_FINEST, round(-math.log2(torch.finfo(tensor.dtype).eps)))
-
-    def part() -> torch.Tensor:
-        magnitude = torch.randint(grain, 2 * grain, tensor.shape, generator=generator)
-        sign = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
-        return (magnitude * sign).to(torch.float64) / grain
-
-    values = torch.complex(part(), part()) if tensor.dtype.is_complex else part()
+    bits = min(_FINEST, round(-math.log2(torch.finfo(tensor.dtype).eps)))
+    values = draws.signed(tensor.shape, bits, generator)
+    if tensor.dtype.is_complex:
+        values = torch.complex(values, draws.signed(tensor.shape, bits, generator))
     return values.to(tensor.device, tensor.dtype)
 
 

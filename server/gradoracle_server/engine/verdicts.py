@@ -241,7 +241,7 @@ class Judge:
     def _control(self, examiner: Examiner, gradient: torch.Tensor) -> tuple[float, bool]:
         """The relative fault in one element of typical size that the directions would show; and whether a fault ten
         times as large, planted in such an element, is noticed."""
-        median, typical = torch.where(gradient == 0, math.nan, examiner.blind(gradient)).nanmedian(0)
+        median, typical = examiner.blind(gradient).masked_fill(gradient == 0, math.nan).nanmedian(0)
         power = float(median)
         if not math.isfinite(power):
             return 0.0, True
