@@ -42,7 +42,7 @@ def counted(kind: str, records: Sequence[Mapping[str, Any]]) -> tuple[list[str],
     operators = {one["operator"] for one in records}
     wrong, alarms, silent = [], [], []
     for one in records:
-        where = f"{one['operator']}[{one['sample']}]"
+        where = f"{one['operator']}[{one['sample']}]" + (f", seed {one['seed']}" if "seed" in one else "")
         if one["verdict"] == "FAIL":
             why = known.why(one["operator"], dtype, order)
             if why:
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--samples", type=int, default=0, metavar="N", help="of each operator; default: 8, 4 or 2")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="with which each sample is checked")
     parser.add_argument("--mode", choices=["probe", "full"], default="probe")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="operators, patterns too")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes")
@@ -73,8 +74,9 @@ def main(arguments: Sequence[str]) -> int:
         names = [name for name in faults.names_of(rights.kind(kind)[0], options.only, None) if name[0] != "("]
         start, records = time.monotonic(), []
         serve, limit = rights.serve, options.samples or rights.SAMPLES[kind]
+        address = options.mode if options.seeds == 1 else f"{options.mode} {options.seeds}"
         answers = faults.judged(
-            kind, names, [options.mode], options.jobs, options.keep, serve=serve, limit=limit, minutes=options.minutes
+            kind, names, [address], options.jobs, options.keep, serve=serve, limit=limit, minutes=options.minutes
         )
         for done, (name, part) in enumerate(answers, 1):
             records += [_record(name, one) for one in part]
@@ -85,11 +87,12 @@ def main(arguments: Sequence[str]) -> int:
                 print(f"{kind}: {line}", file=sys.stderr, flush=True)
         row, listed = counted(kind, records)
         found[kind] = {"date": datetime.date.today().isoformat(), "row": row, **listed}
-    print(written(found, options.mode))
+    print(written(found, options.mode, options.seeds))
     if not options.only:
-        key = f"right gradients, {options.mode}"
+        section = "right gradients" if options.seeds == 1 else f"right gradients, {options.seeds} seeds"
+        key = f"{section}, {options.mode}"
         together = {**faults.figures_of(key), **found}  # of other kinds, an earlier run's
-        faults.write({"right gradients": written(together, options.mode)}, {key: together})
+        faults.write({section: written(together, options.mode, options.seeds)}, {key: together})
     return 1 if any(one["false alarms"] for one in found.values()) else 0
 
 
@@ -99,12 +102,13 @@ def _record(name: str, one: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"operator": name, "sample": -1, "verdict": "BROKEN", "said": one["broken"]}
 
 
-def written(found: Mapping[str, Mapping[str, Any]], mode: str) -> str:
+def written(found: Mapping[str, Mapping[str, Any]], mode: str, seeds: int = 1) -> str:
     """The section of faults.md."""
     kinds = [kind for kind in KINDS if kind in found]
     parts = [
-        "## Right gradients\n",
-        f"`python tests/conformance/alarms.py --mode {mode}`: torch {torch.__version__} CPU, {faults.MACHINE}.\n",
+        "## Right gradients\n" if seeds == 1 else f"## Right gradients, each with {seeds} seeds\n",
+        f"`python tests/conformance/alarms.py --mode {mode}{f' --seeds {seeds}' if seeds > 1 else ''}`: "
+        f"torch {torch.__version__} CPU, {faults.MACHINE}.\n",
         tally.markdown([[*HEAD, "date"], *([*found[kind]["row"], found[kind]["date"]] for kind in kinds)]) + "\n",
     ]
     for key in ("false alarms", "wrong in torch", "no answer"):

@@ -36,6 +36,7 @@ EPSILON = torch.finfo(torch.float64).eps
 
 Epsilon: TypeAlias = float | torch.Tensor
 _JUMP = 1e-9  # relative to the largest output, from which on a difference is not rounding
+_FAINT = 64.0  # units in the last place
 _GOOD = 1e-6  # relative to the derivative: a bar that is good enough not to look for a better one
 _GROWTH = 2.0**3  # of noise from a good step of the first ladder to its longest, about
 _LARGE = 1e290  # from which on differences over steps may overflow
@@ -50,8 +51,11 @@ class Derivative:
     bar: torch.Tensor  # infinite where nothing is known
     still: torch.Tensor | None = None  # bool: no step moved the value; None where every value moved
     settled: torch.Tensor | None = None  # bool: the shortest steps were not the best, so that shorter ones are worse
+    doubt: torch.Tensor | None = None  # what no later bar is less than; None where there is no doubt
 
-    def with_longer(self, longer: Derivative, least: torch.Tensor, longest: float, loud: float) -> Derivative:
+    def with_longer(
+        self, longer: Derivative, least: torch.Tensor, longest: float, loud: float, faint: float
+    ) -> Derivative:
         """Of each coordinate, this or what longer steps gave, whichever has the narrower bar.
 
         Where the two contradict each other this stands, and their distance is the bar. Not so where longer steps were
@@ -59,6 +63,9 @@ class Derivative:
         (P, M), is the smallest change that the longer steps saw. A value that these steps, up to `longest`, do not move
         may have such a grain. That is rounding inside of the function; or, where it is more than `loud`, stairs, and
         then the slope is nothing between 0 and what the longer steps made of them.
+
+        A contradiction that is too faint in the values to be anything but rounding, `faint` at most, stays a doubt:
+        steps that are shorter still see the same rounding, and agree with it.
         """
         own = self.bar
         if self.still is not None:
@@ -74,6 +81,10 @@ class Derivative:
         closer = closer & ~contradicted
         value, bar = torch.where(closer, longer.value, self.value), torch.where(closer, longer.bar, own)
         bar = torch.where(contradicted, torch.maximum(bar, distance), bar)
+        doubt = torch.where(contradicted & (distance * longest <= faint), distance, 0.0)
+        if longer.doubt is not None:
+            doubt = torch.maximum(doubt, longer.doubt)
+        bar = torch.maximum(bar, doubt)
         if self.still is not None:
             stairs = self.still & (grain > loud)
             value = torch.where(stairs, self.value, value)
@@ -81,11 +92,12 @@ class Derivative:
         settled = self.settled
         if settled is not None and longer.settled is not None:
             settled = torch.where(closer, longer.settled, settled)
-        return Derivative(value, bar, settled=settled)
+        return Derivative(value, bar, settled=settled, doubt=doubt)
 
     def scaled(self, factor: float) -> Derivative:
         """Those along directions so many times as long."""
-        return dataclasses.replace(self, value=self.value * factor, bar=self.bar * factor)
+        doubt = None if self.doubt is None else self.doubt * factor
+        return dataclasses.replace(self, value=self.value * factor, bar=self.bar * factor, doubt=doubt)
 
     def of(self, rows: torch.Tensor | slice) -> Derivative:
         """Those of some directions, (P,) of bool or a slice."""
@@ -95,17 +107,18 @@ class Derivative:
         """These with some directions', (P,) of bool, taken from others, which has one for each such direction."""
 
         def mixed(mine: torch.Tensor | None, theirs: torch.Tensor | None) -> torch.Tensor | None:
-            if mine is None and theirs is None:
+            known = theirs if mine is None else mine
+            if known is None:
                 return None
-            result = torch.zeros_like(self.value, dtype=torch.bool) if mine is None else mine.clone()
-            result[rows] = False if theirs is None else theirs
+            result = torch.zeros_like(self.value, dtype=known.dtype) if mine is None else mine.clone()
+            result[rows] = 0 if theirs is None else theirs
             return result
 
         pairs = zip(self._parts(), others._parts(), strict=True)
         return Derivative(*(mixed(mine, theirs) for mine, theirs in pairs))  # type: ignore[arg-type]
 
     def _parts(self) -> tuple[torch.Tensor | None, ...]:
-        return self.value, self.bar, self.still, self.settled
+        return self.value, self.bar, self.still, self.settled, self.doubt
 
 
 def steps(longest: float, rungs: int = RUNGS) -> list[float]:
@@ -141,6 +154,11 @@ def least_change(values: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
 def loud(centre: torch.Tensor) -> float:
     """What a difference of values must be above, for it not to be rounding."""
     return _JUMP * float(torch.where(centre.isfinite(), centre.abs(), 0.0).max())
+
+
+def faint(centre: torch.Tensor, epsilon: Epsilon) -> float:
+    """What a difference of values must be above, for it not to be rounding on the way to the largest of them."""
+    return _FAINT * float(torch.where(centre.isfinite(), centre.abs() * epsilon, 0.0).max())
 
 
 def diverges(values: torch.Tensor, centre: torch.Tensor, ladder: list[float], side: float) -> torch.Tensor:
@@ -269,15 +287,18 @@ def _in_slices(values: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon, tri
 def joined(pieces: Sequence[Derivative], dim: int) -> Derivative:
     """Those of several lists of directions, `dim` 0, or of outputs, `dim` 1."""
     value, bar = torch.cat([one.value for one in pieces], dim), torch.cat([one.bar for one in pieces], dim)
-    still = _joined([one.still for one in pieces], [one.value for one in pieces], dim)
-    return Derivative(value, bar, still, _joined([one.settled for one in pieces], [one.value for one in pieces], dim))
+    like = [one.value for one in pieces]
+    still, settled = ([one.still for one in pieces], [one.settled for one in pieces])
+    doubt = _joined([one.doubt for one in pieces], like, dim)
+    return Derivative(value, bar, _joined(still, like, dim), _joined(settled, like, dim), doubt)
 
 
-def _joined(masks: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor], dim: int) -> torch.Tensor | None:
-    if all(one is None for one in masks):
+def _joined(parts: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor], dim: int) -> torch.Tensor | None:
+    dtype = next((one.dtype for one in parts if one is not None), None)
+    if dtype is None:
         return None
-    pairs = zip(masks, like, strict=True)
-    return torch.cat([torch.zeros_like(x, dtype=torch.bool) if one is None else one for one, x in pairs], dim)
+    pairs = zip(parts, like, strict=True)
+    return torch.cat([torch.zeros_like(x, dtype=dtype) if one is None else one for one, x in pairs], dim)
 
 
 def _extrapolated(triangle: _Triangle, values: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon) -> Derivative:

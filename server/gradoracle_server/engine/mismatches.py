@@ -22,9 +22,16 @@ def elements(examiner: Examiner, coordinates: Sequence[int]) -> list[int]:
     return list(dict.fromkeys(one // parts for one in coordinates))
 
 
-def measured(examiner: Examiner, gradients: Gradients, chosen: Sequence[int], *, small: bool = False) -> list[Mismatch]:
+def measured(
+    examiner: Examiner,
+    gradients: Gradients,
+    chosen: Sequence[int],
+    *,
+    small: bool = False,
+    rounding: torch.Tensor | None = None,
+) -> list[Mismatch]:
     """The first elements of those chosen, each along its own axis, or axes; `small`: where the whole is right, and what
-    is looked for are small faults."""
+    is looked for are small faults. `rounding`, (C,), is what that may do to each coordinate beside the usual."""
     chosen = chosen[:NAMED]
     if not chosen:
         return []
@@ -35,6 +42,8 @@ def measured(examiner: Examiner, gradients: Gradients, chosen: Sequence[int], *,
     allowance = torch.maximum(
         gradients.allowance[coordinates], tolerances.RELATIVE * gradients.claimed[coordinates].abs()
     ).nan_to_num(0.0, 0.0)
+    if rounding is not None:
+        allowance = allowance + rounding[coordinates]
     bars = (along.bar / lengths + allowance).reshape(-1, parts)
     claimed = gradients.claimed[coordinates].reshape(-1, parts)
     reference = gradients.reference[coordinates].reshape(-1, parts)

@@ -274,7 +274,9 @@ def _on_ladder(
     if passes.unsteady:
         found.bar += (found.value.abs() * (passes.unsteady / values.ladder[-1])).nan_to_num(0.0, 0.0)
     if known is not None and least is not None:
-        found = found.with_longer(known, least, values.ladder[0], finite_difference.loud(passes.centre))
+        loud = finite_difference.loud(passes.centre)
+        faint = finite_difference.faint(passes.centre, passes.epsilon)
+        found = found.with_longer(known, least, values.ladder[0], loud, faint)
     weight = passes.weight
     settled = found.bar <= torch.maximum(1e-3 * found.value.abs(), passes.settled)
     if bool(settled.all()):

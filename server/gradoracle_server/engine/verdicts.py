@@ -11,6 +11,7 @@ from gradoracle_server.engine import (
     curves,
     diagnose,
     evidence,
+    finite_difference,
     jacobians,
     mismatches,
     search,
@@ -149,7 +150,7 @@ class Judge:
         ):
             return self._passed(examiner, gradients, mine)
         if found.verdict is Verdict.PASS and bool(found.suspicious.any()):
-            wrong = self._single(examiner, gradients, found)
+            wrong = self._single(place, examiner, gradients, found)
             if wrong:
                 return self._failing(
                     place, examiner, gradients, wrong, trusted=mismatches.mended(examiner, gradients, wrong)
@@ -188,9 +189,7 @@ class Judge:
             found = examiner.assess(gradient, generous=True)
         inside, unrest = None, 0.0
         if found.verdict is Verdict.FAIL:
-            inside = tolerances.SPREADS * rounding(self._case, self._passes, place, examiner.space, inside=True)
-            contexts = shadow.roundings(self._case.resolution, self._case.subject.seed)
-            unrest = tolerances.SPREADS * self._passes.unrest(contexts)
+            inside, unrest = self._inside(place, examiner.space)
             found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
         if found.verdict is Verdict.INCONCLUSIVE and not found.kinked:
             examiner.narrow()
@@ -199,14 +198,32 @@ class Judge:
             return self._numerically(place, examiner, gradient)
         return found
 
-    def _single(self, examiner: Examiner, gradients: Gradients, found: Assessment) -> list[Mismatch]:
+    def _inside(self, place: int, space: Space) -> tuple[torch.Tensor, float]:
+        """What rounding inside of the function, and of its gradient, may do to the gradient, (C,), and to the value."""
+        gradient = tolerances.SPREADS * rounding(self._case, self._passes, place, space, inside=True)
+        contexts = shadow.roundings(self._case.resolution, self._case.subject.seed)
+        return gradient, tolerances.SPREADS * self._passes.unrest(contexts)
+
+    def _wrong(
+        self, place: int, examiner: Examiner, gradients: Gradients, chosen: Sequence[int]
+    ) -> tuple[list[Mismatch], list[Mismatch]]:
+        """Elements where the whole is right: each as it was measured, and those that are wrong by more than rounding
+        inside of the function explains."""
+        rows = mismatches.measured(examiner, gradients, chosen, small=True)
+        if all(one.error <= one.error_bound for one in rows):
+            return rows, []
+        inside, unrest = self._inside(place, examiner.space)
+        inside += unrest / finite_difference.LADDERS[0] / examiner.space.lengths()
+        rows = mismatches.measured(examiner, gradients, chosen, small=True, rounding=inside)
+        return rows, [one for one in rows if not one.error <= one.error_bound]
+
+    def _single(self, place: int, examiner: Examiner, gradients: Gradients, found: Assessment) -> list[Mismatch]:
         """The elements, if any, that are wrong by themselves where the whole is within the tolerance."""
         if examiner.units:
             return []
         row = int(torch.where(found.suspicious, found.judgements.excess, -1.0).argmax())
         suspects = search.suspects(examiner, gradients.claimed, row)
-        rows = mismatches.measured(examiner, gradients, mismatches.elements(examiner, suspects or []), small=True)
-        return [one for one in rows if not one.error <= one.error_bound]
+        return self._wrong(place, examiner, gradients, mismatches.elements(examiner, suspects or []))[1]
 
     def _passed(self, examiner: Examiner, gradients: Gradients, found: Assessment) -> InputReport:
         error, bound = found.judgements.worst
@@ -267,8 +284,7 @@ class Judge:
         excess = torch.where(apart, excess.nan_to_num(nan=torch.inf), -1.0)
         count = min(mismatches.NAMED, int(apart.sum()))
         elements = mismatches.elements(examiner, excess.topk(count).indices.tolist())
-        rows = mismatches.measured(examiner, gradients, elements, small=True)
-        wrong = [one for one in rows if not one.error <= one.error_bound]
+        rows, wrong = self._wrong(place, examiner, gradients, elements)
         if not wrong:
             worst = max(rows, key=lambda one: one.error)
             report = InputReport(examiner.space.name, Verdict.INCONCLUSIVE, worst=rows)

@@ -33,21 +33,27 @@ def kind(name: str) -> tuple[str, int]:
     return dtype, int(order or 1)
 
 
-def records(name: str, of: str, mode: Mode, limit: int | None) -> Iterator[dict[str, Any]]:
-    """Of each sample of an operator: its verdict, or why there is none, and what was said."""
+def records(name: str, of: str, mode: Mode, limit: int | None, seeds: int = 1) -> Iterator[dict[str, Any]]:
+    """Of each sample of an operator, with each of so many seeds: its verdict, or why there is none, and what was said.
+
+    A seed draws the cotangents, the directions and the moves by rounding; the sample stays the same.
+    """
     dtype, order = kind(of)
     tensors = getattr(torch, dtype)
     for operator in operators(tensors):
         if full_name(operator) == name:
             for case in cases(operator, tensors, limit):
-                verdict, said = _verdict(case, wrapped(operator, case), order, mode)
-                yield {"operator": name, "sample": case.index, "verdict": verdict, "said": said}
+                for seed in range(seeds):
+                    options = Options(order=order, mode=mode, seed=seed)
+                    verdict, said = _verdict(case, wrapped(operator, case), options)
+                    found = {"operator": name, "sample": case.index, "verdict": verdict, "said": said}
+                    yield {**found, "seed": seed} if seeds > 1 else found
 
 
-def _verdict(case: Case, fn: Callable[..., Any], order: int, mode: Mode) -> tuple[str, str]:
+def _verdict(case: Case, fn: Callable[..., Any], options: Options) -> tuple[str, str]:
     try:
         with checkers.patience():
-            return _said(_checked(case, fn, order, mode))
+            return _said(_checked(case, fn, options))
     except checkers.OutOfPatienceError as error:
         return "TIMEOUT", str(error)
     except go.TraceError as error:
@@ -58,7 +64,7 @@ def _verdict(case: Case, fn: Callable[..., Any], order: int, mode: Mode) -> tupl
         return "CRASHED", f"{type(error).__name__}: {error}"[:300]
 
 
-def _checked(case: Case, fn: Callable[..., Any], order: int, mode: Mode) -> Report:
+def _checked(case: Case, fn: Callable[..., Any], options: Options) -> Report:
     graph = trace(fn, *case.args, **case.kwargs)
     pieces = parts(case)
     primals = {name: piece.tensor for name, piece in zip(graph.inputs, pieces, strict=True)}
@@ -68,7 +74,7 @@ def _checked(case: Case, fn: Callable[..., Any], order: int, mode: Mode) -> Repo
         for name, piece in zip(graph.inputs, pieces, strict=True)
         if leaves[piece.place].requires_grad and (piece.tensor.is_floating_point() or piece.tensor.is_complex())
     )
-    return checked(plan_of(graph), primals, wrt=wanted, options=Options(order=order, mode=mode))
+    return checked(plan_of(graph), primals, wrt=wanted, options=options)
 
 
 def _said(report: Report) -> tuple[str, str]:
@@ -88,9 +94,10 @@ def _said(report: Report) -> tuple[str, str]:
 
 
 def serve(address: str, dtype: str, limit: int | None, pipe: Connection) -> None:
-    """Takes names from the pipe and puts records into it, and then None. `address` is the mode."""
+    """Takes names from the pipe and puts records into it, and then None. `address` is the mode and, after a blank, how
+    many seeds."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     torch._C._debug_only_display_vmap_fallback_warnings(False)
-    mode = Mode[address.upper()]
-    answer_names(pipe, lambda name: records(name, dtype, mode, limit))
+    mode, _, seeds = address.partition(" ")
+    answer_names(pipe, lambda name: records(name, dtype, Mode[mode.upper()], limit, int(seeds or 1)))
