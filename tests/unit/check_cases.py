@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gradoracle_server.engine import check as checks
+from gradoracle_server.engine import program
 from gradoracle_server.engine.graph import GraphSpec, InputSpec
 from gradoracle_server.engine.phases import Phases
 from gradoracle_server.engine.plan import Plan
@@ -26,7 +27,10 @@ class FunctionPlan(Plan):
 
     def program(self, extra=()):
         def run(inputs):
-            found = self.function(*inputs)
+            try:
+                found = self.function(*inputs)
+            except (RuntimeError, NotImplementedError) as error:  # as a graph's program does
+                raise program.computation_failed(error) from error
             return found if isinstance(found, tuple) else (found,)
 
         return run

@@ -429,3 +429,9 @@ def test_claims_need_cotangents_where_outputs_are_no_scalars():
     """Without a cotangent a claim for a vector's gradient has no meaning; the message is torch's own."""
     with pytest.raises(Fault, match="grad can be implicitly created only for scalar outputs"):
         check(torch.sin, draw(3), claimed={"x0": draw(3)})
+
+
+def test_an_output_without_elements():
+    """There is nothing to differentiate, and nothing wrong."""
+    assert check(lambda x: x[:0], draw(3)).verdict is Verdict.PASS
+    assert check(lambda x: (x[:0], x.sin()), draw(3)).verdict is Verdict.PASS

@@ -175,3 +175,14 @@ def test_moves_are_exact():
         lost = (moved - x - wanted).abs()
         assert (lost <= 2.0**-52 * torch.maximum(moved.abs(), x.abs())).all()  # where the sum has a larger exponent
         assert (lost == 0).double().mean() > 0.6
+
+
+@pytest.mark.parametrize(("directions", "outputs"), [(0, 3), (2, 0), (0, 0)])
+def test_nothing_to_extrapolate(directions, outputs):
+    """An output without elements, or no direction at all."""
+    values = torch.zeros((directions, 2, fd.RUNGS, outputs), dtype=F64)
+    ladder = fd.steps(fd.LADDERS[0])
+    found = fd.central(values, torch.zeros(outputs, dtype=F64), ladder)
+    assert found.value.shape == found.bar.shape == (directions, outputs)
+    side = fd.one_sided(values[:, 0], torch.zeros(outputs, dtype=F64), ladder, 1.0)
+    assert side.value.shape == (directions, outputs)

@@ -98,7 +98,6 @@ def jvp(plan: Plan, primals: Tensors, phases: Phases, *, tangents: Tensors) -> G
     map (J. Townsend, "A new trick for calculating Jacobian vector products", 2017), and where that has no formula
     either, the rows of the Jacobian.
     """
-    load_forward_rules()
     inputs = bind(plan, primals)
     directions = [
         None if one is None else structure.project(one, spec.structure)
@@ -108,7 +107,7 @@ def jvp(plan: Plan, primals: Tensors, phases: Phases, *, tangents: Tensors) -> G
     ]
     state = RandomState(plan.device)
     try:
-        outputs, found = _forward_mode(plan, inputs, directions, phases)
+        outputs, found = forward_mode(plan, inputs, directions, phases)
     except Fault as fault:
         if not any(word in fault.message for word in ("forward AD", "jvp")):
             raise
@@ -123,9 +122,12 @@ def jvp(plan: Plan, primals: Tensors, phases: Phases, *, tangents: Tensors) -> G
     return Gradients(outputs, moved)
 
 
-def _forward_mode(
+def forward_mode(
     plan: Plan, inputs: Sequence[torch.Tensor], directions: Sequence[torch.Tensor | None], phases: Phases
 ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+    """Outputs and their tangents by forward-mode AD alone; None where an output does not move. Raises Fault where an
+    operator has no forward formula."""
+    load_forward_rules()
     with phases.measure("forward"), torch.no_grad(), forward_ad.dual_level():
         duals = [
             tensor if direction is None else forward_ad.make_dual(tensor, direction)  # type: ignore[no-untyped-call]

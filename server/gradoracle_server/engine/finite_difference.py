@@ -309,7 +309,7 @@ def _extrapolated(triangle: _Triangle, values: torch.Tensor, centre: torch.Tenso
     """
     shape = values.shape[0], values.shape[2]
     columns = values.transpose(0, 1)  # the axis that all is reduced along comes first, and N = P * M last
-    moves = (columns - centre).reshape(values.shape[1], -1)
+    moves = (columns - centre).reshape(values.shape[1], shape[0] * shape[1])
     size = torch.maximum(columns.abs().amax(0), centre.abs())
     finite = None
     if size.numel() and not float(size.max()) < _LARGE:
@@ -318,7 +318,7 @@ def _extrapolated(triangle: _Triangle, values: torch.Tensor, centre: torch.Tenso
         size = torch.maximum(torch.where(columns.isfinite(), columns, 0.0).abs().amax(0), centre.abs())
     found = triangle.rows @ moves
     entries, spreads = found[: triangle.count], found[triangle.count :]
-    estimates = spreads.abs_().view(-1, triangle.count, spreads.shape[1]).amax(0)
+    estimates = spreads.abs_().view(spreads.shape[0] // triangle.count, triangle.count, moves.shape[1]).amax(0)
     floor, never = _floor(triangle, moves, (size * epsilon).reshape(-1))
     errors = torch.maximum(estimates, floor)
     if finite is not None:
@@ -361,7 +361,7 @@ def _floor(triangle: _Triangle, moves: torch.Tensor, rounded: torch.Tensor) -> t
     floor = torch.where(never, triangle.still * rounded, floor)
     if triangle.sides == 1 or zeros == moves.shape[0] * int(never.count_nonzero()):
         return floor, never
-    steps = moves.view(2, -1, moves.shape[1])
+    steps = moves.view(2, moves.shape[0] // 2, moves.shape[1])
     still = ~steps.any(0)
     stepwise = still.any(0) ^ never
     if not stepwise.any():

@@ -35,18 +35,40 @@ def measured(
     chosen = chosen[:NAMED]
     if not chosen:
         return []
+    along, lengths = examiner.element_slopes(coordinates(examiner, chosen), gradients.claimed if small else None)
+    return _rows(examiner, gradients, chosen, along.value / lengths, along.bar / lengths, rounding)
+
+
+def beside(
+    examiner: Examiner, gradients: Gradients, chosen: Sequence[int], slopes: torch.Tensor, rounding: torch.Tensor
+) -> list[Mismatch]:
+    """The same beside slopes that are as good as exact, one a coordinate of the elements."""
+    return _rows(examiner, gradients, chosen, slopes, torch.zeros_like(slopes), rounding)
+
+
+def coordinates(examiner: Examiner, chosen: Sequence[int]) -> list[int]:
+    """Those of elements: two of each complex one."""
     parts = 2 if examiner.space.base.dtype.is_complex else 1
-    coordinates = [element * parts + part for element in chosen for part in range(parts)]
-    along, lengths = examiner.element_slopes(coordinates, gradients.claimed if small else None)
-    numerical = (along.value / lengths).reshape(-1, parts)
-    allowance = torch.maximum(
-        gradients.allowance[coordinates], tolerances.RELATIVE * gradients.claimed[coordinates].abs()
-    ).nan_to_num(0.0, 0.0)
+    return [element * parts + part for element in chosen for part in range(parts)]
+
+
+def _rows(
+    examiner: Examiner,
+    gradients: Gradients,
+    chosen: Sequence[int],
+    slopes: torch.Tensor,
+    bars: torch.Tensor,
+    rounding: torch.Tensor | None,
+) -> list[Mismatch]:
+    parts = 2 if examiner.space.base.dtype.is_complex else 1
+    places = coordinates(examiner, chosen)
+    allowance = torch.maximum(gradients.allowance[places], tolerances.RELATIVE * gradients.claimed[places].abs())
+    allowance = allowance.nan_to_num(0.0, 0.0)
     if rounding is not None:
-        allowance = allowance + rounding[coordinates]
-    bars = (along.bar / lengths + allowance).reshape(-1, parts)
-    claimed = gradients.claimed[coordinates].reshape(-1, parts)
-    reference = gradients.reference[coordinates].reshape(-1, parts)
+        allowance = allowance + rounding[places]
+    numerical, bars = slopes.reshape(-1, parts), (bars + allowance).reshape(-1, parts)
+    claimed = gradients.claimed[places].reshape(-1, parts)
+    reference = gradients.reference[places].reshape(-1, parts)
     errors = (claimed - numerical).norm(dim=1)
     return [
         Mismatch(

@@ -188,6 +188,25 @@ def forward_mode(
     return found
 
 
+def forward_slopes(
+    subject: Subject, cotangents: Cotangents, place: int, directions: torch.Tensor, phases: Phases
+) -> torch.Tensor | None:
+    """<u, J d> by forward mode for each of some directions of the input at that place among the wanted ones, (P,
+    *shape) in and (P,) out; None where an operator has no forward formula, or refuses."""
+    where, found = subject.places[place], []
+    for direction in directions:
+        moved: list[torch.Tensor | None] = [None] * len(subject.inputs)
+        moved[where] = direction.to(subject.inputs[where].dtype)
+        seed_everything(subject.seed, subject.plan.device)
+        try:
+            _, tangents = autodiff.forward_mode(subject.plan, subject.inputs, moved, phases)
+        except Fault:
+            return None
+        pairs = zip(cotangents, tangents, strict=True)
+        found.append(sum(float(_product(u, one).sum()) for u, one in pairs if u is not None and one is not None))
+    return torch.tensor(found, dtype=torch.float64, device=directions.device)
+
+
 def batched(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor]) -> Opinion:
     """Pull-backs of u and -2u in one batch against those of each alone."""
     sentence = "several cotangents at once must give what each gives alone"

@@ -14,9 +14,11 @@ from gradoracle_server.engine import (
     finite_difference,
     jacobians,
     mismatches,
+    passing,
     search,
     shadow,
     slopes,
+    ties,
     tolerances,
 )
 from gradoracle_server.engine.case import Case
@@ -27,9 +29,6 @@ from gradoracle_server.engine.opinions import ignores_cotangent
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.report import Diagnosis, InputReport, Mismatch, Opinion, Rung, Verdict
-
-_CONTROL = 10.0
-"""The negative control's fault, in units of the smallest that should be caught."""
 
 
 class Judge:
@@ -148,7 +147,7 @@ class Judge:
             and not apart.any()
             and (mine := self._coarsely(examiner, gradients)) is not None
         ):
-            return self._passed(examiner, gradients, mine)
+            return passing.report(self._case, examiner, gradients, mine)
         if found.verdict is Verdict.PASS and bool(found.suspicious.any()):
             wrong = self._single(place, examiner, gradients, found)
             if wrong:
@@ -156,7 +155,7 @@ class Judge:
                     place, examiner, gradients, wrong, trusted=mismatches.mended(examiner, gradients, wrong)
                 )
         if found.verdict is Verdict.PASS and not apart.any():
-            return self._passed(examiner, gradients, found)
+            return passing.report(self._case, examiner, gradients, found)
         if found.verdict is Verdict.PASS:
             return self._apart(place, examiner, gradients, apart)
         if apart.any():
@@ -164,7 +163,7 @@ class Judge:
         if found.verdict is Verdict.FAIL:
             return self._failed(place, examiner, gradients)
         if found.verdict is Verdict.PASS:
-            return self._passed(examiner, gradients, found)
+            return passing.report(self._case, examiner, gradients, found)
         return self._inconclusive(examiner, gradients, found)
 
     def _coarsely(self, examiner: Examiner, gradients: Gradients) -> Assessment | None:
@@ -225,45 +224,6 @@ class Judge:
         suspects = search.suspects(examiner, gradients.claimed, row)
         return self._wrong(place, examiner, gradients, mismatches.elements(examiner, suspects or []))[1]
 
-    def _passed(self, examiner: Examiner, gradients: Gradients, found: Assessment) -> InputReport:
-        error, bound = found.judgements.worst
-        report = InputReport(examiner.space.name, Verdict.PASS, max_error=error, error_bound=bound)
-        coarse = self._case.epsilon > torch.finfo(torch.float64).eps
-        if coarse:
-            size = gradients.reference.norm()
-            if bool(size > 0) and gradients.allowance.norm() > tolerances.ASKED_LOW * size:
-                report.verdict = Verdict.INCONCLUSIVE
-                report.explanation = (
-                    "Rounding to this precision alone changes the gradient by as much as its own size here."
-                )
-                return report
-        report.detection_power, caught = self._control(examiner, gradients.reference)
-        if coarse:
-            self._describe_rounding(report, gradients)
-        report.explanation = "It agrees with the numerical derivative."
-        if not caught:
-            report.explanation += " The negative control was not caught: faults of that size would pass."
-        return report
-
-    def _describe_rounding(self, report: InputReport, gradients: Gradients) -> None:
-        """In low precision the figures are those of the claim beside the float64 shadow's gradient."""
-        errors = (gradients.claimed - gradients.reference).abs().nan_to_num(0.0, 0.0)
-        worst = int((errors / gradients.allowance.clamp(min=1e-300)).argmax())
-        report.max_error, report.error_bound = float(errors[worst]), float(gradients.allowance[worst])
-        moved = gradients.reference != 0
-        if moved.any():
-            relative = gradients.allowance[moved] / gradients.reference[moved].abs()
-            report.detection_power = max(report.detection_power, float(relative.median()))
-
-    def _control(self, examiner: Examiner, gradient: torch.Tensor) -> tuple[float, bool]:
-        """The relative fault in one element of typical size that the directions would show; and whether a fault ten
-        times as large, planted in such an element, is noticed."""
-        median, typical = examiner.blind(gradient).masked_fill(gradient == 0, math.nan).nanmedian(0)
-        power = float(median)
-        if not math.isfinite(power):
-            return 0.0, True
-        return power, examiner.notices(gradient, int(typical), _CONTROL * power)
-
     def _inconclusive(self, examiner: Examiner, gradients: Gradients, found: Assessment) -> InputReport:
         bounds = found.judgements.bound.nan_to_num(nan=math.inf, posinf=math.inf)
         row = int(bounds.argmax())
@@ -285,6 +245,12 @@ class Judge:
         count = min(mismatches.NAMED, int(apart.sum()))
         elements = mismatches.elements(examiner, excess.topk(count).indices.tolist())
         rows, wrong = self._wrong(place, examiner, gradients, elements)
+        if not wrong and self._case.weights is None:
+            inside, _ = self._inside(place, examiner.space)
+            if tied := ties.by_forward_mode(self._case, place, examiner, gradients, elements, inside):
+                report = self._failing(place, examiner, gradients, tied, trusted=gradients.reference)
+                report.explanation += f" {ties.SENTENCE}"
+                return report
         if not wrong:
             worst = max(rows, key=lambda one: one.error)
             report = InputReport(examiner.space.name, Verdict.INCONCLUSIVE, worst=rows)

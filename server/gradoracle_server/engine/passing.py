@@ -1,0 +1,59 @@
+"""The report on an input whose gradient agrees with the slopes, and its negative control."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from gradoracle_server.engine import tolerances
+from gradoracle_server.engine.case import Case
+from gradoracle_server.engine.examine import Assessment, Examiner
+from gradoracle_server.engine.gradients import Gradients
+from gradoracle_server.engine.report import InputReport, Verdict
+
+_CONTROL = 10.0
+"""The negative control's fault, in units of the smallest that should be caught."""
+
+
+def report(case: Case, examiner: Examiner, gradients: Gradients, found: Assessment) -> InputReport:
+    """PASS, with what would have been seen; INCONCLUSIVE where rounding to the precision on trial hides everything."""
+    error, bound = found.judgements.worst
+    report = InputReport(examiner.space.name, Verdict.PASS, max_error=error, error_bound=bound)
+    coarse = case.epsilon > torch.finfo(torch.float64).eps
+    if coarse:
+        size = gradients.reference.norm()
+        if bool(size > 0) and gradients.allowance.norm() > tolerances.ASKED_LOW * size:
+            report.verdict = Verdict.INCONCLUSIVE
+            report.explanation = (
+                "Rounding to this precision alone changes the gradient by as much as its own size here."
+            )
+            return report
+    report.detection_power, caught = _control(examiner, gradients.reference)
+    if coarse:
+        _describe_rounding(report, gradients)
+    report.explanation = "It agrees with the numerical derivative."
+    if not caught:
+        report.explanation += " The negative control was not caught: faults of that size would pass."
+    return report
+
+
+def _describe_rounding(report: InputReport, gradients: Gradients) -> None:
+    """In low precision the figures are those of the claim beside the float64 shadow's gradient."""
+    errors = (gradients.claimed - gradients.reference).abs().nan_to_num(0.0, 0.0)
+    worst = int((errors / gradients.allowance.clamp(min=1e-300)).argmax())
+    report.max_error, report.error_bound = float(errors[worst]), float(gradients.allowance[worst])
+    moved = gradients.reference != 0
+    if moved.any():
+        relative = gradients.allowance[moved] / gradients.reference[moved].abs()
+        report.detection_power = max(report.detection_power, float(relative.median()))
+
+
+def _control(examiner: Examiner, gradient: torch.Tensor) -> tuple[float, bool]:
+    """The relative fault in one element of typical size that the directions would show; and whether a fault ten
+    times as large, planted in such an element, is noticed."""
+    median, typical = examiner.blind(gradient).masked_fill(gradient == 0, math.nan).nanmedian(0)
+    power = float(median)
+    if not math.isfinite(power):
+        return 0.0, True
+    return power, examiner.notices(gradient, int(typical), _CONTROL * power)
