@@ -218,3 +218,17 @@ def test_rows_of_a_jacobian_are_held_against_one_more_pull_back():
     x, y = draw(4, 3), draw(5, 3, seed=1)
     plan = plan_of(torch.cdist, {"x": x, "y": y})
     assert planned(plan, {"x": x, "y": y}, mode=Mode.FULL).verdict is Verdict.PASS
+
+
+def test_rounding_that_all_short_steps_see_alike():
+    """1 + 1e-12 x moves in jumps of 2.2e-16: steps that are shorter than a jump all agree on a slope without it."""
+
+    def swallowed(x):
+        return torch.cat([((1 + 1e-12 * x) - 1) + 1e-12 * torch.sin(x), torch.cos(x)])
+
+    tiny = torch.cat([torch.ones(4), torch.zeros(4)]).to(F64)  # the cotangent: the large outputs do not count
+    for seed in range(8):
+        right = check(swallowed, draw(4), cotangents={"out0": tiny}, seed=seed)
+        assert right.verdict is not Verdict.FAIL
+        wrong = check(planted(swallowed, scaled(2)), draw(4), cotangents={"out0": tiny}, seed=seed)
+        assert wrong.verdict is not Verdict.PASS

@@ -36,7 +36,7 @@ EPSILON = torch.finfo(torch.float64).eps
 
 Epsilon: TypeAlias = float | torch.Tensor
 _JUMP = 1e-9  # relative to the largest output, from which on a difference is not rounding
-_FAINT = 64.0  # units in the last place
+_FAINT = 1024.0  # units in the last place, of what may have been summed up on the way
 _GOOD = 1e-6  # relative to the derivative: a bar that is good enough not to look for a better one
 _GROWTH = 2.0**3  # of noise from a good step of the first ladder to its longest, about
 _LARGE = 1e290  # from which on differences over steps may overflow
