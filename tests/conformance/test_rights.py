@@ -15,7 +15,11 @@ ONCE = [
     ("float64 order 2", "nn.functional.scaled_dot_product_attention", 1, "the shortest steps saw rounding inside"),
     ("float32", "polygamma.polygamma_n_0", 0, "moved coordinates are rounded, near a pole"),
     ("float32", "nn.functional.linear_cross_entropy.chunked", 0, "its graph cannot run in float64"),
+    ("float64 order 2", "nn.functional.multi_head_attention_forward", 0, "all short steps saw the same rounding"),
+    ("float32", "nn.functional.scaled_dot_product_attention", 3, "it is nothing beside the function, and so rounding"),
+    ("bfloat16", "nn.functional.fractional_max_pool3d", 1, "its shadow pools other windows"),
 ]
+SEEDS = 4
 
 
 @pytest.fixture(autouse=True)
@@ -32,5 +36,7 @@ def one_thread() -> Iterator[None]:
 def test_what_was_rejected_once_is_not_again(kind: str, operator: str, sample: int, why: str) -> None:
     """A verdict, and not that of a wrong gradient."""
     torch.manual_seed(0)  # the samples are drawn
-    found = list(rights.records(operator, kind, Mode.PROBE, sample + 1))
-    assert found[sample]["verdict"] in ("PASS", "INCONCLUSIVE"), f"{why}: {found[sample]['said']}"
+    found = [one for one in rights.records(operator, kind, Mode.PROBE, sample + 1, SEEDS) if one["sample"] == sample]
+    assert len(found) == SEEDS
+    for one in found:
+        assert one["verdict"] in ("PASS", "INCONCLUSIVE"), f"{why}: {one['said']}"

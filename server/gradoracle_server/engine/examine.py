@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -126,43 +127,47 @@ class Examiner:
         *,
         generous: bool = False,
         allowance: torch.Tensor | None = None,
-        unrest: float = 0.0,
+        unrest: torch.Tensor | None = None,
     ) -> Assessment:
         """The gradient, (C,), along the directions; `generous` allows for what rounding of the inputs does to it,
-        `allowance`, (C,), for what each element may be off by beside, and `unrest` for such moves of the function's
-        value, at the longest step."""
-        spread = self._spread() if generous else None
-        wider = self._moves(spread, allowance)
-        if unrest:
-            least = torch.full_like(self.slopes.bar, unrest / finite_difference.LADDERS[0])
+        `allowance`, (C,), for what each element may be off by beside, and `unrest`, (M,), for what each output may be
+        off by, at the longest step."""
+        uncertain = [
+            self._products(one) for one in (self._spread() if generous else None, allowance) if one is not None
+        ]
+        wider, likely = _added([one.total for one in uncertain]), _added([one.size for one in uncertain])
+        if unrest is not None:
+            least = torch.full_like(
+                self.slopes.bar, float(self.passes.strength @ unrest) / finite_difference.LADDERS[0]
+            )
             least = least if self._reach is None else least / self._reach
-            wider = least if wider is None else wider + least
-        return self._assessed(gradient, self._products(gradient), self.slopes, wider)
-
-    def _moves(self, *more: torch.Tensor | None) -> torch.Tensor | None:
-        """What uncertainties of each element, (C,), come to along the directions, (P,)."""
-        found = [one for one in more if one is not None]
-        if not found:
-            return None
-        return sum((self._products(one).total for one in found), torch.zeros((), dtype=torch.float64))
+            wider, likely = (least if one is None else one + least for one in (wider, likely))
+        return self._assessed(gradient, self._products(gradient), self.slopes, wider, likely)
 
     def assessed(
         self, gradient: torch.Tensor, directions: torch.Tensor, found: Slopes, allowance: torch.Tensor | None = None
     ) -> Assessment:
         """The same along other directions, generously."""
         spread = self._spread() if allowance is None else torch.maximum(self._spread(), allowance)
-        wider = (directions.abs() * spread).sum(1)
-        return self._assessed(gradient, Products.of(gradient, directions), found, wider)
+        moves = Products.of(spread, directions)
+        return self._assessed(gradient, Products.of(gradient, directions), found, moves.total, moves.size)
 
     def _assessed(
-        self, gradient: torch.Tensor, products: Products, found: Slopes, wider: torch.Tensor | None
+        self,
+        gradient: torch.Tensor,
+        products: Products,
+        found: Slopes,
+        wider: torch.Tensor | None,
+        likely: torch.Tensor | None,
     ) -> Assessment:
+        """What elements are uncertain by comes to `wider` at most along each direction, (P,), and to `likely` where
+        they are off independently of each other."""
         error = distance(products.sum, found)
         allowance = products.allowance
         noise = None if self.units else self._noise(found, products)
         if wider is not None:
             allowance = allowance + wider
-            noise = None if noise is None else noise + wider
+            noise = None if noise is None or likely is None else noise + likely
         if wider is not None or not found.smooth:
             allowance = allowance.nan_to_num(0.0, 0.0)
         scale = torch.maximum(self._typical(products, gradient), found.value.abs())
@@ -349,9 +354,10 @@ class Examiner:
         self.slopes = self.measured(self.directions)
 
     def element_slopes(
-        self, coordinates: list[int], gradient: torch.Tensor | None = None
+        self, coordinates: list[int], gradient: torch.Tensor | None = None, unrest: torch.Tensor | None = None
     ) -> tuple[Slopes, torch.Tensor]:
-        """Slopes along single coordinates, and the lengths of those directions.
+        """Slopes along single coordinates, and the lengths of those directions; `unrest`, (M,), is what rounding inside
+        of the function does to each output that they move.
 
         Where a gradient, (C,), is given that is right as a whole: as sharp as it takes to see small faults in elements
         of it, and by no steps that are shorter than the usual ones. Those see how a function rounds inside, which their
@@ -360,10 +366,15 @@ class Examiner:
         directions, lengths = self.space.units(coordinates)
         if gradient is None:
             return self.measured(directions), lengths
-        found = self.measured(directions, math.inf)
+        found, reach = self.measured(directions, math.inf), torch.ones_like(lengths)
         size = gradient[coordinates].abs() * lengths
         if bool(((found.bar > tolerances.FAULT / 4 * size) & (size > 0)).any()):
-            found, _ = self._sharper(directions, found)
+            found, reach = self._sharper(directions, found)
+        if unrest is not None:
+            noise = (found.coordinates.value != 0).to(unrest.dtype) @ (self.passes.strength * unrest)
+            negligible = gradient[coordinates].abs() < _SMALL * gradient.abs().max()  # not worth the risk
+            reach = torch.where(negligible, 1.0, reach) * finite_difference.LADDERS[0]
+            found = dataclasses.replace(found, bar=found.bar + noise / reach)
         return found, lengths
 
     def together(self, gradient: torch.Tensor, kinks: list[int], allowance: torch.Tensor | None = None) -> bool:
@@ -386,3 +397,7 @@ class Examiner:
         directions = self.space.drawn(max(2, self.directions.shape[0] // 2), self.generator, among)
         kept = torch.where(among, gradient, 0.0)  # an infinite slope times a step of 0 is no number
         return self.assessed(kept, directions, self.measured(directions), allowance)
+
+
+def _added(terms: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    return None if not terms else functools.reduce(torch.add, terms)

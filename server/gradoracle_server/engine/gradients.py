@@ -14,6 +14,7 @@ from gradoracle_server.engine.probes import Space
 
 _SLIGHT = 1e-12
 _ILL = 1e-6
+_NOTHING_LOW = 1e-3  # units in the last place of the function
 _NOTHING = 16 * torch.finfo(torch.float64).eps  # what is left of numbers near 1 that cancel
 
 
@@ -34,8 +35,8 @@ class Gradients:
         return ~(((self.claimed - self.reference).abs() <= self.allowance) | same)
 
 
-def gradients_of(case: Case, place: int, space: Space) -> Gradients:
-    """Those of the input at that place among the wanted ones."""
+def gradients_of(case: Case, place: int, space: Space, magnitude: float) -> Gradients:
+    """Those of the input at that place among the wanted ones; `magnitude` is the size of the function."""
     reference = space.flat(case.reference[place])
     claimed = reference if case.claimed[place] is case.reference[place] else space.flat(case.claimed[place])
     if case.epsilon <= torch.finfo(torch.float64).eps:
@@ -57,6 +58,11 @@ def gradients_of(case: Case, place: int, space: Space) -> Gradients:
         if case.coarseness > 1:
             moved = torch.maximum(moved, _parts(space, case.spread(place, around=True, epsilon=units)))
         found.allowance = torch.maximum(tolerances.elementwise(reference, units, moved), least)
+        # A gradient that is as nothing as this beside the function is what rounding inside of one operator leaves of it
+        # and may be the same at all points nearby: of a softmax whose probabilities are 1 and 1e-13.
+        believed = _NOTHING_LOW * case.epsilon * magnitude
+        if float(torch.linalg.vector_norm(reference * space.scale)) <= believed:
+            found.allowance = torch.maximum(found.allowance, believed / space.scale)
     return found
 
 

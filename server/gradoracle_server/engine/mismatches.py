@@ -28,14 +28,17 @@ def measured(
     chosen: Sequence[int],
     *,
     small: bool = False,
-    rounding: torch.Tensor | None = None,
+    inside: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> list[Mismatch]:
     """The first elements of those chosen, each along its own axis, or axes; `small`: where the whole is right, and what
-    is looked for are small faults. `rounding`, (C,), is what that may do to each coordinate beside the usual."""
+    is looked for are small faults. `inside` is what rounding inside of the function may do to each
+    coordinate, (C,), and to each output, (M,)."""
     chosen = chosen[:NAMED]
     if not chosen:
         return []
-    along, lengths = examiner.element_slopes(coordinates(examiner, chosen), gradients.claimed if small else None)
+    rounding, unrest = (None, None) if inside is None else inside
+    gradient = gradients.claimed if small else None
+    along, lengths = examiner.element_slopes(coordinates(examiner, chosen), gradient, unrest)
     return _rows(examiner, gradients, chosen, along.value / lengths, along.bar / lengths, rounding)
 
 

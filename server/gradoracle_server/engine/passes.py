@@ -133,9 +133,9 @@ class Passes:
         size = float(self.centre[known].abs().max()) if bool(known.any()) else 0.0
         return bool(((found - self.centre).abs()[:, known] <= _REORDERED * self.epsilon[known] * size).all())
 
-    def unrest(self, roundings: Iterable[contextlib.AbstractContextManager[object]]) -> float:
-        """The sum of |weight| times how far each output moves in contexts that round inside of the function: what is
-        lost where large numbers cancel on the way to small ones."""
+    def unrest(self, roundings: Iterable[contextlib.AbstractContextManager[object]]) -> torch.Tensor:
+        """(M,): how far each output moves in contexts that round inside of the function: what is lost where large
+        numbers cancel on the way to small ones."""
         widest = torch.zeros_like(self.centre)
         for rounding in roundings:
             with rounding:
@@ -145,8 +145,7 @@ class Passes:
         # thousand last places is no rounding, but another branch, as another of the numbers that a quantile is between.
         least = finite_difference.EPSILON
         widest = torch.where(self.centre == 0, widest.clamp(min=least), widest)
-        widest = torch.minimum(widest, (_ILL * self.centre.abs()).nan_to_num(0.0, 0.0).clamp(min=least))
-        return float(self.strength @ widest)
+        return torch.minimum(widest, (_ILL * self.centre.abs()).nan_to_num(0.0, 0.0).clamp(min=least))
 
     def _value(self, point: Sequence[torch.Tensor]) -> torch.Tensor:
         """(M,); NaN where an operator refuses the point: the base point is at the edge of its domain."""

@@ -28,6 +28,8 @@ _RUNS_AROUND = 16  # where each element's move decides on which side of an edge 
 _NEARBY = 64.0  # in float32 points nearby are up to 45 units in the last place away, in half precision 2
 _FAITHFUL = 64.0  # units in the last place, of the typical value, by which a shadow's outputs may differ,
 _RECOGNIZED = 0.1  # and of that value itself, where such units are as large as in bfloat16
+_CHOSEN = 0.8  # of the outputs that are not 0
+_ROUNDED = 2.0  # units in the last place
 
 _RAISED = {
     torch.float16: torch.float64,
@@ -105,11 +107,22 @@ def distance(outputs: Sequence[torch.Tensor], shadowed: Sequence[torch.Tensor], 
         known = high.isfinite()
         if not bool(low[known].isfinite().all()):  # it overflows in low precision
             return math.inf
-        apart = float(torch.where(known, (low - high).abs(), 0.0).square().mean().sqrt())
+        off = torch.where(known, (low - high).abs(), 0.0)
+        if _is_another_choice(off, high.abs(), coarse):
+            return math.inf
+        apart = float(off.square().mean().sqrt())
         size = float(torch.where(known, high.abs(), 0.0).square().mean().sqrt())
         if apart > torch.finfo(torch.float32).tiny:
             found = max(found, apart / (coarse * size) if size else math.inf)
     return found
+
+
+def _is_another_choice(off: torch.Tensor, size: torch.Tensor, coarse: float) -> bool:
+    """Whether outputs are not rounded but chosen, nearly all exactly alike, and some chosen otherwise: a pooling
+    that makes its windows of random numbers in low precision takes others."""
+    there = size > 0
+    exact = int((there & (off == 0)).sum())
+    return exact >= _CHOSEN * int(there.sum()) and bool((off > _ROUNDED * coarse * size).any())
 
 
 def is_faithful(distance: float, coarse: float) -> bool:

@@ -11,7 +11,6 @@ from gradoracle_server.engine import (
     curves,
     diagnose,
     evidence,
-    finite_difference,
     jacobians,
     mismatches,
     passing,
@@ -46,7 +45,7 @@ class Judge:
     ) -> tuple[list[InputReport], list[Rung], Opinion]:
         """The reports on the wanted inputs, the error against the step along the first direction of the first, and what
         Taylor's expansion says of all."""
-        found = [gradients_of(self._case, place, space) for place, space in enumerate(spaces)]
+        found = [gradients_of(self._case, place, space, self._passes.magnitude) for place, space in enumerate(spaces)]
         examiners = [self._examiner(place, space, found[place]) for place, space in enumerate(spaces)]
         moving = [one for one in examiners if one.space.size]
         self._measure(examiners, moving)
@@ -186,7 +185,7 @@ class Judge:
         if found.verdict is Verdict.FAIL:
             examiner.confirm(found)
             found = examiner.assess(gradient, generous=True)
-        inside, unrest = None, 0.0
+        inside = unrest = None
         if found.verdict is Verdict.FAIL:
             inside, unrest = self._inside(place, examiner.space)
             found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
@@ -197,8 +196,9 @@ class Judge:
             return self._numerically(place, examiner, gradient)
         return found
 
-    def _inside(self, place: int, space: Space) -> tuple[torch.Tensor, float]:
-        """What rounding inside of the function, and of its gradient, may do to the gradient, (C,), and to the value."""
+    def _inside(self, place: int, space: Space) -> tuple[torch.Tensor, torch.Tensor]:
+        """What rounding inside of the function, and of its gradient, may do to the gradient, (C,), and to each output,
+        (M,)."""
         gradient = tolerances.SPREADS * rounding(self._case, self._passes, place, space, inside=True)
         contexts = shadow.roundings(self._case.resolution, self._case.subject.seed)
         return gradient, tolerances.SPREADS * self._passes.unrest(contexts)
@@ -211,9 +211,7 @@ class Judge:
         rows = mismatches.measured(examiner, gradients, chosen, small=True)
         if all(one.error <= one.error_bound for one in rows):
             return rows, []
-        inside, unrest = self._inside(place, examiner.space)
-        inside += unrest / finite_difference.LADDERS[0] / examiner.space.lengths()
-        rows = mismatches.measured(examiner, gradients, chosen, small=True, rounding=inside)
+        rows = mismatches.measured(examiner, gradients, chosen, small=True, inside=self._inside(place, examiner.space))
         return rows, [one for one in rows if not one.error <= one.error_bound]
 
     def _single(self, place: int, examiner: Examiner, gradients: Gradients, found: Assessment) -> list[Mismatch]:
