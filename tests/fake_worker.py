@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from gradoracle.v1 import service_pb2
-from gradoracle_server import frames
+from gradoracle_server import frames, lanes
 from gradoracle_server.launch import WorkerOptions
 from gradoracle_server.worker.backlog import Backlog
 
@@ -103,7 +103,7 @@ def _reply(sock: socket.socket, job: frames.Job) -> frames.Reply:
         output.tensor.data = request.primals[0].tensor.data
     if command == "attach" and job.attachments_welcome:
         size = int(argument)
-        attachments = frames.Attachments(frames.memory_file([b"a" * size, b"b" * 3]), [(0, size), (size, 3)])
+        attachments = frames.Attachments(lanes.memory_file([b"a" * size, b"b" * 3]), [(0, size), (size, 3)])
     reply = frames.Reply(0, response.SerializeToString(), attachments, (0.0, 0.1, 0.2, 0.3, 0.4, 0.0, 0.6))
     reply.plan_cache, reply.verdict, reply.tensor_bytes_in, reply.tensor_bytes_out = 2, 1, 11, 22
     reply.memory_allocated, reply.memory_reserved = 33, 44

@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeVar, overload
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
 
 from gradoracle import channel, checks, requests, results, spans, status, stream
 from gradoracle.errors import GradOracleError
@@ -303,18 +302,19 @@ class AsyncClient:
             # In a thread, because it copies.
             while (use := await asyncio.to_thread(next, attempts, None)) is not None:
                 with use:
-                    response = await self._unary(request.method, b"".join(use.pieces), timeout)
+                    response = request.method.response(await self._unary(request.method, b"".join(use.pieces), timeout))
                     return request.method.read(response, use.answered(response))
         if request.tensor_bytes > stream.UNARY_AT_MOST:
             conversation = stream.Conversation(window=1)
             (result,) = [one async for one in self._converse(_asynchronous((request,)), conversation, timeout)]
             return result
-        return request.method.read(await self._unary(request.method, request.to_bytes(), timeout), ())
+        return request.method.answer(await self._unary(request.method, request.to_bytes(), timeout))
 
-    async def _unary(self, method: Method[R], data: bytes, timeout: float | None) -> Message:
+    async def _unary(self, method: Method[R], data: bytes, timeout: float | None) -> bytes:
         call = spans.traced_async(next(self._calls[method.path]), method.path, self._target)
         try:
-            return method.response(await call(data, timeout=timeout, metadata=self._target.metadata))
+            answer: bytes = await call(data, timeout=timeout, metadata=self._target.metadata)
+            return answer
         except grpc.RpcError as error:
             raise status.from_call(error, self.address, timeout) from error
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 import grpc
-from google.protobuf.message import Message
 
 from gradoracle import channel, checks, requests, results, spans, status, stream
 from gradoracle.errors import GradOracleError
@@ -334,17 +333,17 @@ class Client:
         if self._memory is not None and self._memory.suits(request):
             for use in self._memory.attempts(request):
                 with use:
-                    response = self._unary(request.method, b"".join(use.pieces), timeout)
+                    response = request.method.response(self._unary(request.method, b"".join(use.pieces), timeout))
                     return request.method.read(response, use.answered(response))
         if request.tensor_bytes > stream.UNARY_AT_MOST:
             (result,) = self._converse(iter((request,)), stream.Conversation(window=1), timeout)
             return result
-        return request.method.read(self._unary(request.method, request.to_bytes(), timeout), ())
+        return request.method.answer(self._unary(request.method, request.to_bytes(), timeout))
 
-    def _unary(self, method: Method[R], data: bytes, timeout: float | None) -> Message:
+    def _unary(self, method: Method[R], data: bytes, timeout: float | None) -> bytes:
         call = spans.traced(next(self._calls[method.path]), method.path, self._target)
         try:
-            return method.response(call(data, timeout=timeout, metadata=self._target.metadata))
+            return call(data, timeout=timeout, metadata=self._target.metadata)
         except grpc.RpcError as error:
             raise status.from_call(error, self.address, timeout) from error
 

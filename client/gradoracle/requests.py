@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from gradoracle import checks, results, tensors, wire
 from gradoracle.errors import InvalidRequestError
 from gradoracle.graph import Graph
+from gradoracle.taken import LARGE, taken
 from gradoracle.tensors import ArrayLike, WireTensor
 from gradoracle.v1 import check_pb2, service_pb2
 from gradoracle.values import Value
@@ -51,6 +52,13 @@ class Method(Generic[R]):
     request: Callable[..., Message]
     response: Callable[[bytes], Message]
     read: Callable[[Any, results.Attachments], R]
+    lists_tensors: bool
+    """Whether its response is lists of tensors, and nothing else that is large."""
+
+    def answer(self, data: bytes) -> R:
+        """The result of a call by itself, from the bytes of its response."""
+        small, attached = taken(data) if self.lists_tensors and len(data) >= LARGE else (data, ())
+        return self.read(self.response(small), attached)
 
     @property
     def path(self) -> str:
@@ -61,7 +69,8 @@ class Method(Generic[R]):
 def _method(name: str, rpc: str, stream_field: str, read: Callable[[Any, results.Attachments], R]) -> Method[R]:
     request, response = getattr(service_pb2, f"{rpc}Request"), getattr(service_pb2, f"{rpc}Response")
     number = service_pb2.StreamCall.DESCRIPTOR.fields_by_name[stream_field].number
-    return Method(name, rpc, stream_field, number, request, response.FromString, read)
+    lists = any("tensor" in one.fields_by_name for field in response.DESCRIPTOR.fields if (one := field.message_type))
+    return Method(name, rpc, stream_field, number, request, response.FromString, read, lists)
 
 
 EVALUATE = _method("evaluate", "Evaluate", "evaluate", results.evaluate)

@@ -31,7 +31,7 @@ _COPIED_BELOW = 64 * 1024  # bytes; a smaller array is quicker to copy than to v
 _SET = 1 << 64
 
 # Field numbers of tensor.proto.
-_DTYPE, _SHAPE, _DATA, _ATTACHMENT = 1, 2, 3, 6
+_DTYPE, _SHAPE, DATA, ATTACHMENT = 1, 2, 3, 6
 _NAME, _TENSOR = 1, 2
 
 
@@ -185,7 +185,7 @@ def named_field(field: int, name: str, tensor: WireTensor) -> list[wire.Piece]:
 
 def attached_field(field: int, name: str, tensor: WireTensor, attachment: int) -> list[wire.Piece]:
     """The same with its elements in an attachment of a stream."""
-    contents = tensor.head + wire.number_field(_ATTACHMENT, attachment)
+    contents = tensor.head + wire.number_field(ATTACHMENT, attachment)
     return [_named_prefix(field, name, contents, 0), contents]
 
 
@@ -196,7 +196,7 @@ def _named_prefix(field: int, name: str, contents: bytes, more: int) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _named_data_prefix(field: int, name: str, head: bytes, length: int) -> bytes:
-    contents = head + wire.prefix(_DATA, length)
+    contents = head + wire.prefix(DATA, length)
     return _named_prefix(field, name, contents, length) + contents
 
 

@@ -6,9 +6,10 @@
 The front may take back a small one (`withdrawal`) that the worker has not begun with; it is answered too, by `NOT_RUN`.
 
 A message is an envelope, a fixed-size head, a table of attachments, and a payload. A payload of `SHARED_FROM` bytes or
-more does not go through the socket but lies in an anonymous memory file (memfd) whose descriptor goes along: a megabyte
-through a socket costs two copies and a wake-up for each 200 kB, through a memory file one copy. The memory has no name
-and belongs to whoever holds a descriptor, so nothing is left behind however either side dies.
+more does not go through the socket but lies in an anonymous memory file (memfd): a megabyte through a socket costs two
+copies and a wake-up for each 200 kB, through a memory file one copy. Up to `lanes.MOST` bytes it is the file of the
+side's own lane, whose descriptor is passed once; beyond, one of the payload's own, whose descriptor goes along. The
+memory has no name and belongs to whoever holds a descriptor, so nothing is left behind however either side dies.
 
 Attachments are the raw bytes of large tensors (`Tensor.attachment`), one after another in a memory file of their own.
 """
@@ -16,13 +17,15 @@ Attachments are the raw bytes of large tensors (`Tensor.attachment`), one after 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import mmap
 import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
+
+from gradoracle_server import lanes
+from gradoracle_server.lanes import Inlet, Outlet
 
 METHODS = (
     "Evaluate",
@@ -51,7 +54,9 @@ _HAS_ATTACHMENTS = 2
 _ATTACHMENTS_WELCOME = 4
 _CALLERS_MEMORY = 8
 _WITHOUT_DESCRIPTOR = 16
-_ALL_FLAGS = 31
+_IN_LANE = 32
+_NEW_LANE = 64
+_ALL_FLAGS = 127
 _HEAD_AT_MOST = 256  # bytes; heads are far smaller
 _ANCILLARY = socket.CMSG_SPACE(2 * struct.calcsize("i"))  # room for two descriptors
 _READ = 256 * 1024 + 4096  # one read takes the largest inline message that a default socket buffer can hold
@@ -122,6 +127,7 @@ class Reply:
     tensor_bytes_out: int = 0
     memory_allocated: int = 0  # bytes: a CPU worker's resident set, a GPU worker's allocated tensors
     memory_reserved: int = 0  # bytes: a GPU worker's reserved pool, else 0
+    tail: Sequence[bytes | memoryview] = ()  # more of the payload, in pieces, where it is sent; what arrives is whole
 
     HEAD = struct.Struct("<iBB2x7d4Q")
 
@@ -164,33 +170,28 @@ def withdrawn_jobs(job: Job) -> tuple[int, ...] | None:
 Message = TypeVar("Message", Job, Reply)
 
 
-def memory_file(parts: Sequence[bytes | memoryview]) -> int:
-    """A new memory file that holds the parts one after another and never shrinks; returns its descriptor."""
-    descriptor = os.memfd_create("gradoracle", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        for part in parts:
-            rest = memoryview(part).cast("B")
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+def parts(message: Job | Reply, outlet: Outlet | None = None) -> tuple[list[bytes | memoryview], list[int], int | None]:
+    """What to send for a message: buffers in order, descriptors to pass, and of those the one to close afterwards.
 
-
-def parts(message: Job | Reply) -> tuple[list[bytes | memoryview], list[int], int | None]:
-    """What to send for a message: buffers in order, descriptors to pass, and of those the one to close afterwards."""
+    With an outlet the other side must have done with the last payload that went through it. What is not sent then must
+    close it, for the other side does not know it.
+    """
     flags = 0
     descriptors: list[int] = []
     own = None
-    payload: bytes | memoryview = message.payload
-    size = len(payload)
+    pieces = [message.payload, *_tail(message)]
+    size = sum(map(len, pieces))
     if size >= SHARED_FROM:
-        own = memory_file([payload])
         flags |= _PAYLOAD_IN_MEMORY
-        descriptors.append(own)
-        payload = b""
+        if outlet is None or size > lanes.MOST:
+            own = lanes.memory_file(pieces)
+            descriptors.append(own)
+        else:
+            flags |= _IN_LANE
+            if (fresh := outlet.put(pieces, size)) is not None:
+                flags |= _NEW_LANE
+                descriptors.append(fresh)
+        pieces = []
     table = b""
     count = 0
     if message.attachments is not None:
@@ -209,13 +210,17 @@ def parts(message: Job | Reply) -> tuple[list[bytes | memoryview], list[int], in
     else:
         kind, head = 0, message.head()
     envelope = _ENVELOPE.pack(flags, kind, len(head), count, size)
-    return [envelope + head + table, payload], descriptors, own
+    return [envelope + head + table, *pieces], descriptors, own
+
+
+def _tail(message: Job | Reply) -> Sequence[bytes | memoryview]:
+    return message.tail if isinstance(message, Reply) else ()
 
 
 def whole(message: Job | Reply) -> bytes | None:
     """A message in one piece, as nearly all are; None where there is more to pass than bytes through the socket."""
     size = len(message.payload)
-    if size >= SHARED_FROM or message.attachments is not None:
+    if size >= SHARED_FROM or message.attachments is not None or _tail(message):
         return None
     if isinstance(message, Job):
         flags = _ATTACHMENTS_WELCOME if message.attachments_welcome else 0
@@ -224,12 +229,12 @@ def whole(message: Job | Reply) -> bytes | None:
     return b"".join((_ENVELOPE.pack(0, 0, len(head), 0, size), head, message.payload))
 
 
-def send(sock: socket.socket, message: Job | Reply) -> None:
-    """Sends a message over a blocking socket."""
+def send(sock: socket.socket, message: Job | Reply, outlet: Outlet | None = None) -> None:
+    """Sends a message over a blocking socket, a large payload through the outlet where there is one."""
     if (data := whole(message)) is not None:
         sock.sendall(data)
         return
-    buffers, descriptors, own = parts(message)
+    buffers, descriptors, own = parts(message, outlet)
     try:
         sent = socket.send_fds(sock, buffers, descriptors) if descriptors else sock.sendmsg(buffers)
         for buffer in buffers:
@@ -249,8 +254,11 @@ class Inbox(Generic[Message]):
     Nearly every message arrives whole in one read, and is then taken from the read buffer, which is allocated once.
     """
 
-    def __init__(self, kind: type[Message]) -> None:
+    def __init__(self, kind: type[Message], *, lasting: bool = True) -> None:
+        """`lasting`: large payloads outlive the next message that arrives."""
         self._received: Callable[..., Message] = kind.received
+        self._lasting = lasting
+        self._inlet = Inlet()
         self._room = memoryview(bytearray(_READ))
         self._pending = bytearray()  # the beginning of a message that has not arrived whole
         self._descriptors: list[int] = []
@@ -310,12 +318,13 @@ class Inbox(Generic[Message]):
         end = table_end + (0 if in_memory else size)
         if filled < end:
             return None, 0
-        wanted = in_memory + (1 if flags & _HAS_ATTACHMENTS and not flags & _WITHOUT_DESCRIPTOR else 0)
+        wanted = 1 if in_memory and (flags & _NEW_LANE or not flags & _IN_LANE) else 0
+        wanted += 1 if flags & _HAS_ATTACHMENTS and not flags & _WITHOUT_DESCRIPTOR else 0
         if len(self._descriptors) < wanted:
             raise ValueError(f"expected {wanted} descriptors with the message, got {len(self._descriptors)}")
         spans = list(_SPAN.iter_unpack(buffer[head_end:table_end])) if count else []
         payload: bytes | memoryview
-        payload = _mapped(self._descriptors.pop(0), size) if in_memory else bytes(buffer[table_end:end])
+        payload = self._from_memory(flags, size) if in_memory else bytes(buffer[table_end:end])
         attachments = None
         if flags & _HAS_ATTACHMENTS:
             descriptor = -1 if flags & _WITHOUT_DESCRIPTOR else self._descriptors.pop(0)
@@ -326,16 +335,14 @@ class Inbox(Generic[Message]):
         except struct.error as error:
             raise ValueError(f"expected another head: {error}") from None
 
-
-def _mapped(descriptor: int, size: int) -> memoryview:
-    """The first `size` bytes of a memory file; the mapping lives as long as the view.
-
-    Only of a file that is sealed against shrinking: to read beyond the end of a shrunk file would be the end of the
-    process that reads, and the front must survive whatever a worker does.
-    """
-    try:
-        if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
-            raise ValueError("expected a memory file sealed against shrinking")
-        return memoryview(mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
-    finally:
-        os.close(descriptor)
+    def _from_memory(self, flags: int, size: int) -> bytes | memoryview:
+        """A payload that lies in a memory file. Raises ValueError where it does not."""
+        if not flags & _IN_LANE:
+            room = lanes.mapped(self._descriptors.pop(0), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+            if len(room) != size:
+                raise ValueError(f"expected a memory file of {size} bytes, got one of {len(room)}")
+            return room
+        if flags & _NEW_LANE:
+            self._inlet.renew(self._descriptors.pop(0))
+        payload = self._inlet.take(size)
+        return bytes(payload) if self._lasting else payload

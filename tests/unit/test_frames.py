@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gradoracle_server import frames
+from gradoracle_server import frames, lanes
 from gradoracle_server.frames import Attachments, Inbox, Job, Reply
 
 
@@ -60,7 +60,7 @@ def test_reply_arrives(pair: tuple[socket.socket, socket.socket]) -> None:
 
 def test_attachments_arrive(pair: tuple[socket.socket, socket.socket]) -> None:
     """Attachments come as a memory file with spans; the receiver may write to its mapping, and nobody else sees it."""
-    descriptor = frames.memory_file([b"abc", b"\0" * 61, b"defg"])
+    descriptor = lanes.memory_file([b"abc", b"\0" * 61, b"defg"])
     sent = Attachments(descriptor, [(0, 3), (64, 4)])
 
     frames.send(pair[0], Job(0, bytes(frames.SHARED_FROM), sent, attachments_welcome=True))

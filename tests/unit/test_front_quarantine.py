@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from gradoracle_server import frames
+from gradoracle_server import frames, lanes
 from gradoracle_server.front import quarantine
 from gradoracle_server.front.quarantine import Quarantine
 
@@ -52,7 +52,7 @@ def test_attachments_belong_to_the_request() -> None:
     kept = Quarantine()
     jobs = []
     for content in (b"a" * 3_000_000, b"a" * 2_999_999 + b"b"):
-        jobs.append(frames.Job(0, b"x", frames.Attachments(frames.memory_file([content]), [(0, len(content))])))
+        jobs.append(frames.Job(0, b"x", frames.Attachments(lanes.memory_file([content]), [(0, len(content))])))
     for _ in range(2):
         kept.record(jobs[0], None)
 

@@ -16,7 +16,7 @@ import gradoracle as go
 from gradoracle import channel, requests, shared_memory, stream
 from gradoracle.v1 import service_pb2
 from gradoracle.v1 import tensor_pb2 as pb
-from gradoracle_server import frames
+from gradoracle_server import frames, lanes
 from gradoracle_server.front import wire
 from gradoracle_server.worker.tensors import NUMBERS, Incoming, Outgoing
 
@@ -24,7 +24,7 @@ from gradoracle_server.worker.tensors import NUMBERS, Incoming, Outgoing
 @pytest.fixture
 def descriptor() -> Iterator[int]:
     """A caller's memory file of 16 kB, its bytes counting up."""
-    found = frames.memory_file([bytes(range(256)) * 64])
+    found = lanes.memory_file([bytes(range(256)) * 64])
     yield found
     os.close(found)
 

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradoracle.v1 import service_pb2
+from gradoracle_server import wire_format
 from gradoracle_server.front import stream_wire, wire
 
 
 def overlong(value: int, length: int) -> bytes:
     """A number as protobuf may write it too: in more bytes than it needs."""
-    short = wire.varint(value)
+    short = wire_format.varint(value)
     if len(short) >= length:
         return short
     return short[:-1] + bytes([short[-1] | 0x80]) + b"\x80" * (length - len(short) - 1) + b"\0"
@@ -148,7 +149,7 @@ def test_varint_is_protobufs(value: int) -> None:
     """Numbers are written as protobuf writes them."""
     expected = service_pb2.StreamCall(id=value).SerializeToString()
 
-    assert expected == (wire.tagged(1, value) if value else b"")
+    assert expected == (wire_format.tagged(1, value) if value else b"")
 
 
 METHODS = [
@@ -188,7 +189,7 @@ def test_request_in_pieces_is_merged() -> None:
     for pieces in ([first, second], [first, other], [other, first, second], [first, other, second]):
         whole = b"".join(piece.SerializeToString() for piece in pieces)
         expected = service_pb2.StreamCall.FromString(whole)
-        message = wire.headed(1, len(whole)) + whole
+        message = wire_format.headed(1, len(whole)) + whole
 
         (call,) = stream_wire.split(memoryview(message))
 
@@ -209,10 +210,10 @@ def test_chunks_are_split() -> None:
 
 def test_call_of_too_many_fields_is_refused() -> None:
     """A call that repeats its fields without end is no call."""
-    inside = wire.tagged(1, 1) * 65
+    inside = wire_format.tagged(1, 1) * 65
 
-    with pytest.raises(wire.MalformedError, match="expected at most 64 fields in a call or chunk, got more"):
-        list(stream_wire.split(memoryview(wire.headed(1, len(inside)) + inside)))
+    with pytest.raises(wire_format.MalformedError, match="expected at most 64 fields in a call or chunk, got more"):
+        list(stream_wire.split(memoryview(wire_format.headed(1, len(inside)) + inside)))
 
 
 @settings(max_examples=300, deadline=None)
@@ -222,5 +223,5 @@ def test_nonsense_in_a_stream_is_refused(message: bytes) -> None:
     try:
         for _ in stream_wire.split(memoryview(message)):
             pass
-    except wire.MalformedError:
+    except wire_format.MalformedError:
         pass

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradoracle.v1 import graph_pb2, service_pb2, tensor_pb2
-from gradoracle_server import frames
+from gradoracle_server import frames, lanes
 from gradoracle_server.engine import evaluate
 from gradoracle_server.frames import METHODS, Job
 from gradoracle_server.launch import WorkerOptions
@@ -122,7 +122,7 @@ def test_a_graph_whose_constant_is_an_attachment_is_not_kept(worker):
 
     def answer(value):
         data = np.full(2, value).tobytes()
-        attachments = frames.Attachments(frames.memory_file([data]), [(0, len(data))])
+        attachments = frames.Attachments(lanes.memory_file([data]), [(0, len(data))])
         request = service_pb2.EvaluateRequest(graph=graph, primals=[array("x", [1, 2])])
         reply = ask(worker, "Evaluate", request, attachments=attachments)
         assert 0 == reply.code
@@ -375,16 +375,16 @@ def test_a_request_that_is_larger_than_the_memory(worker, monkeypatch):
     """Where not even its bytes can be mapped it is over the limit, and the next request is answered."""
     ours, theirs = socket.socketpair()
     request = service_pb2.EvaluateRequest(graph=square_graph(), primals=[array("x", np.ones(100_000))])
-    mapped, refusals = frames._mapped, [OSError(errno.ENOMEM, "Cannot allocate memory")]
+    mapped, refusals = lanes.mapped, [OSError(errno.ENOMEM, "Cannot allocate memory")]
 
-    def short_of_memory(descriptor, size):
+    def short_of_memory(descriptor, *how):
         if refusals:
             os.close(descriptor)
             raise refusals.pop()
-        return mapped(descriptor, size)
+        return mapped(descriptor, *how)
 
     with ours, theirs, ThreadPoolExecutor(1) as thread:
-        monkeypatch.setattr(frames, "_mapped", short_of_memory)
+        monkeypatch.setattr(lanes, "mapped", short_of_memory)
         loop = thread.submit(main._answer_all, worker, theirs, 5000)
         replies = []
         for _ in range(2):

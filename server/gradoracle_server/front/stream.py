@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from gradoracle_server import wire_format
 from gradoracle_server.frames import METHODS
 from gradoracle_server.front import statuses, stream_wire, wire
 from gradoracle_server.front.admission import Ticket
@@ -163,7 +164,7 @@ class _Stream:
                 return
             try:
                 await self._take(memoryview(message))
-            except wire.MalformedError as error:
+            except wire_format.MalformedError as error:
                 text = f"the message's bytes are no StreamRequest: {error}"
                 raise statuses.malformed("Stream", text) from None
 

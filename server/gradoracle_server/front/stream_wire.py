@@ -6,8 +6,8 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 
+from gradoracle_server import wire_format
 from gradoracle_server.frames import METHODS, Attachments
-from gradoracle_server.front import wire
 
 DESCRIBE_SERVER = -1
 """Stands for the method that is not a worker's."""
@@ -58,10 +58,10 @@ def field_of(method: int) -> int:
 
 def split(message: memoryview) -> Iterator[Call | tuple[int, int, memoryview]]:
     """A StreamRequest's calls and chunks as they stand; a chunk is call, attachment, data. Raises MalformedError."""
-    for number, kind, start, end in wire.fields(message, 0, len(message)):
-        if kind == wire.LENGTH and number == 1:
+    for number, kind, start, end in wire_format.fields(message, 0, len(message)):
+        if kind == wire_format.LENGTH and number == 1:
             yield _call(message, start, end)
-        elif kind == wire.LENGTH and number == 2:
+        elif kind == wire_format.LENGTH and number == 2:
             yield _chunk(message, start, end)
 
 
@@ -69,11 +69,11 @@ def _call(message: memoryview, start: int, end: int) -> Call:
     call = Call(0, 0, None, b"")
     pieces: list[memoryview] = []
     for number, kind, value, stop in _few(message, start, end):
-        if kind == wire.VARINT and number == 1:
+        if kind == wire_format.VARINT and number == 1:
             call.id = value
-        elif kind == wire.VARINT and number == 2:
+        elif kind == wire_format.VARINT and number == 2:
             call.attachments = value & 0xFFFF_FFFF
-        elif kind == wire.LENGTH and number in _METHODS:
+        elif kind == wire_format.LENGTH and number in _METHODS:
             if call.method != _METHODS[number]:
                 pieces.clear()
             call.method = _METHODS[number]
@@ -87,36 +87,41 @@ def _chunk(message: memoryview, start: int, end: int) -> tuple[int, int, memoryv
     call_id = attachment = 0
     data = message[:0]
     for number, kind, value, stop in _few(message, start, end):
-        if kind == wire.VARINT and number == 1:
+        if kind == wire_format.VARINT and number == 1:
             call_id = value
-        elif kind == wire.VARINT and number == 2:
+        elif kind == wire_format.VARINT and number == 2:
             attachment = value & 0xFFFF_FFFF
-        elif kind == wire.LENGTH and number == 3:
+        elif kind == wire_format.LENGTH and number == 3:
             data = message[value:stop]
     return call_id, attachment, data
 
 
 def _few(message: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    for count, field in enumerate(wire.fields(message, start, end)):
+    for count, field in enumerate(wire_format.fields(message, start, end)):
         if count == _FIELDS_AT_MOST:
-            raise wire.MalformedError(f"expected at most {_FIELDS_AT_MOST} fields in a call or chunk, got more")
+            raise wire_format.MalformedError(f"expected at most {_FIELDS_AT_MOST} fields in a call or chunk, got more")
         yield field
 
 
 def answer(made: Answer) -> list[bytes | memoryview]:
     """The field of StreamResponse that holds an answer, in parts."""
-    head = wire.tagged(1, made.id)
+    head = wire_format.tagged(1, made.id)
     if made.attachments is not None:
-        head += wire.tagged(2, len(made.attachments.spans))
+        head += wire_format.tagged(2, len(made.attachments.spans))
     size = made.size
-    head += wire.headed(made.field, size)
-    return [wire.headed(1, len(head) + size) + head, *made.parts]
+    head += wire_format.headed(made.field, size)
+    return [wire_format.headed(1, len(head) + size) + head, *made.parts]
 
 
 def chunk(call_id: int, attachment: int, data: bytes, total: int) -> list[bytes | memoryview]:
     """The field of StreamResponse that holds a chunk, in parts. `total` is the length of its attachment."""
-    head = wire.tagged(1, call_id) + wire.tagged(2, attachment) + wire.tagged(4, total) + wire.headed(3, len(data))
-    return [wire.headed(2, len(head) + len(data)) + head, data]
+    head = (
+        wire_format.tagged(1, call_id)
+        + wire_format.tagged(2, attachment)
+        + wire_format.tagged(4, total)
+        + wire_format.headed(3, len(data))
+    )
+    return [wire_format.headed(2, len(head) + len(data)) + head, data]
 
 
 def chunks(made: Answer, size: int) -> Iterator[list[bytes | memoryview]]:

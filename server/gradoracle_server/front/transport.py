@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 
 from gradoracle_server.frames import Inbox, Job, Reply, parts, whole
+from gradoracle_server.lanes import Outlet
 
 
 class Connection:
@@ -23,6 +24,7 @@ class Connection:
         self._on_reply = on_reply
         self._on_lost = on_lost
         self._inbox: Inbox[Reply] = Inbox(Reply)
+        self._outlet = Outlet()
         self._unsent: list[memoryview] = []
         self._closed = False
         sock.setblocking(False)
@@ -39,12 +41,13 @@ class Connection:
         own = None
         data = whole(job)
         if data is None:
-            buffers, descriptors, own = parts(job)
+            buffers, descriptors, own = parts(job, self._outlet)
         else:
             buffers = (data,)
         try:
             sent = socket.send_fds(self._sock, buffers, descriptors) if descriptors else self._sock.send(buffers[0])
         except BlockingIOError:  # not even its first byte, with which the descriptors go
+            self._outlet.close()
             raise OSError("the socket to the worker is full although it has nothing to do") from None
         except (BrokenPipeError, ConnectionResetError):
             return False
@@ -81,6 +84,7 @@ class Connection:
         self._loop.remove_writer(self._sock)
         self._unsent.clear()
         self._inbox.close()
+        self._outlet.close()
         self._sock.close()
 
     def _readable(self) -> None:

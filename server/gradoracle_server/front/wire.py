@@ -9,9 +9,9 @@ request and says what is wrong with it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-VARINT, FIXED64, LENGTH, START_GROUP, END_GROUP, FIXED32 = range(6)
+from gradoracle_server.wire_format import LENGTH, MalformedError, field, headed, tagged
 
 DEVICE_FIELD = 3  # of every request
 _DEVICE_TAG = DEVICE_FIELD << 3 | LENGTH
@@ -20,15 +20,10 @@ _SPANS_FIELD = 16  # of every response that has them
 _DEVICE_TAG_BEGINS = (_DEVICE_TAG, _DEVICE_TAG | 0x80)  # the tag as one byte, or needlessly as several
 _LOOKED_AT = 4096  # bytes; a look at each of more takes longer than a walk over the fields
 _FIELDS_AT_ONCE = 4096  # about a millisecond
-_GROUPS_DEEP = 100  # protobuf's own limit
 
 _TIMING_TAG = 15 << 3 | LENGTH
 _TIMING = struct.Struct("<BB" + "Bd" * 7)
 _TIMING_HEAD = (_TIMING_TAG, _TIMING.size - 2)
-
-
-class MalformedError(ValueError):
-    """The bytes are no protobuf message."""
 
 
 def names_no_device(message: bytes | memoryview) -> bool:
@@ -61,7 +56,7 @@ def peek(message: bytes | memoryview, start: int = 0, device: str = "") -> tuple
                 if tag == _DEVICE_TAG:
                     device = str(message[value:start], "utf-8")
                 continue
-            number, kind, value, start = _field(message, start, end)
+            number, kind, value, start = field(message, start, end)
             if kind == LENGTH and number == DEVICE_FIELD:
                 device = str(message[value:start], "utf-8")
     except (MalformedError, UnicodeDecodeError):
@@ -77,7 +72,7 @@ def memory(message: bytes | memoryview) -> tuple[int, int, int] | None:
         for _ in range(_FIELDS_AT_ONCE):
             if start >= end:
                 break
-            number, kind, value, stop = _field(message, start, end)
+            number, kind, value, stop = field(message, start, end)
             if number == MEMORY_FIELD and kind == LENGTH:
                 return start, value, stop
             start = stop
@@ -95,100 +90,7 @@ def spans(where: Sequence[tuple[int, int]]) -> bytes:
     return b"".join(written)
 
 
-def fields(message: bytes | memoryview, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """The fields between two places: number, wire type, value, end.
-
-    The value of a VARINT is itself, of anything else the place where its contents start; they stop at the end.
-    """
-    while start < end:
-        number, kind, value, start = _field(message, start, end)
-        yield number, kind, value, start
-
-
 def timing(queue: float, phases: Sequence[float]) -> bytes:
     """The field `timing` of a response, to be put behind its other fields. `queue` stands for `phases[0]`."""
     _, decode, plan, forward, backward, check, encode = phases
     return _TIMING.pack(*_TIMING_HEAD, 9, queue, 17, decode, 25, plan, 33, forward, 41, backward, 49, check, 57, encode)
-
-
-def varint(value: int) -> bytes:
-    """A number from 0 to 2**64 - 1 as protobuf writes it."""
-    written = bytearray()
-    while value > 0x7F:
-        written.append(value & 0x7F | 0x80)
-        value >>= 7
-    written.append(value)
-    return bytes(written)
-
-
-def tagged(number: int, value: int) -> bytes:
-    """A field that holds a number."""
-    return varint(number << 3 | VARINT) + varint(value)
-
-
-def headed(number: int, size: int) -> bytes:
-    """What stands before the contents of a field of bytes or of a message."""
-    return varint(number << 3 | LENGTH) + varint(size)
-
-
-def _field(message: bytes | memoryview, start: int, end: int) -> tuple[int, int, int, int]:
-    """The field at a place before the end: number, wire type, value or place of the contents, end of the field."""
-    tag = message[start]
-    start += 1
-    if tag > 0x7F:
-        tag, start = _varint(message, start - 1, end)
-    number = tag >> 3
-    if not 0 < number < 2**29:
-        raise MalformedError(f"expected a field number from 1 to 536870911, got {number}")
-    kind = tag & 7
-    if kind == LENGTH:
-        if start < end and (size := message[start]) <= 0x7F:
-            start += 1
-        else:
-            size, start = _varint(message, start, end)
-        stop = start + size
-        value = start
-    elif kind == VARINT:
-        value, stop = _varint(message, start, end)
-    elif kind in (FIXED64, FIXED32):
-        value, stop = start, start + (8 if kind == FIXED64 else 4)
-    elif kind == START_GROUP:
-        value, stop = start, _group(message, number, start, end)
-    else:
-        raise MalformedError(f"expected a wire type that starts a field, got {kind}")
-    if stop > end:
-        raise MalformedError(f"expected field {number} to end by byte {end}, got {stop}")
-    return number, kind, value, stop
-
-
-def _group(message: bytes | memoryview, number: int, start: int, end: int) -> int:
-    """Where an (unknown) group ends whose first field is at `start`."""
-    inside = [number]
-    while inside:
-        if len(inside) > _GROUPS_DEEP:
-            raise MalformedError("groups nested too deep")
-        tag, after = _varint(message, start, end)
-        if tag & 7 == START_GROUP:
-            inside.append(tag >> 3)
-            start = after
-        elif tag & 7 == END_GROUP:
-            if inside.pop() != tag >> 3:
-                raise MalformedError(f"expected the end of another group than {tag >> 3}")
-            start = after
-        else:
-            *_, start = _field(message, start, end)
-    return start
-
-
-def _varint(message: bytes | memoryview, start: int, end: int) -> tuple[int, int]:
-    """The number at a place, and where it ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if start >= end:
-            raise MalformedError("expected a number, got the end of the message")
-        byte = message[start]
-        start += 1
-        value |= (byte & 0x7F) << shift
-        if byte <= 0x7F:
-            return value & 0xFFFF_FFFF_FFFF_FFFF, start
-    raise MalformedError("expected a number of at most 10 bytes")

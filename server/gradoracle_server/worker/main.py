@@ -22,6 +22,7 @@ from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.graph import GraphSpec, InputSpec, NodeSpec, Ref
 from gradoracle_server.engine.phases import Phases
 from gradoracle_server.frames import METHODS, NOT_RUN, PHASES, Job, Reply, send
+from gradoracle_server.lanes import Outlet
 from gradoracle_server.launch import WorkerOptions
 from gradoracle_server.worker import devices, payload, sandbox, statuses
 from gradoracle_server.worker.backlog import Backlog
@@ -39,6 +40,10 @@ _OVERHEAD = 32 * 1024 * 1024  # bytes that a process may take for itself while i
 _KEPT = 64 * 1024 * 1024  # bytes of freed memory that a process keeps, where it may have sixteen times as many
 _LONGEST_ANSWER = 2**31 - 1  # bytes of a message, by protobuf's own limit
 _WITH_GRAPH = {name for name, (request, _) in HANDLERS.items() if "graph" in request.DESCRIPTOR.fields_by_name}
+_TENSORS = {name: payload.tensor_fields(request) for name, (request, _) in HANDLERS.items()}
+_KEPT_OUT = {"Evaluate", "ComputeVjp", "ComputeJvp", "ComputeJacobian", "ComputeHessian"}
+"""Methods whose answers are lists of tensors, the data of which need not go through protobuf."""
+
 _LARGE = 1024 * 1024  # bytes of a request from which on it is asked first whether there is memory to read it
 _UNREAD = "the request's message takes as much again to be read"
 _WORTH_GIVING_UP = 8 * 1024 * 1024  # bytes of plans, for the sake of a request that finds no memory
@@ -71,7 +76,7 @@ def serve(sock: socket.socket, options: WorkerOptions) -> None:
 
 
 def _answer_all(worker: Worker, sock: socket.socket, max_memory_bytes: int) -> None:
-    backlog = Backlog()
+    backlog, outlet = Backlog(), Outlet()
     while True:
         try:
             job = backlog.wait(sock)
@@ -84,7 +89,7 @@ def _answer_all(worker: Worker, sock: socket.socket, max_memory_bytes: int) -> N
             backlog.close()  # a request whose bytes alone are more than this process may hold
             reply = statuses.reply_for(error, "request", max_memory_bytes)
         try:
-            send(sock, reply)
+            send(sock, reply, outlet)
         except (BrokenPipeError, ConnectionResetError):
             return
         finally:
@@ -157,8 +162,8 @@ class Worker:
         phases = Phases(self._device)
         limit = self._options.max_memory_bytes
         incoming = Incoming(self._device, self._options.max_tensor_bytes, job.attachments, limit)
-        outgoing = Outgoing(job.attachments_welcome, job.attachments)
         method = METHODS[job.method]
+        outgoing = Outgoing(job.attachments_welcome, job.attachments, keep=method in _KEPT_OUT)
         try:
             context, reply = self._run(job, method, phases, incoming, outgoing)
             reply.plan_cache, reply.verdict = context.plan_cache, context.verdict
@@ -183,14 +188,20 @@ class Worker:
             graph, rest = payload.split(job.payload) if method in _WITH_GRAPH else (None, job.payload)
             if len(job.payload) > _LARGE and self._is_short_of(len(job.payload)):
                 raise MemoryError(_UNREAD)  # protobuf may crash in want of it
+            incoming.data = {}
+            if len(rest) >= payload.LARGE:
+                rest, incoming.data = payload.taken(rest, _TENSORS[method])
             request = request_type.FromString(cast(bytes, rest))  # a memoryview does as well
             if graph is not None and request.HasField("graph"):  # it comes in pieces, with others in between
-                graph, request = None, request_type.FromString(cast(bytes, job.payload))
+                graph, request, incoming.data = None, request_type.FromString(cast(bytes, job.payload)), {}
         context = Context(self._options, self._device, self._plans, phases, incoming, outgoing, graph)
         response = handler(request, context)
         with phases.measure("encode"):
             try:
-                return context, Reply(0, response.SerializeToString(), outgoing.attachments())
+                first, *tail = payload.written(response, outgoing.kept)
+                if len(first) + sum(map(len, tail)) > _LONGEST_ANSWER:
+                    raise _too_long(outgoing.bytes)
+                return context, Reply(0, first, outgoing.attachments(), tail=tail)
             except (message.EncodeError, ValueError) as error:
                 if outgoing.bytes <= _LONGEST_ANSWER:
                     raise

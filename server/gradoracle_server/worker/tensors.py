@@ -6,7 +6,7 @@ import ctypes
 import math
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -29,7 +29,12 @@ _SMALL = 4096  # bytes of data up to which a tensor is quicker to take than to l
 _ALIGNMENT = 64  # bytes, as torch's own allocator gives
 _ATTACHED_FROM = 1024 * 1024  # bytes; smaller tensors travel inside the answer
 _SHARED_FROM = 64 * 1024  # the same where the answer goes into the caller's memory
+_KEPT_FROM = 64 * 1024  # bytes; protobuf copies what it is given, and copies it again when it writes a message
 _DRAWN_IN_ITSELF = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+Taken = Mapping[str, Mapping[int, memoryview]]
+"""Data of tensors, by field and place in it."""
 
 
 class Incoming:
@@ -50,16 +55,20 @@ class Incoming:
         self._attachments = attachments
         self._mapped: mmap.mmap | None = None
         self.bytes = 0
+        self.data: Taken = {}
+        """The data of large tensors, which were taken out of the request before it was parsed."""
 
     def named(self, tensors: Sequence[pb.NamedTensor], field: str) -> dict[str, torch.Tensor]:
         """Tensors by name. Raises Fault where a name stands twice or a tensor is malformed."""
         found: dict[str, torch.Tensor] = {}
-        for one in tensors:
+        taken = self.data.get(field, {})
+        for place, one in enumerate(tensors):
             if one.name in found:
                 message = f'{field}: the name "{one.name}" stands twice'
                 raise Fault("DUPLICATE_NAME", message, field=field, name=one.name)
-            small = self._small(one.tensor)
-            found[one.name] = self.tensor(one.tensor, f'{field}["{one.name}"]') if small is None else small
+            if (made := self._small(one.tensor)) is None:
+                made = self.tensor(one.tensor, f'{field}["{one.name}"]', taken.get(place))
+            found[one.name] = made
         return found
 
     def _small(self, message: pb.Tensor) -> torch.Tensor | None:
@@ -78,8 +87,9 @@ class Incoming:
         ctypes.memmove(own.data_ptr(), data, size)
         return own
 
-    def tensor(self, message: pb.Tensor, field: str) -> torch.Tensor:
-        """One tensor, in memory aligned as torch's own. Raises Fault where dtype, shape and contents do not fit."""
+    def tensor(self, message: pb.Tensor, field: str, taken: memoryview | None = None) -> torch.Tensor:
+        """One tensor, in memory aligned as torch's own; `taken` is its data where the message is without it. Raises
+        Fault where dtype, shape and contents do not fit."""
         dtype = DTYPES.get(message.dtype)
         if dtype is None:
             got = f"number {message.dtype}" if message.dtype else "none"
@@ -97,11 +107,12 @@ class Incoming:
             )
             raise Fault("LIMIT_EXCEEDED", text, field=field, limit="max-tensor-bytes", allowed=self._limit, asked=size)
         self.bytes += size
-        contents = message.WhichOneof("contents")
         if self._all_limit:
             self._check_all(message, dtype, count, field)
         try:
-            return self._made(message, contents, dtype, shape, size, field)
+            if taken is not None:
+                return self._from_data(taken, dtype, shape, size, field)
+            return self._made(message, dtype, shape, size, field)
         except RuntimeError as error:
             if memory.is_exhausted(error):
                 raise
@@ -112,12 +123,12 @@ class Incoming:
     def _made(
         self,
         message: pb.Tensor,
-        contents: str | None,
         dtype: torch.dtype,
         shape: tuple[int, ...],
         size: int,
         field: str,
     ) -> torch.Tensor:
+        contents = message.WhichOneof("contents")
         if contents == "data":
             return self._from_data(message.data, dtype, shape, size, field)
         if contents == "attachment":
@@ -140,7 +151,7 @@ class Incoming:
             raise memory.too_much(what, needed, self._all_limit, field=field)
 
     def _from_data(
-        self, data: bytes, dtype: torch.dtype, shape: tuple[int, ...], size: int, field: str
+        self, data: bytes | memoryview, dtype: torch.dtype, shape: tuple[int, ...], size: int, field: str
     ) -> torch.Tensor:
         if len(data) != size:
             raise _wrong_length(field, dtype, shape, size, len(data))
@@ -149,7 +160,10 @@ class Incoming:
         # A copy, because the message's memory is neither writable nor aligned, and kernels choose by alignment the
         # order in which they add: the same request must give the same bits.
         own = torch.empty(shape, dtype=dtype)
-        ctypes.memmove(own.data_ptr(), data, size)
+        if isinstance(data, bytes):
+            ctypes.memmove(own.data_ptr(), data, size)
+        else:
+            own.view(-1).view(torch.uint8).numpy().data[:] = data
         _check_bools(own, field)
         return own if self._on_cpu else own.to(self._device)
 
@@ -182,8 +196,12 @@ class Outgoing:
     Into the caller's memory, behind what it holds of the request, where the request came in it.
     """
 
-    def __init__(self, attachments_welcome: bool, memory: Attachments | None = None) -> None:
+    def __init__(self, attachments_welcome: bool, memory: Attachments | None = None, *, keep: bool = False) -> None:
+        """`keep`: the data of large tensors may be left out of messages, and be put into their places afterwards."""
         self._welcome = attachments_welcome
+        self._keep = keep and not attachments_welcome
+        self.kept: list[memoryview] = []
+        """What was left out, by the number that the message has as its attachment's."""
         self._callers = memory if memory is not None and memory.callers else None
         self._from = _ATTACHED_FROM if self._callers is None else _SHARED_FROM
         self._descriptor = -1
@@ -207,7 +225,10 @@ class Outgoing:
         size = plain.nbytes
         self.bytes += size
         if self._welcome and size >= self._from:
-            message.attachment = self._attach(plain.view(-1).view(torch.uint8).numpy().data)
+            message.attachment = self._attach(_bytes(plain))
+        elif self._keep and size >= _KEPT_FROM:
+            message.attachment = len(self.kept)
+            self.kept.append(_bytes(plain))
         else:
             message.data = ctypes.string_at(plain.data_ptr(), size) if size else b""
 
@@ -242,6 +263,11 @@ class Outgoing:
         left = self.attachments()
         if left is not None:
             left.close()
+
+
+def _bytes(plain: torch.Tensor) -> memoryview:
+    """The elements of a contiguous tensor on the CPU."""
+    return plain.view(-1).view(torch.uint8).numpy().data
 
 
 def row_major(tensor: torch.Tensor) -> torch.Tensor:

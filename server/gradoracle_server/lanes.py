@@ -1,0 +1,108 @@
+"""Memory that one side of a socket writes payloads into, and the other reads them from, again and again.
+
+A fresh memory file costs its pages: a megabyte takes 0.4 ms to write and 0.15 ms to map and read, where one that both
+sides have written and mapped before takes 0.06 ms and nothing. Whoever writes may do so only when the other side has
+done with what was there before. Each direction of each socket has a lane of its own: what one worker can see of other
+requests is no more than what it was sent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from collections.abc import Iterable, Sequence
+
+MOST = 8 * 1024 * 1024
+"""Bytes of a payload that goes this way, and so of memory that a lane keeps; larger ones have a file of their own."""
+
+_LEAST = 1024 * 1024  # bytes, so that a lane does not grow in small steps
+
+Piece = bytes | memoryview
+
+
+def memory_file(pieces: Iterable[Piece], size: int = 0, name: str = "gradoracle") -> int:
+    """A new memory file that holds the pieces one after another, of so many bytes at least, and never shrinks; returns
+    its descriptor. The name is for those who look into /proc."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        if size:
+            os.ftruncate(descriptor, size)
+        _write(descriptor, pieces)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _write(descriptor: int, pieces: Iterable[Piece]) -> None:
+    place = 0
+    for piece in pieces:
+        rest = memoryview(piece).cast("B")
+        while rest:
+            written = os.pwrite(descriptor, rest, place)
+            place, rest = place + written, rest[written:]
+
+
+class Outlet:
+    """The end that writes."""
+
+    def __init__(self) -> None:
+        self._descriptor = -1
+        self._size = 0
+
+    def put(self, pieces: Sequence[Piece], size: int) -> int | None:
+        """Writes a payload of `size` bytes. Returns the descriptor that the other side is to be passed, where it has
+        not got it. Raises OSError where there is no memory for it."""
+        is_new = size > self._size
+        try:
+            if is_new:
+                self.close()
+                self._size = max(_LEAST, 1 << (size - 1).bit_length())
+                self._descriptor = memory_file(pieces, self._size, "gradoracle-lane")
+            else:
+                _write(self._descriptor, pieces)
+        except BaseException:
+            self.close()
+            raise
+        return self._descriptor if is_new else None
+
+    def close(self) -> None:
+        """Gives the memory back; the next payload gets a new file. May be called again."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor, self._size = -1, 0
+
+
+class Inlet:
+    """The end that reads."""
+
+    def __init__(self) -> None:
+        self._room = memoryview(b"")
+
+    def renew(self, descriptor: int) -> None:
+        """Takes a new file, whose descriptor it closes. Raises ValueError for one that could end who reads from it."""
+        self._room = memoryview(b"")
+        self._room = mapped(descriptor, 2 * MOST, mmap.MAP_SHARED, mmap.PROT_READ)
+
+    def take(self, size: int) -> memoryview:
+        """The payload, until the other side writes the next one. Raises ValueError where it cannot be there."""
+        if size > len(self._room):
+            raise ValueError(f"expected a payload of {len(self._room)} bytes at most in the lane, got {size}")
+        return self._room[:size]
+
+
+def mapped(descriptor: int, most: int, flags: int, access: int) -> memoryview:
+    """The bytes of a memory file, `most` at most; the mapping lives as long as the view. Closes the descriptor.
+
+    Only of a file that is sealed against shrinking: to read beyond the end of a shrunk file would be the end of the
+    process that reads, and the front must survive whatever a worker does.
+    """
+    try:
+        if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            raise ValueError("expected a memory file sealed against shrinking")
+        size = min(os.fstat(descriptor).st_size, most)
+        return memoryview(mmap.mmap(descriptor, size, flags=flags, prot=access))
+    finally:
+        os.close(descriptor)
