@@ -19,8 +19,8 @@ from bench.table import Row, at_least
 import gradoracle as go
 
 SIZE, PRODUCTS = 128, 96
-"""Of the matrix, and how often it is multiplied: some 20 ms of work for 130 kB each way. With less, what is seen is that
-the callers and the front take a part of the cores that the workers want."""
+"""Of the matrix, and how often it is multiplied: some 20 ms of work for 130 kB each way. With less, what is seen is
+that the callers and the front take a part of the cores that the workers want."""
 
 
 def rows(quick: bool) -> Iterator[Row]:

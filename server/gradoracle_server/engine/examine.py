@@ -12,7 +12,7 @@ import torch
 from gradoracle_server.engine import finite_difference, slopes, tolerances
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
-from gradoracle_server.engine.products import Products, distance, root_mean_square
+from gradoracle_server.engine.products import Assessment, Products, distance, root_mean_square
 from gradoracle_server.engine.report import Verdict
 from gradoracle_server.engine.slopes import Question, Slopes
 
@@ -32,24 +32,6 @@ _LONGER_AGAIN = ((10.0, 14.0), (80.0, 112.0))
 function bends too much for that, the bars say so, or the two of a pair do not agree."""
 
 _SMALL = 1e-3  # of the largest element: what is less is small
-
-
-@dataclasses.dataclass(slots=True)
-class Assessment:
-    """What slopes along P directions say of a gradient."""
-
-    verdict: Verdict  # on all directions together
-    judgements: tolerances.Judgements  # one a direction
-    kinked: bool
-    noise: torch.Tensor | None
-    """(P,): how far a gradient that is right to the last bit would be off; None where every element is moved alone."""
-
-    @property
-    def suspicious(self) -> torch.Tensor:
-        """(P,) of bool: within the tolerance, and yet further off than the noise."""
-        if self.noise is None:
-            return torch.zeros_like(self.judgements.within)
-        return (self.judgements.error > self.noise) & self.judgements.within & self.judgements.narrow
 
 
 class Examiner:
@@ -226,6 +208,19 @@ class Examiner:
             self._blind = relative.mul_(2).clamp_(min=tolerances.RELATIVE)
         return self._blind
 
+    def is_small(self, gradient: torch.Tensor, coordinates: Sequence[int]) -> bool:
+        """Whether an element, of which these are the coordinates, is small beside the largest."""
+        return bool(gradient[coordinates].abs().max() < _SMALL * gradient.abs().max())
+
+    def overlooks(self, gradient: torch.Tensor) -> bool:
+        """Whether a small fault in an element that is not small itself would show along none of the directions, where
+        each element can still be looked at alone."""
+        if self.units or self.space.size > ALL_UNITS or not self.passes.batching:
+            return False
+        magnitude = gradient.abs()
+        wanted = (magnitude >= _SMALL * magnitude.max()) & (magnitude > 0)
+        return bool((self.blind(gradient)[wanted] > tolerances.FAULT).any())
+
     def refine(self, gradient: torch.Tensor) -> bool:
         """Adds directions that move fewer elements, of one magnitude, for those in which a fault would not show; once.
         Whether there were any.
@@ -366,15 +361,13 @@ class Examiner:
         directions, lengths = self.space.units(coordinates)
         if gradient is None:
             return self.measured(directions), lengths
-        found, reach = self.measured(directions, math.inf), torch.ones_like(lengths)
+        found = self.measured(directions, math.inf)
         size = gradient[coordinates].abs() * lengths
         if bool(((found.bar > tolerances.FAULT / 4 * size) & (size > 0)).any()):
-            found, reach = self._sharper(directions, found)
+            found, _ = self._sharper(directions, found)
         if unrest is not None:
             noise = (found.coordinates.value != 0).to(unrest.dtype) @ (self.passes.strength * unrest)
-            negligible = gradient[coordinates].abs() < _SMALL * gradient.abs().max()  # not worth the risk
-            reach = torch.where(negligible, 1.0, reach) * finite_difference.LADDERS[0]
-            found = dataclasses.replace(found, bar=found.bar + noise / reach)
+            found = dataclasses.replace(found, bar=found.bar + noise / finite_difference.LADDERS[0])
         return found, lengths
 
     def together(self, gradient: torch.Tensor, kinks: list[int], allowance: torch.Tensor | None = None) -> bool:

@@ -8,8 +8,9 @@ import torch
 
 from gradoracle_server.engine import tolerances
 from gradoracle_server.engine.case import Case
-from gradoracle_server.engine.examine import Assessment, Examiner
+from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.gradients import Gradients
+from gradoracle_server.engine.products import Assessment
 from gradoracle_server.engine.report import InputReport, Verdict
 
 _CONTROL = 10.0

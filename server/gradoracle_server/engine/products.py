@@ -9,6 +9,7 @@ import math
 import torch
 
 from gradoracle_server.engine import tolerances
+from gradoracle_server.engine.report import Verdict
 from gradoracle_server.engine.slopes import Slopes
 
 
@@ -45,6 +46,24 @@ class Products:
     def allowance(self) -> torch.Tensor:
         """What rounding may do to each."""
         return tolerances.rounding(self.total, self.size)
+
+
+@dataclasses.dataclass(slots=True)
+class Assessment:
+    """What slopes along P directions say of a gradient."""
+
+    verdict: Verdict  # on all directions together
+    judgements: tolerances.Judgements  # one a direction
+    kinked: bool
+    noise: torch.Tensor | None
+    """(P,): how far a gradient that is right to the last bit would be off; None where every element is moved alone."""
+
+    @property
+    def suspicious(self) -> torch.Tensor:
+        """(P,) of bool: within the tolerance, and yet further off than the noise."""
+        if self.noise is None:
+            return torch.zeros_like(self.judgements.within)
+        return (self.judgements.error > self.noise) & self.judgements.within & self.judgements.narrow
 
 
 def root_mean_square(gradient: torch.Tensor) -> float:

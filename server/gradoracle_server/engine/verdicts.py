@@ -21,12 +21,13 @@ from gradoracle_server.engine import (
     tolerances,
 )
 from gradoracle_server.engine.case import Case
-from gradoracle_server.engine.examine import ALL_UNITS, Assessment, Examiner
+from gradoracle_server.engine.examine import ALL_UNITS, Examiner
 from gradoracle_server.engine.gradients import Gradients, gradients_of, rounding
 from gradoracle_server.engine.jacobians import Jacobian
 from gradoracle_server.engine.opinions import ignores_cotangent
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
+from gradoracle_server.engine.products import Assessment
 from gradoracle_server.engine.report import Diagnosis, InputReport, Mismatch, Opinion, Rung, Verdict
 
 
@@ -147,7 +148,7 @@ class Judge:
             and (mine := self._coarsely(examiner, gradients)) is not None
         ):
             return passing.report(self._case, examiner, gradients, mine)
-        if found.verdict is Verdict.PASS and bool(found.suspicious.any()):
+        if found.verdict is Verdict.PASS and (bool(found.suspicious.any()) or examiner.overlooks(gradients.reference)):
             wrong = self._single(place, examiner, gradients, found)
             if wrong:
                 return self._failing(
@@ -206,12 +207,18 @@ class Judge:
     def _wrong(
         self, place: int, examiner: Examiner, gradients: Gradients, chosen: Sequence[int]
     ) -> tuple[list[Mismatch], list[Mismatch]]:
-        """Elements where the whole is right: each as it was measured, and those that are wrong by more than rounding
-        inside of the function explains."""
+        """Elements where the whole is right: each as it was measured, and those that are wrong; of those that are small
+        beside the largest, by more than rounding inside of the function explains."""
         rows = mismatches.measured(examiner, gradients, chosen, small=True)
-        if all(one.error <= one.error_bound for one in rows):
-            return rows, []
-        rows = mismatches.measured(examiner, gradients, chosen, small=True, inside=self._inside(place, examiner.space))
+        apart = [k for k, one in enumerate(rows) if not one.error <= one.error_bound]
+        small = [
+            k for k in apart if examiner.is_small(gradients.claimed, mismatches.coordinates(examiner, [chosen[k]]))
+        ]
+        if small:
+            inside = self._inside(place, examiner.space)
+            again = mismatches.measured(examiner, gradients, [chosen[k] for k in small], small=True, inside=inside)
+            for k, one in zip(small, again, strict=True):
+                rows[k] = one
         return rows, [one for one in rows if not one.error <= one.error_bound]
 
     def _single(self, place: int, examiner: Examiner, gradients: Gradients, found: Assessment) -> list[Mismatch]:
