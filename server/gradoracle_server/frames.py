@@ -220,11 +220,13 @@ def _tail(message: Job | Reply) -> Sequence[bytes | memoryview]:
 def whole(message: Job | Reply) -> bytes | None:
     """A message in one piece, as nearly all are; None where there is more to pass than bytes through the socket."""
     size = len(message.payload)
-    if size >= SHARED_FROM or message.attachments is not None or _tail(message):
+    if size >= SHARED_FROM or message.attachments is not None:
         return None
     if isinstance(message, Job):
         flags = _ATTACHMENTS_WELCOME if message.attachments_welcome else 0
         return _ENVELOPE.pack(flags, message.method, 0, 0, size) + message.payload
+    if message.tail:
+        return None
     head = message.head()
     return b"".join((_ENVELOPE.pack(0, 0, len(head), 0, size), head, message.payload))
 

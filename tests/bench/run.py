@@ -15,10 +15,12 @@ import argparse
 import datetime
 import importlib
 import json
+import multiprocessing
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -69,13 +71,24 @@ def _cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def measured(subject: str, only: Sequence[str], quick: bool) -> Iterator[Row]:
-    """A subject's rows, as they are measured: all of them, or those that `only` has a part of the name of."""
+def measured(subject: str, only: Sequence[str], quick: bool) -> list[Row]:
+    """A subject's rows, shown as they are measured: all of them, or those that `only` has a part of the name of."""
     parts = [one for one in only if one not in SUBJECTS]
+    found = []
     for row in importlib.import_module(f"bench.{subject}").rows(quick):
         if not only or subject in only or any(part in row.name for part in parts):
             print(f"  {row.name}: {row.cells()[1]}", file=sys.stderr, flush=True)
-            yield row
+            found.append(row)
+    return found
+
+
+def measured_apart(subjects: Sequence[str], only: Sequence[str], quick: bool) -> dict[str, list[Row]]:
+    """The same of several, each in a process of its own: what one leaves behind, in its memory above all, is nothing to
+    the next."""
+    if len(subjects) == 1:
+        return {subjects[0]: measured(subjects[0], only, quick)}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as process:
+        return {one: process.submit(measured, one, only, quick).result() for one in subjects}
 
 
 def keep(found: Mapping[str, Sequence[Row]], where: Mapping[str, object]) -> None:
@@ -102,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if float(str(where["load"])) > 2.5:
         print(f"the machine is busy (load {where['load']}): these figures are worth little", file=sys.stderr)
     chosen = [one for one in SUBJECTS if not options.only or parts or one in options.only]
-    found = {subject: list(measured(subject, options.only, options.quick)) for subject in chosen}
+    found = measured_apart(chosen, options.only, options.quick)
     rows = [row for one in found.values() for row in one]
     print(table.text(rows))
     print(f"\n{table.summary(rows)}")

@@ -188,7 +188,6 @@ class Worker:
             graph, rest = payload.split(job.payload) if method in _WITH_GRAPH else (None, job.payload)
             if len(job.payload) > _LARGE and self._is_short_of(len(job.payload)):
                 raise MemoryError(_UNREAD)  # protobuf may crash in want of it
-            incoming.data = {}
             if len(rest) >= payload.LARGE:
                 rest, incoming.data = payload.taken(rest, _TENSORS[method])
             request = request_type.FromString(cast(bytes, rest))  # a memoryview does as well
@@ -198,6 +197,8 @@ class Worker:
         response = handler(request, context)
         with phases.measure("encode"):
             try:
+                if not outgoing.kept:
+                    return context, Reply(0, response.SerializeToString(), outgoing.attachments())
                 first, *tail = payload.written(response, outgoing.kept)
                 if len(first) + sum(map(len, tail)) > _LONGEST_ANSWER:
                     raise _too_long(outgoing.bytes)

@@ -108,8 +108,6 @@ def _data_of(message: memoryview, start: int, end: int) -> tuple[bytes, memoryvi
 def written(response: Message, kept: Sequence[memoryview]) -> list[bytes | memoryview]:
     """A response's bytes in pieces, with the data that were left out of it, by the numbers of their attachments, in the
     places where protobuf would have put them."""
-    if not kept:
-        return [response.SerializeToString()]
     rest = type(response)()
     rest.CopyFrom(response)
     pieces: list[bytes | memoryview] = []

@@ -61,7 +61,7 @@ class Incoming:
     def named(self, tensors: Sequence[pb.NamedTensor], field: str) -> dict[str, torch.Tensor]:
         """Tensors by name. Raises Fault where a name stands twice or a tensor is malformed."""
         found: dict[str, torch.Tensor] = {}
-        taken = self.data.get(field, {})
+        taken = self.data.get(field) or {}
         for place, one in enumerate(tensors):
             if one.name in found:
                 message = f'{field}: the name "{one.name}" stands twice'
