@@ -232,3 +232,23 @@ def test_rounding_that_all_short_steps_see_alike():
         assert right.verdict is not Verdict.FAIL
         wrong = check(planted(swallowed, scaled(2)), draw(4), cotangents={"out0": tiny}, seed=seed)
         assert wrong.verdict is not Verdict.PASS
+
+
+def test_small_beside_the_function_is_not_nothing():
+    """A wrong gradient of low precision is called so where it is a hundred-thousandth of the function's size."""
+
+    def offset(x):
+        return 1000 + 1e-2 * x
+
+    assert check(offset, draw(4, dtype=F32)).verdict is Verdict.PASS
+    assert check(planted(offset, scaled(2)), draw(4, dtype=F32)).verdict is Verdict.FAIL
+
+
+def test_what_chooses_as_its_shadow_does_can_fail():
+    """Pooling in bfloat16 whose windows are the shadow's: all outputs are exact, and a wrong gradient is seen."""
+    x = draw(1, 2, 8, 8).to(torch.bfloat16)
+
+    def pooled(y):
+        return F.max_pool2d(y, 2)
+
+    assert check(planted(pooled, scaled(2)), x).verdict is Verdict.FAIL
