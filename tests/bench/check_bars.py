@@ -3,14 +3,14 @@
 Takes the float64 samples of every differentiable operator of PyTorch's own operator database, measures slopes along
 random directions, and holds them against autograd's gradients. A sample counts as smooth where its slope was found
 without a kink. Wanted: the truth inside the bar for at least 99.9 % of smooth samples, and a median relative error of
-at most 1e-12. The operators whose truth is outside are listed, because a few have a wrong gradient in torch itself.
+at most 1e-12. Where torch's gradient is not the derivative, as `conformance/corpus/known.py` lists, it is no truth:
+those directions are counted apart, and all that are outside of their bars are listed.
 A benchmark, not a test: pytest does not collect it. Results are kept in check_bars.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import sys
@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils import _pytree as pytree
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
 
-from bench.table import Row, at_most
+from bench.table import Row, at_least, at_most
+from conformance.corpus import known
+from conformance.corpus.subjects import wrapped
+from conformance.samples import Case, cases, full_name, operators
 
 from gradoracle_server.engine import slopes, trial
 from gradoracle_server.engine.evaluate import seed_everything
@@ -39,39 +41,44 @@ LARGEST = 20_000  # elements of an input, beyond which a sample is left out
 
 
 def samples(dtype: torch.dtype, most: int) -> Iterator[tuple[str, Callable[..., Any], list[torch.Tensor]]]:
-    """(operator, function of the differentiable inputs, those inputs) of each sample."""
-    for info in op_db:
-        if not info.supports_autograd or dtype not in info.supported_backward_dtypes("cpu"):
-            continue
-        name = f"{info.name}.{info.variant_test_name}".rstrip(".")
+    """(operator, function of the differentiable inputs, those inputs) of each sample.
+
+    Each is called through the operator's own gradcheck_wrapper, as torch's gradient tests do: cholesky, say, reads one
+    triangle, and its gradient is that of the function of the whole matrix which the wrapper makes of it.
+    """
+    for operator in operators(dtype):
+        name = full_name(operator)
         try:
-            found = list(itertools.islice(info.sample_inputs("cpu", dtype, requires_grad=True), most))
+            found = list(cases(operator, dtype, most))
         except Exception as error:
             print(f"{name}: no samples: {type(error).__name__}", file=sys.stderr)
             continue
-        for sample in found:
-            one = _function(info, sample)
+        for case in found:
+            one = _function(wrapped(operator, case), case, dtype)
             if one is not None:
                 yield name, *one
 
 
-def _function(info: Any, sample: Any) -> tuple[Callable[..., Any], list[torch.Tensor]] | None:
-    flat, spec = pytree.tree_flatten((sample.input, sample.args, sample.kwargs))
+def _function(
+    function: Callable[..., Any], case: Case, dtype: torch.dtype
+) -> tuple[Callable[..., Any], list[torch.Tensor]] | None:
+    flat, spec = pytree.tree_flatten((case.args, case.kwargs))
     places = [k for k, one in enumerate(flat) if isinstance(one, torch.Tensor) and one.requires_grad]
     plain = all(not isinstance(one, torch.Tensor) or one.layout is torch.strided for one in flat)
     if not places or not plain or sum(flat[k].numel() for k in places) > LARGEST:
         return None
+    if any(flat[k].dtype is not dtype for k in places):  # a gradient in float32 is no truth for a bar of float64
+        return None
 
-    def run(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def call(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         values = [one.detach() if isinstance(one, torch.Tensor) else one for one in flat]
         for place, tensor in zip(places, inputs, strict=True):
             values[place] = tensor
-        tensor, args, kwargs = pytree.tree_unflatten(values, spec)
-        found = sample.output_process_fn_grad(info.op(tensor, *args, **kwargs))
-        leaves = [one for one in pytree.tree_leaves(found) if isinstance(one, torch.Tensor)]
+        args, kwargs = pytree.tree_unflatten(values, spec)
+        leaves = [one for one in pytree.tree_leaves(function(*args, **kwargs)) if isinstance(one, torch.Tensor)]
         return tuple(one for one in leaves if one.dtype.is_floating_point or one.dtype.is_complex)
 
-    return run, [flat[k].detach().clone() for k in places]
+    return call, [flat[k].detach().clone() for k in places]
 
 
 def measured(function: Callable[..., Any], inputs: list[torch.Tensor]) -> Iterator[tuple[float, float, float, bool]]:
@@ -100,17 +107,24 @@ def measured(function: Callable[..., Any], inputs: list[torch.Tensor]) -> Iterat
         directions = space.drawn(2, generator)
         terms = directions * flat
         wanted = 1e-10 * terms.norm(dim=1)
-        slope = slopes.measure(passes, slopes.Question(space, directions, wanted))
+        question = slopes.Question(space, directions, wanted)
         claimed = terms.sum(1)
         # The truth itself is known to rounding only.
-        bars = slope.bar + 4 * EPSILON * terms.abs().sum(1)
+        rounding = 4 * EPSILON * terms.abs().sum(1)
+        slope = slopes.measure(passes, question)
+        if passes.batching and not bool(((claimed - slope.value).abs() <= slope.bar + rounding).all()):
+            passes.batching = False  # as a check does: vmap rolls a tensor without axes along the axis of points
+            slope = slopes.measure(passes, question)
+            passes.batching = True
         errors = (claimed - slope.value).abs()
         scale = torch.maximum(terms.norm(dim=1), claimed.abs())
+        bars = slope.bar + rounding
         yield from zip(errors.tolist(), bars.tolist(), scale.tolist(), slope.kinked.tolist(), strict=True)
 
 
 def run(most: int, only: str = "") -> dict[str, Any]:
     rows: list[tuple[str, float, float, float]] = []
+    wrong: list[tuple[str, float, float, float]] = []
     kinked = unknown = failed = 0
     for name, function, inputs in samples(torch.float64, most):
         if only and only not in name:
@@ -129,8 +143,9 @@ def run(most: int, only: str = "") -> dict[str, Any]:
             elif not bar < 1e-3 * scale and scale > 0:
                 unknown += 1
             else:
-                rows.append((name, error, bar, scale))
+                (wrong if known.why(name, "float64", 1) else rows).append((name, error, bar, scale))
     outside = [row for row in rows if not row[1] <= row[2]]
+    outside_by_torch = [row for row in wrong if not row[1] <= row[2]]
     relative = torch.tensor([error / scale for _, error, _, scale in rows if scale > 0] or [0.0])
     widths = torch.tensor([bar / scale for _, _, bar, scale in rows if scale > 0] or [0.0])
     return {
@@ -143,8 +158,14 @@ def run(most: int, only: str = "") -> dict[str, Any]:
         "kinked": kinked,
         "unknown": unknown,
         "failed": failed,
-        "outside": [f"{n}: error {e:.2e}, bar {b:.2e}, of {s:.2e}" for n, e, b, s in outside],
+        "outside": [_line(*one) for one in outside],
+        "wrong_in_torch": len(wrong),
+        "wrong_in_torch_outside": [_line(*one) for one in outside_by_torch],
     }
+
+
+def _line(name: str, error: float, bar: float, scale: float) -> str:
+    return f"{name}: error {error:.2e}, bar {bar:.2e}, of {scale:.2e}"
 
 
 def rows(quick: bool) -> Iterator[Row]:
@@ -154,8 +175,8 @@ def rows(quick: bool) -> Iterator[Row]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = run(1 if quick else 2)
-    note = f"{found['directions']:,} directions; check_bars.md tells of those outside"
-    yield Row("error bars that hold autograd's gradient", found["inside"], "", None, None, "autograd", note)
+    note = f"{found['directions']:,} directions, and {found['wrong_in_torch']} where torch's gradient is wrong"
+    yield Row("error bars that hold autograd's gradient", found["inside"], "", at_least(0.999), None, "autograd", note)
     yield Row("numerical slope, median relative error", found["median_error"], "", at_most(1e-12), None, "autograd")
 
 
@@ -168,6 +189,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
+    torch._C._debug_only_display_vmap_fallback_warnings(False)
     found = run(options.samples, options.only)
     if options.json:
         print(json.dumps(found))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import datetime
 import math
 import os
@@ -33,6 +34,8 @@ from conformance.corpus import known, rights, tally  # noqa: E402
 KINDS = ("float64", "float32", "complex128", "bfloat16", "complex64", "float64 order 2")
 VERDICTS = ("PASS", "INCONCLUSIVE", "NON_DIFFERENTIABLE", "NON_DETERMINISTIC", "FAIL")
 HEAD = ("dtype", "order", "operators", "samples", *VERDICTS, "no answer", "of FAIL: wrong in torch", "false alarms")
+_SHOWN = 4
+ALL = sys.maxsize
 
 
 def counted(kind: str, records: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, list[str]]]:
@@ -42,26 +45,67 @@ def counted(kind: str, records: Sequence[Mapping[str, Any]]) -> tuple[list[str],
     operators = {one["operator"] for one in records}
     wrong, alarms, silent = [], [], []
     for one in records:
-        where = f"{one['operator']}[{one['sample']}]" + (f", seed {one['seed']}" if "seed" in one else "")
+        place = f"{one['sample']}" + (f", seed {one['seed']}" if "seed" in one else "")
         if one["verdict"] == "FAIL":
             why = known.why(one["operator"], dtype, order)
             if why:
-                wrong.append(f"{where}: {why}")
+                wrong.append((one["operator"], place, why))
             else:
-                alarms.append(f"{where}: {one['said']}")
+                alarms.append(f"{one['operator']}[{place}]: {one['said']}")
         elif one["verdict"] not in VERDICTS:
-            silent.append(f"{where}: {one['verdict'].lower()}: {one['said']}")
+            silent.append((one["operator"], place, f"{one['verdict'].lower()}: {one['said']}"))
     answered = sum(counts[verdict] for verdict in VERDICTS)
     figures = [len(operators), len(records), *(counts[one] for one in VERDICTS), len(records) - answered]
     row = [dtype, str(order), *(str(one) for one in figures), str(len(wrong)), str(len(alarms))]
-    return row, {"wrong in torch": wrong, "false alarms": alarms, "no answer": silent}
+    return row, {"wrong in torch": _grouped(wrong), "false alarms": alarms, "no answer": _grouped(silent)}
+
+
+def _grouped(found: Sequence[tuple[str, str, str]]) -> list[str]:
+    """One line for each operator, of (operator, place, text): the first places, and the first one's text."""
+    places: dict[str, list[str]] = {}
+    texts: dict[str, str] = {}
+    for operator, place, text in found:
+        places.setdefault(operator, []).append(place)
+        texts.setdefault(operator, text)
+    lines = []
+    for operator, several in places.items():
+        shown, more = several[:_SHOWN], len(several) - _SHOWN
+        lines.append(f"{operator}[{'; '.join(shown)}{f'; {more} more' if more > 0 else ''}]: {texts[operator]}")
+    return lines
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sweep:
+    """What was asked for; `samples` of each operator are None for each kind's default."""
+
+    mode: str
+    samples: int | None = None
+    seeds: int = 1
+
+    @property
+    def options(self) -> str:
+        """As they are typed."""
+        found = f"--mode {self.mode}"
+        if self.samples is not None:
+            found += f" --samples {'all' if self.samples == ALL else self.samples}"
+        return found + (f" --seeds {self.seeds}" if self.seeds > 1 else "")
+
+    @property
+    def section(self) -> str:
+        """Its name in faults.md."""
+        found = "right gradients" + (", all samples" if self.samples == ALL else "")
+        return found + (f", {self.seeds} seeds" if self.seeds > 1 else "")
+
+
+def _samples(text: str) -> int:
+    return ALL if text == "all" else int(text)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the sweeps. The exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--samples", type=int, default=0, metavar="N", help="of each operator; default: 8, 4 or 2")
+    parser.add_argument("--samples", type=_samples, metavar="N", help="of each operator, or 'all'; default: 8, 4 or 2")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="with which each sample is checked")
     parser.add_argument("--mode", choices=["probe", "full"], default="probe")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="operators, patterns too")
@@ -73,7 +117,7 @@ def main(arguments: Sequence[str]) -> int:
     for kind in options.kind:
         names = [name for name in faults.names_of(rights.kind(kind)[0], options.only, None) if name[0] != "("]
         start, records = time.monotonic(), []
-        serve, limit = rights.serve, options.samples or rights.SAMPLES[kind]
+        serve, limit = rights.serve, rights.SAMPLES[kind] if options.samples is None else options.samples
         address = options.mode if options.seeds == 1 else f"{options.mode} {options.seeds}"
         answers = faults.judged(
             kind, names, [address], options.jobs, options.keep, serve=serve, limit=limit, minutes=options.minutes
@@ -87,12 +131,12 @@ def main(arguments: Sequence[str]) -> int:
                 print(f"{kind}: {line}", file=sys.stderr, flush=True)
         row, listed = counted(kind, records)
         found[kind] = {"date": datetime.date.today().isoformat(), "row": row, **listed}
-    print(written(found, options.mode, options.seeds))
-    if not options.only:
-        section = "right gradients" if options.seeds == 1 else f"right gradients, {options.seeds} seeds"
-        key = f"{section}, {options.mode}"
+    sweep = Sweep(options.mode, options.samples, options.seeds)
+    print(written(found, sweep))
+    if not options.only and options.samples in (None, ALL):
+        key = f"{sweep.section}, {options.mode}"
         together = {**faults.figures_of(key), **found}  # of other kinds, an earlier run's
-        faults.write({section: written(together, options.mode, options.seeds)}, {key: together})
+        faults.write({sweep.section: written(together, sweep)}, {key: together})
     return 1 if any(one["false alarms"] for one in found.values()) else 0
 
 
@@ -102,13 +146,12 @@ def _record(name: str, one: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"operator": name, "sample": -1, "verdict": "BROKEN", "said": one["broken"]}
 
 
-def written(found: Mapping[str, Mapping[str, Any]], mode: str, seeds: int = 1) -> str:
+def written(found: Mapping[str, Mapping[str, Any]], sweep: Sweep) -> str:
     """The section of faults.md."""
     kinds = [kind for kind in KINDS if kind in found]
     parts = [
-        "## Right gradients\n" if seeds == 1 else f"## Right gradients, each with {seeds} seeds\n",
-        f"`python tests/conformance/alarms.py --mode {mode}{f' --seeds {seeds}' if seeds > 1 else ''}`: "
-        f"torch {torch.__version__} CPU, {faults.MACHINE}.\n",
+        f"## {sweep.section.capitalize()}\n",
+        f"`python tests/conformance/alarms.py {sweep.options}`: torch {torch.__version__} CPU, {faults.MACHINE}.\n",
         tally.markdown([[*HEAD, "date"], *([*found[kind]["row"], found[kind]["date"]] for kind in kinds)]) + "\n",
     ]
     for key in ("false alarms", "wrong in torch", "no answer"):

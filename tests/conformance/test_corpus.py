@@ -169,7 +169,7 @@ def test_kinds_of_an_earlier_run_stay_in_the_table() -> None:
     for kind in ("float64 order 2", "float64"):
         row, listed = alarms.counted(kind, [{"operator": "mul", "sample": 1, "verdict": "FAIL", "said": "planted"}])
         kinds[kind] = {"date": "today", "row": row, **listed}
-    lines = alarms.written(kinds, "probe").splitlines()
+    lines = alarms.written(kinds, alarms.Sweep("probe")).splitlines()
     rows = [line for line in lines if line.startswith("| float64")]
     assert [
         "| float64 | 1 | 1 | 1 | 0 | 0 | 0 | 0 | 1 | 0 | 0 | 1 | today |",
@@ -178,6 +178,29 @@ def test_kinds_of_an_earlier_run_stay_in_the_table() -> None:
     assert ["- float64: mul[1]: planted", "- float64 order 2: mul[1]: planted"] == [
         line for line in lines if line.startswith("- ")
     ]
+
+
+def test_what_an_operator_has_often_is_one_line() -> None:
+    """A sweep over all samples is a page to read still; false alarms are listed each by itself."""
+    samples = [("normal", 12), ("mul", 2)]
+    records = [
+        {"operator": name, "sample": k, "verdict": "FAIL", "said": "no"} for name, n in samples for k in range(n)
+    ]
+    row, found = alarms.counted("float64", records)
+    assert ["12", "2"] == row[-2:]
+    (line,) = found["wrong in torch"]
+    assert line.startswith("normal[0; 1; 2; 3; 8 more]: ")
+    assert ["mul[0]: no", "mul[1]: no"] == found["false alarms"]
+
+
+def test_a_sweep_says_how_it_is_repeated() -> None:
+    """Each kind of sweep has a section of its own, with the command that made it."""
+    sweep = alarms.Sweep("probe", alarms.ALL, 4)
+    assert ("--mode probe --samples all --seeds 4", "right gradients, all samples, 4 seeds") == (
+        sweep.options,
+        sweep.section,
+    )
+    assert ("--mode full", "right gradients") == (alarms.Sweep("full").options, alarms.Sweep("full").section)
 
 
 def subject_of(name: str) -> Subject:

@@ -90,6 +90,56 @@ def test_small_elements_beside_large_values(function, mode):
     ]
 
 
+def missed(seeds):
+    """Of so many gradients of var whose smallest element that counts is off by 1e-8, those that are not called wrong."""
+    found = []
+    for seed in range(seeds):
+        x = 5 * draw(5, 5, 5, seed=seed)
+        gradient = torch.autograd.grad(torch.var(x.requires_grad_()), x)[0].reshape(-1).abs()
+        place = int(torch.where(gradient >= 1.5e-3 * gradient.max(), gradient, torch.inf).argmin())
+        report = check(planted(torch.var, scaled(place, 1 + 1e-8)), x.detach(), seed=seed)
+        if report.verdict is not Verdict.FAIL:
+            found.append(seed)
+    return found
+
+
+def test_whether_a_small_fault_shows_is_no_luck(monkeypatch):
+    """Elements that would show along none of the directions drawn are looked at alone; some are missed without that."""
+    assert [] == missed(10)
+    monkeypatch.setattr(Examiner, "overlooks", lambda examiner, gradient: False)
+    assert [] != missed(10)
+
+
+def test_a_negative_control_that_is_not_caught_is_told(monkeypatch):
+    """A check that would not have seen ten times what it says it sees is no proof, and says so."""
+    x = draw(100).abs() + 0.5
+    assert "negative control" not in one(check(torch.sin, x)).explanation
+    monkeypatch.setattr(Examiner, "notices", lambda examiner, gradient, coordinate, relative: False)
+    assert one(check(torch.sin, x)).explanation.endswith(
+        "The negative control was not caught: faults of that size would pass."
+    )
+
+
+def test_the_negative_control_is_no_formality():
+    """It is caught where directions move the element it is planted in, and not where they leave it alone."""
+    space = Space.of(0, "x", torch.ones(100, dtype=F64), "")
+    passes = Passes(
+        lambda point: [torch.sin(point[0])],
+        [space.base],
+        [torch.ones(100, dtype=F64)],
+        device=space.base.device,
+        seed=0,
+    )
+    gradient = torch.cos(space.base)
+    examiner = Examiner(passes, space, torch.Generator(), probes=4, every=False, expected=gradient, spread=None)
+    examiner.slopes = examiner.measured(examiner.directions)
+    assert examiner.assess(gradient).verdict is Verdict.PASS
+    assert examiner.notices(gradient, 7, 1e-6)
+    assert not examiner.notices(gradient, 7, 1e-13)
+    examiner.directions[:, 7] = 0.0
+    assert not examiner.notices(gradient, 7, 1e-6)
+
+
 def test_longer_steps_are_for_small_inputs():
     """In large ones they would cost what a check may not: 64 passes are all that a right gradient takes."""
     x, w = draw(20, 30), draw(30, 10, seed=1)
@@ -350,6 +400,24 @@ def test_expanded_cotangents_of_a_softmax(dim):
 
 
 # ---- Where differences end
+
+
+@pytest.mark.parametrize(("seed", "place"), [(4, 15), (15, 6)])
+def test_an_element_beside_a_kink_is_measured_by_shorter_steps(seed, place):
+    """A claim that is off by a hundredth, where the usual steps reach beyond the kink, is wrong and not unclear."""
+    x = 5 * draw(1, 1, 6, 6, seed=seed).to(torch.float32)
+
+    def pooled(x):
+        return torch.nn.functional.max_pool2d(x, 3, 1)
+
+    u = torch.ones_like(pooled(x))
+    (claim,) = torch.autograd.grad(pooled(x.requires_grad_()), x, u)
+    x = x.detach()
+    assert check(pooled, x, claimed={"x": claim}, cotangents={"out0": u}, seed=seed).verdict is Verdict.PASS
+    claim.view(-1)[place] *= 1.01
+    report = check(pooled, x, claimed={"x": claim}, cotangents={"out0": u}, seed=seed)
+    assert report.verdict is Verdict.FAIL
+    assert [(0, 0, place // 6, place % 6)] == [named.index for named in one(report).worst]
 
 
 def test_stairs_are_no_slope_and_no_fault():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from check_cases import check, plan_of, planned, planted
 
-from gradoracle_server.engine import shadow
+from gradoracle_server.engine import shadow, trial
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.report import Mode, Verdict
 
@@ -29,6 +29,44 @@ def upsampled(x):
 
 
 # ---- Kernels that round inside
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_values_that_rounding_moves_far_are_the_same_function(seed):
+    """Beside its poles polygamma is hundreds of units in the last place off in float32, as rounding explains: it has
+    its shadow, and a thousandth is a fault."""
+    x = 9 * (2 * torch.rand(25, dtype=F32, generator=torch.Generator().manual_seed(seed)) - 1)
+    x[0] = -7.9505868
+
+    def trigamma(x):
+        return torch.special.polygamma(1, x)
+
+    assert check(trigamma, x, seed=seed).verdict is Verdict.PASS
+    assert check(planted(trigamma, scaled(1.001)), x, seed=seed).verdict is Verdict.FAIL
+
+
+def test_another_function_is_no_rounding():
+    """Values that are as far off, where nothing that is rounded explains it, are no shadow."""
+    x = torch.linspace(0.5, 2.0, 25, dtype=F32)
+
+    def other_in_low_precision(x):
+        return torch.sin(x) * (1 + 1e-4 * (x.dtype is F32))
+
+    plan = plan_of(other_in_low_precision, {"x": x})
+    subject = trial.Subject(plan, [x], [0], 0)
+    _, _, distance = shadow.recorded(subject, subject.tape(), torch.finfo(F32).eps)
+    assert not shadow.is_faithful(distance, torch.finfo(F32).eps)
+
+
+def test_a_function_of_nothing():
+    """A layer norm over a single element is 0 all around; the weight's gradient is what cancels inside of its kernel."""
+    x = torch.tensor([-4.826984902407649], dtype=F64)
+
+    def norm(x, weight):
+        return torch.native_layer_norm(x, (1,), weight, None, 1e-5)[0]
+
+    assert check(norm, x, x).verdict in (Verdict.PASS, Verdict.INCONCLUSIVE)
+    assert check(planted(norm, lambda inputs, u, right: (right[0], 1e-3 * u)), x, x).verdict is Verdict.FAIL
 
 
 def test_a_kernel_that_rounds_positions_is_right():

@@ -31,6 +31,7 @@ _LONGER_AGAIN = ((10.0, 14.0), (80.0, 112.0))
 """What steps are multiplied by where rounding of the values hides a small fault: it counts less then, and where the
 function bends too much for that, the bars say so, or the two of a pair do not agree."""
 
+_BLURRED = 1e-4  # a bar beside its slope, where more than rounding inside of a function is unclear
 _SMALL = 1e-3  # of the largest element: what is less is small
 
 
@@ -355,14 +356,17 @@ class Examiner:
         of the function does to each output that they move.
 
         Where a gradient, (C,), is given that is right as a whole: as sharp as it takes to see small faults in elements
-        of it, and by no steps that are shorter than the usual ones. Those see how a function rounds inside, which their
-        bars do not tell.
+        of it, and by steps that are shorter than the usual ones only where those tell next to nothing, for a kink or a
+        pole is near. Short ones see how a function rounds inside, which their bars do not tell.
         """
         directions, lengths = self.space.units(coordinates)
         if gradient is None:
             return self.measured(directions), lengths
         found = self.measured(directions, math.inf)
         size = gradient[coordinates].abs() * lengths
+        blurred = found.kinked | ~(found.bar <= _BLURRED * size)
+        if bool(blurred.any()):
+            found = found.replaced(blurred, self.measured(directions[blurred]))
         if bool(((found.bar > tolerances.FAULT / 4 * size) & (size > 0)).any()):
             found, _ = self._sharper(directions, found)
         if unrest is not None:

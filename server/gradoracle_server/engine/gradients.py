@@ -14,6 +14,7 @@ from gradoracle_server.engine.probes import Space
 
 _SLIGHT = 1e-12
 _ILL = 1e-6
+_UNSEEN = 1e-6  # of the cotangent
 _NOTHING_LOW = 1e-3  # units in the last place of the function
 _NOTHING = 16 * torch.finfo(torch.float64).eps  # what is left of numbers near 1 that cancel
 
@@ -81,8 +82,10 @@ def rounding(case: Case, passes: Passes, place: int, space: Space, *, inside: bo
     found = spread(case, place, space, inside=inside, epsilon=case.resolution)
     if case.faithful:
         whole = float(torch.linalg.vector_norm(space.flat(case.reference[place]) * space.scale))
-        believed = _ILL if whole <= _ILL * passes.magnitude else _SLIGHT
-        found = torch.minimum(found, believed * passes.magnitude / space.scale)
+        # Where the function is 0 all around, nothing tells how large the numbers are that cancel in it.
+        size = max(passes.magnitude, _UNSEEN * float(passes.strength.sum()))
+        believed = _ILL if whole <= _ILL * size else _SLIGHT
+        found = torch.minimum(found, believed * size / space.scale)
     return found
 
 

@@ -28,6 +28,7 @@ _RUNS_AROUND = 16  # where each element's move decides on which side of an edge 
 _NEARBY = 64.0  # in float32 points nearby are up to 45 units in the last place away, in half precision 2
 _FAITHFUL = 64.0  # units in the last place, of the typical value, by which a shadow's outputs may differ,
 _RECOGNIZED = 0.1  # and of that value itself, where such units are as large as in bfloat16
+_EXPLAINED = 4.0  # times as far as a few runs of Monte Carlo arithmetic move them
 _CHOSEN = 0.8  # of the outputs that are not 0
 _ROUNDED = 2.0  # units in the last place
 
@@ -77,7 +78,8 @@ def recorded(subject: Subject, tape: Tape, coarse: float) -> tuple[Subject, Tape
     """The shadow, its run, and the `distance` of its outputs; the subject itself and its own run where it needs none.
 
     So too, and infinitely far away, where the shadow cannot be run: an operator may make tensors of a dtype of its own
-    choice, which do not go with others in float64.
+    choice, which do not go with others in float64. Not at all where rounding moves the outputs so far, as it does those
+    of polygamma beside its poles: they show no coarser kernel.
     """
     twin = of(subject)
     if twin is subject:
@@ -86,7 +88,10 @@ def recorded(subject: Subject, tape: Tape, coarse: float) -> tuple[Subject, Tape
         twin_tape = twin.tape()
     except (Fault, RuntimeError):
         return subject, tape, math.inf
-    return twin, twin_tape, distance(tape.outputs, twin_tape.outputs, coarse)
+    found = distance(tape.outputs, twin_tape.outputs, coarse)
+    if found < math.inf and not is_faithful(found, coarse) and _is_rounding(tape, twin, twin_tape, coarse):
+        found = 0.0
+    return twin, twin_tape, found
 
 
 def distance(outputs: Sequence[torch.Tensor], shadowed: Sequence[torch.Tensor], coarse: float) -> float:
@@ -123,6 +128,36 @@ def _is_another_choice(off: torch.Tensor, size: torch.Tensor, coarse: float) -> 
     there = size > 0
     exact = int((there & (off == 0)).sum())
     return exact >= _CHOSEN * int(there.sum()) and bool((off > _ROUNDED * coarse * size).any())
+
+
+def _is_rounding(tape: Tape, twin: Subject, twin_tape: Tape, coarse: float) -> bool:
+    """Whether a shadow's outputs move as far as they are from those in low precision when what operators read and make
+    is rounded to that; and not so far that it would be another function."""
+
+    def moved() -> list[torch.Tensor]:
+        return [one.detach() for one in twin.tape().outputs]
+
+    centre = [one.detach() for one in twin_tape.outputs]
+    runs: list[list[torch.Tensor]] = []
+    for context in roundings(coarse, twin.seed):
+        try:
+            with context:
+                runs.append(moved())
+        except (Fault, RuntimeError):  # it refuses moved numbers
+            return False
+    for place, (low, high) in enumerate(zip(tape.outputs, centre, strict=True)):
+        if not has_gradient(high) or not high.numel():
+            continue
+        apart = _typical(raised(low.detach()) - high)
+        far = max(_typical(one[place] - high) for one in runs)
+        if apart > min(_EXPLAINED * far, _RECOGNIZED * _typical(high)):
+            return False
+    return True
+
+
+def _typical(tensor: torch.Tensor) -> float:
+    """The root mean square of what is finite."""
+    return float(tensor.abs().nan_to_num(0.0, 0.0).square().mean().sqrt())
 
 
 def is_faithful(distance: float, coarse: float) -> bool:
