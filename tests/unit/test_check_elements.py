@@ -91,7 +91,7 @@ def test_small_elements_beside_large_values(function, mode):
 
 
 def missed(seeds):
-    """Of so many gradients of var whose smallest element that counts is off by 1e-8, those that are not called wrong."""
+    """Of so many gradients of var whose smallest element that counts is off by 1e-8, those not called wrong."""
     found = []
     for seed in range(seeds):
         x = 5 * draw(5, 5, 5, seed=seed)

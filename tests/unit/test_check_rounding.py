@@ -59,7 +59,7 @@ def test_another_function_is_no_rounding():
 
 
 def test_a_function_of_nothing():
-    """A layer norm over a single element is 0 all around; the weight's gradient is what cancels inside of its kernel."""
+    """A layer norm of a single element is 0 all around; the weight's gradient is what cancels inside of its kernel."""
     x = torch.tensor([-4.826984902407649], dtype=F64)
 
     def norm(x, weight):
