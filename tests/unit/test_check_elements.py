@@ -420,6 +420,22 @@ def test_an_element_beside_a_kink_is_measured_by_shorter_steps(seed, place):
     assert [(0, 0, place // 6, place % 6)] == [named.index for named in one(report).worst]
 
 
+def test_a_kink_that_no_axis_has():
+    """The least singular value of a matrix of zeros is 0 along every axis, and not along their sums: a kink, whatever
+    the gradient says; but a wrong gradient of what is smooth along sums, too, is no kink."""
+    x = torch.zeros(4, 4, dtype=F64)
+
+    def least(x):
+        return torch.linalg.matrix_norm(x, -2)
+
+    report = check(least, x)
+    assert report.verdict is Verdict.NON_DIFFERENTIABLE
+    low, high = one(report).kink
+    assert low < 0 < high
+    several = planted(torch.sin, lambda inputs, u, right: (right[0] + 0.2 * torch.eye(4, dtype=F64),))
+    assert check(several, x).verdict is Verdict.FAIL
+
+
 def test_stairs_are_no_slope_and_no_fault():
     """Rounding to half precision inside a function leaves stairs: nothing can be said."""
     assert check(lambda x: x.half().double(), draw(3)).verdict is Verdict.INCONCLUSIVE

@@ -7,8 +7,12 @@ import math
 import torch
 
 from gradoracle_server.engine.examine import ALL_UNITS, Examiner
+from gradoracle_server.engine.slopes import Slopes
 
 _FOUND = 10  # wrong elements named, and blocks followed, at most
+
+
+_JOINT = 2  # directions, each of which must have the kink
 
 
 def suspects(examiner: Examiner, gradient: torch.Tensor, row: int | None = None) -> list[int] | None:
@@ -91,3 +95,15 @@ def kinks(examiner: Examiner) -> list[int] | None:
         if len(blocks) > _FOUND or not blocks:
             return None
     return [start for start, _ in blocks]
+
+
+def joint_kink(examiner: Examiner, coordinates: list[int]) -> tuple[torch.Tensor, Slopes] | None:
+    """A direction, (1, C), that moves all of those coordinates at once, and the slopes along it, where these have a
+    kink though each axis is smooth: the least singular value of a matrix of zeros stays 0 along every axis."""
+    among = torch.zeros(examiner.space.size, dtype=torch.bool, device=examiner.space.base.device)
+    among[coordinates] = True
+    directions = examiner.space.drawn(_JOINT, examiner.generator, among)
+    found = examiner.measured(directions)
+    if not bool(found.kinked.all()):
+        return None
+    return directions[:1], found.of(slice(0, 1))

@@ -29,6 +29,7 @@ from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.products import Assessment
 from gradoracle_server.engine.report import Diagnosis, InputReport, Mismatch, Opinion, Rung, Verdict
+from gradoracle_server.engine.slopes import Slopes
 
 
 class Judge:
@@ -272,6 +273,9 @@ class Judge:
         suspects = search.suspects(examiner, gradients.claimed)
         trusted = None
         if suspects:
+            finite = bool(gradients.claimed.isfinite().all())
+            if finite and len(suspects) > 1 and (joint := search.joint_kink(examiner, suspects)) is not None:
+                return self._at_joint_kink(examiner, gradients, *joint)
             chosen = suspects
         else:
             chosen = (
@@ -334,16 +338,23 @@ class Judge:
             return self._failed(place, examiner, gradients)
         kinks = search.kinks(examiner)
         if kinks is None:
-            found = examiner.assess(gradients.claimed)
-            row = int(examiner.slopes.kinked.nonzero()[0])
-            report.kink = (float(examiner.slopes.low[row]), float(examiner.slopes.high[row]))
-            report.claim_inside = found.verdict is not Verdict.FAIL
-            report.explanation = "The function has a kink here, along a direction that moves many elements."
-            return report
+            return self._at_joint_kink(examiner, gradients, examiner.directions, examiner.slopes)
         beside = examiner.beside(gradients.claimed, kinks, self._coarse_allowance(gradients))
         if beside is not None and beside.verdict is Verdict.FAIL:
             return self._failed_beside(place, examiner, gradients, kinks)
         self._describe_kinks(report, examiner, gradients, kinks)
+        return report
+
+    def _at_joint_kink(
+        self, examiner: Examiner, gradients: Gradients, directions: torch.Tensor, slopes: Slopes
+    ) -> InputReport:
+        """No element has a kink by itself, but a direction has that moves many."""
+        report = InputReport(examiner.space.name, Verdict.NON_DIFFERENTIABLE)
+        row = int(slopes.kinked.nonzero()[0])
+        report.kink = (float(slopes.low[row]), float(slopes.high[row]))
+        found = examiner.assessed(gradients.claimed, directions, slopes, self._coarse_allowance(gradients))
+        report.claim_inside = found.verdict is not Verdict.FAIL
+        report.explanation = "The function has a kink here, along a direction that moves many elements."
         return report
 
     def _coarse_allowance(self, gradients: Gradients) -> torch.Tensor | None:
