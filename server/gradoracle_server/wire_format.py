@@ -56,6 +56,13 @@ def field(message: bytes | memoryview, start: int, end: int) -> tuple[int, int, 
     return number, kind, value, stop
 
 
+def varints(message: bytes | memoryview, start: int, end: int) -> Iterator[int]:
+    """The numbers of a packed field of them."""
+    while start < end:
+        value, start = _varint(message, start, end)
+        yield value
+
+
 def varint(value: int) -> bytes:
     """A number from 0 to 2**64 - 1 as protobuf writes it."""
     written = bytearray()

@@ -304,6 +304,37 @@ def test_cancelled_stream_stops_its_calls(server: Server, stub: Stub) -> None:
     assert stub.Evaluate(command()).outputs
 
 
+def test_a_cancelled_call_stops_and_is_not_answered(server: Server, stub: Stub, tmp_path: Path) -> None:
+    """Others of its stream go on; its id may be used again, and ids that nobody has do nothing."""
+    talk = Talk(stub)
+    talk.say(call(1, f"until {tmp_path / 'never'}"), call(2, f"until {tmp_path / 'free'}"))
+    eventually(lambda: server.metric('gradoracle_workers{device="cpu",state="busy"}') == 2)
+    talk.say(service_pb2.StreamRequest(cancelled=[1, 77]))
+    talk.say(call(3))
+    assert 3 == talk.hear().id  # the worker of call 1 was stopped, and another serves
+    talk.say(call(1))
+    assert 1 == talk.hear().id
+    (tmp_path / "free").touch()
+    assert 2 == talk.hear().id
+    talk.finish()
+    assert [] == list(talk.call)
+
+
+def test_a_call_has_a_timeout_of_its_own(stub: Stub) -> None:
+    """It is answered with DEADLINE_EXCEEDED when it has passed; others of its stream are not concerned."""
+    late, free, never, wrong = call(1, "sleep 60"), call(2), call(3), call(4)
+    late.calls[0].timeout_seconds = 0.2
+    free.calls[0].timeout_seconds = float("inf")
+    never.calls[0].timeout_seconds = 1e300
+    wrong.calls[0].timeout_seconds = -1
+    found = answers(stub, [late, free, never, wrong])
+
+    late_one = refusal(found[1])
+    assert (Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED") == (late_one.code, late_one.reason)
+    assert ["evaluate", "evaluate"] == [found[place].WhichOneof("response") for place in (2, 3)]
+    assert refusal(found[4]).message == "calls.timeout_seconds: expected 0 or more in call 4, got -1"
+
+
 def test_half_close_waits_for_answers(stub: Stub) -> None:
     """A client that has said all still gets every answer."""
     talk = Talk(stub)

@@ -205,7 +205,21 @@ def test_chunks_are_split() -> None:
     message.chunks.add(call_id=9, attachment=2, data=b"abc")
     message.chunks.add()
 
-    assert [(9, 2, b"abc"), (0, 0, b"")] == list(stream_wire.split(memoryview(message.SerializeToString())))
+    found = stream_wire.split(memoryview(message.SerializeToString()))
+    assert [stream_wire.Chunk(9, 2, memoryview(b"abc")), stream_wire.Chunk(0, 0, memoryview(b""))] == list(found)
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=20), st.floats(min_value=0))
+def test_cancelled_calls_and_timeouts_are_split(ids: list[int], timeout: float) -> None:
+    """Ids come as protobuf packs them, and one by one; a call's timeout is its seconds."""
+    message = service_pb2.StreamRequest(cancelled=ids)
+    message.calls.add(id=1, evaluate=service_pb2.EvaluateRequest(), timeout_seconds=timeout)
+    call, *cancelled = stream_wire.split(memoryview(message.SerializeToString()))
+    assert isinstance(call, stream_wire.Call)
+    assert timeout == call.timeout
+    assert [stream_wire.Cancelled(ids)] * bool(ids) == cancelled
+    alone = b"".join(wire_format.tagged(3, one) for one in ids)
+    assert [stream_wire.Cancelled([one]) for one in ids] == list(stream_wire.split(memoryview(alone)))
 
 
 def test_call_of_too_many_fields_is_refused() -> None:

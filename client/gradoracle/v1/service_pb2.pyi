@@ -380,15 +380,17 @@ class ListOperatorsResponse(_message.Message):
     def __init__(self, operators: _Optional[_Iterable[_Union[OperatorInfo, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class StreamRequest(_message.Message):
-    __slots__ = ("calls", "chunks")
+    __slots__ = ("calls", "chunks", "cancelled")
     CALLS_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    CANCELLED_FIELD_NUMBER: _ClassVar[int]
     calls: _containers.RepeatedCompositeFieldContainer[StreamCall]
     chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
-    def __init__(self, calls: _Optional[_Iterable[_Union[StreamCall, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ...) -> None: ...
+    cancelled: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, calls: _Optional[_Iterable[_Union[StreamCall, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., cancelled: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StreamCall(_message.Message):
-    __slots__ = ("id", "attachments", "evaluate", "compute_vjp", "compute_jvp", "compute_jacobian", "compute_hessian", "check_gradients", "inspect_graph", "describe_server", "list_operators")
+    __slots__ = ("id", "attachments", "evaluate", "compute_vjp", "compute_jvp", "compute_jacobian", "compute_hessian", "check_gradients", "inspect_graph", "describe_server", "list_operators", "timeout_seconds")
     ID_FIELD_NUMBER: _ClassVar[int]
     ATTACHMENTS_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
@@ -400,6 +402,7 @@ class StreamCall(_message.Message):
     INSPECT_GRAPH_FIELD_NUMBER: _ClassVar[int]
     DESCRIBE_SERVER_FIELD_NUMBER: _ClassVar[int]
     LIST_OPERATORS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     id: int
     attachments: int
     evaluate: EvaluateRequest
@@ -411,7 +414,8 @@ class StreamCall(_message.Message):
     inspect_graph: InspectGraphRequest
     describe_server: DescribeServerRequest
     list_operators: ListOperatorsRequest
-    def __init__(self, id: _Optional[int] = ..., attachments: _Optional[int] = ..., evaluate: _Optional[_Union[EvaluateRequest, _Mapping]] = ..., compute_vjp: _Optional[_Union[ComputeVjpRequest, _Mapping]] = ..., compute_jvp: _Optional[_Union[ComputeJvpRequest, _Mapping]] = ..., compute_jacobian: _Optional[_Union[ComputeJacobianRequest, _Mapping]] = ..., compute_hessian: _Optional[_Union[ComputeHessianRequest, _Mapping]] = ..., check_gradients: _Optional[_Union[CheckGradientsRequest, _Mapping]] = ..., inspect_graph: _Optional[_Union[InspectGraphRequest, _Mapping]] = ..., describe_server: _Optional[_Union[DescribeServerRequest, _Mapping]] = ..., list_operators: _Optional[_Union[ListOperatorsRequest, _Mapping]] = ...) -> None: ...
+    timeout_seconds: float
+    def __init__(self, id: _Optional[int] = ..., attachments: _Optional[int] = ..., evaluate: _Optional[_Union[EvaluateRequest, _Mapping]] = ..., compute_vjp: _Optional[_Union[ComputeVjpRequest, _Mapping]] = ..., compute_jvp: _Optional[_Union[ComputeJvpRequest, _Mapping]] = ..., compute_jacobian: _Optional[_Union[ComputeJacobianRequest, _Mapping]] = ..., compute_hessian: _Optional[_Union[ComputeHessianRequest, _Mapping]] = ..., check_gradients: _Optional[_Union[CheckGradientsRequest, _Mapping]] = ..., inspect_graph: _Optional[_Union[InspectGraphRequest, _Mapping]] = ..., describe_server: _Optional[_Union[DescribeServerRequest, _Mapping]] = ..., list_operators: _Optional[_Union[ListOperatorsRequest, _Mapping]] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("call_id", "attachment", "data", "total")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+_FOREVER = 1e9  # seconds
 _LIST_OPERATORS = METHODS.index("ListOperators")
 _TIMING_SIZE = len(wire.timing(0.0, (0.0,) * 7))
 
@@ -91,11 +92,14 @@ class Service:
             ),
         ).SerializeToString()
 
-    def seconds(self, context: Context) -> float | None:
-        """What is left to a call's deadline, or to the server's own if that is sooner; None where there is neither."""
+    def seconds(self, context: Context, timeout: float = 0.0) -> float | None:
+        """What is left to a call's deadline, to its own timeout, or to the server's, whichever is sooner; None where
+        there is none. A timeout of 0 is none."""
         remaining = context.time_remaining()
-        timeout = self.settings.request_timeout
-        if not timeout:
+        longest = self.settings.request_timeout
+        if longest and (not timeout or longest < timeout):
+            timeout = longest
+        if not 0 < timeout < _FOREVER:  # no timer takes them
             return remaining
         return timeout if remaining is None or timeout < remaining else remaining
 
@@ -116,8 +120,10 @@ class Service:
         arrived: float,
         attachments: Attachments | None = None,
         attachments_welcome: bool = False,
+        timeout: float = 0.0,
     ) -> tuple[Lane, Ticket]:
-        """Gives a request to a worker or makes it wait. Raises Failure where it can do neither."""
+        """Gives a request to a worker or makes it wait; `timeout`, in seconds, where the request has one beside the
+        call's. Raises Failure where it can do neither."""
         if self.draining:
             raise statuses.shutting_down()
         lane = self._pool.lane("" if method == _LIST_OPERATORS else device)
@@ -129,10 +135,10 @@ class Service:
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         ticket = Ticket(Job(method, request, attachments, attachments_welcome), context.peer, future, arrived)
         if use is None:
-            lane.submit(ticket, self.seconds(context))
+            lane.submit(ticket, self.seconds(context, timeout))
             return lane, ticket
         try:
-            lane.submit(ticket, self.seconds(context))
+            lane.submit(ticket, self.seconds(context, timeout))
         except BaseException:
             use.close()
             raise

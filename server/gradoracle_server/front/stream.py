@@ -21,7 +21,7 @@ from gradoracle_server.front import statuses, stream_wire, wire
 from gradoracle_server.front.admission import Ticket
 from gradoracle_server.front.pool import Lane
 from gradoracle_server.front.service import Context, Service, gone
-from gradoracle_server.front.stream_wire import Answer, Call
+from gradoracle_server.front.stream_wire import Answer, Call, Chunk
 from gradoracle_server.front.uploads import Budget, Upload
 
 if TYPE_CHECKING:
@@ -177,8 +177,10 @@ class _Stream:
         for count, part in enumerate(stream_wire.split(message), 1):
             if isinstance(part, Call):
                 calls.append(part)
+            elif isinstance(part, Chunk):
+                self._add(part.call_id, part.attachment, part.data)
             else:
-                self._add(*part)
+                self._cancel(part.ids)
             if count % _FIELDS_AT_ONCE == 0:
                 await asyncio.sleep(0)
         # A call's chunks may stand behind it in the same message.
@@ -186,6 +188,15 @@ class _Stream:
             await self._start(call)
             if count % _FIELDS_AT_ONCE == 0:
                 await asyncio.sleep(0)
+
+    def _cancel(self, ids: list[int]) -> None:
+        """Nobody waits for these calls any more."""
+        for call_id in ids:
+            if call_id in self._calls:
+                lane, ticket, _ = self._calls[call_id]
+                lane.abandon(ticket, "cancelled")  # its done callback gives the rest back
+            elif (upload := self._uploads.pop(call_id, None)) is not None:
+                upload.close()
 
     def _add(self, call_id: int, attachment: int, data: memoryview) -> None:
         upload = self._uploads.get(call_id)
@@ -225,6 +236,9 @@ class _Stream:
             raise upload.failure
         if call.method is None:
             raise statuses.malformed("Stream", f"calls: expected a request in call {call.id}, got none")
+        if not call.timeout >= 0:
+            text = f"calls.timeout_seconds: expected 0 or more in call {call.id}, got {call.timeout:g}"
+            raise statuses.malformed("Stream", text)
         came = 0 if upload is None else len(upload.spans)
         if came != call.attachments:
             text = f"calls: expected {call.attachments} attachments before call {call.id}, got {came}"
@@ -239,7 +253,14 @@ class _Stream:
         attachments = None if upload is None else upload.attachments()
         try:
             lane, ticket = self._service.admit(
-                call.method, request, device, self._context, arrived, attachments, attachments_welcome=True
+                call.method,
+                request,
+                device,
+                self._context,
+                arrived,
+                attachments,
+                attachments_welcome=True,
+                timeout=call.timeout,
             )
         except BaseException:
             if attachments is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import struct
 from collections.abc import Iterator, Sequence
 
 from gradoracle_server import wire_format
@@ -19,6 +20,7 @@ _METHODS = {
     3 + place: METHODS.index(name) if name in METHODS else DESCRIBE_SERVER for place, name in enumerate(_IN_ORDER)
 }
 _FIELDS = {method: field for field, method in _METHODS.items()}
+_TIMEOUT = 12  # StreamCall.timeout_seconds
 _FIELDS_AT_MOST = 64  # of one call or chunk; protobuf lets fields come again and again, but nobody sends that many
 
 
@@ -30,6 +32,23 @@ class Call:
     attachments: int
     method: int | None
     request: bytes | memoryview
+    timeout: float = 0.0  # seconds after its arrival; 0 for none
+
+
+@dataclasses.dataclass(slots=True)
+class Chunk:
+    """A Chunk."""
+
+    call_id: int
+    attachment: int
+    data: memoryview
+
+
+@dataclasses.dataclass(slots=True)
+class Cancelled:
+    """Calls that nobody waits for any more."""
+
+    ids: list[int]
 
 
 @dataclasses.dataclass(slots=True)
@@ -56,13 +75,17 @@ def field_of(method: int) -> int:
     return _FIELDS[method]
 
 
-def split(message: memoryview) -> Iterator[Call | tuple[int, int, memoryview]]:
-    """A StreamRequest's calls and chunks as they stand; a chunk is call, attachment, data. Raises MalformedError."""
+def split(message: memoryview) -> Iterator[Call | Chunk | Cancelled]:
+    """A StreamRequest's fields as they stand. Raises MalformedError."""
     for number, kind, start, end in wire_format.fields(message, 0, len(message)):
         if kind == wire_format.LENGTH and number == 1:
             yield _call(message, start, end)
         elif kind == wire_format.LENGTH and number == 2:
             yield _chunk(message, start, end)
+        elif kind == wire_format.LENGTH and number == 3:
+            yield Cancelled(list(wire_format.varints(message, start, end)))
+        elif kind == wire_format.VARINT and number == 3:
+            yield Cancelled([start])
 
 
 def _call(message: memoryview, start: int, end: int) -> Call:
@@ -78,12 +101,14 @@ def _call(message: memoryview, start: int, end: int) -> Call:
                 pieces.clear()
             call.method = _METHODS[number]
             pieces.append(message[value:stop])
+        elif kind == wire_format.FIXED64 and number == _TIMEOUT:
+            (call.timeout,) = struct.unpack_from("<d", message, value)
     if pieces:
         call.request = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     return call
 
 
-def _chunk(message: memoryview, start: int, end: int) -> tuple[int, int, memoryview]:
+def _chunk(message: memoryview, start: int, end: int) -> Chunk:
     call_id = attachment = 0
     data = message[:0]
     for number, kind, value, stop in _few(message, start, end):
@@ -93,7 +118,7 @@ def _chunk(message: memoryview, start: int, end: int) -> tuple[int, int, memoryv
             attachment = value & 0xFFFF_FFFF
         elif kind == wire_format.LENGTH and number == 3:
             data = message[value:stop]
-    return call_id, attachment, data
+    return Chunk(call_id, attachment, data)
 
 
 def _few(message: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
