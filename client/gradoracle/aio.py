@@ -15,7 +15,8 @@ import grpc
 import grpc.aio
 
 from gradoracle import channel, checks, requests, results, spans, status, stream
-from gradoracle.errors import GradOracleError
+from gradoracle.errors import GradOracleError, ServerUnavailableError
+from gradoracle.gathering_async import AsyncGathering
 from gradoracle.graph import Graph
 from gradoracle.outbox import AsyncOutbox
 from gradoracle.requests import Method, Names, Request, Tensors
@@ -89,6 +90,7 @@ class AsyncClient:
             for method in requests.METHODS
         }
         self._streams = itertools.cycle([one.stream_stream(stream.PATH) for one in self._channels])
+        self._gathering = AsyncGathering(target, self._streams)
 
     @property
     def address(self) -> str:
@@ -98,6 +100,8 @@ class AsyncClient:
     async def close(self) -> None:
         """Closes the connections. Calls that are still running fail."""
         self._closed = True
+        if self._channels:
+            await self._gathering.close()
         for one in self._channels:
             await one.close()
         await asyncio.to_thread(self._owned.close)
@@ -308,9 +312,14 @@ class AsyncClient:
             conversation = stream.Conversation(window=1)
             (result,) = [one async for one in self._converse(_asynchronous((request,)), conversation, timeout)]
             return result
+        return await self._gathering.answer(request, timeout, self._alone)
+
+    async def _alone(self, request: Request[R], timeout: float | None) -> R:
         return request.method.answer(await self._unary(request.method, request.to_bytes(), timeout))
 
     async def _unary(self, method: Method[R], data: bytes, timeout: float | None) -> bytes:
+        if self._closed:  # meanwhile
+            raise ServerUnavailableError(status.cut_off(self.address, "the client was closed"))
         call = spans.traced_async(next(self._calls[method.path]), method.path, self._target)
         try:
             answer: bytes = await call(data, timeout=timeout, metadata=self._target.metadata)

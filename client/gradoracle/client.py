@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeVar, overload
 import grpc
 
 from gradoracle import channel, checks, requests, results, spans, status, stream
-from gradoracle.errors import GradOracleError
+from gradoracle.errors import GradOracleError, ServerUnavailableError
+from gradoracle.gathering import Gathering
 from gradoracle.graph import Graph
 from gradoracle.outbox import Outbox
 from gradoracle.requests import Method, Names, Request, Tensors
@@ -30,7 +31,8 @@ class Client:
     Without an address it takes GRADORACLE_ADDRESS from the environment, then localhost:50051. `tls` is True, the path
     of a CA's certificate, or a `TLS`. `token` goes with every call as a bearer token. `timeout` is in seconds, for
     calls that name none: ten minutes unless said, math.inf for no limit. `channels` is the number of connections, over
-    which calls are spread. A call that a server cannot take just now is repeated, five times at most. `shared_memory`
+    which calls are spread; of a single one to a single server, small calls that several threads make at the same time go
+    together. A call that a server cannot take just now is repeated, five times at most. `shared_memory`
     hands large tensors to a server at "unix:PATH" as memory files; it must have been started with --shared-memory.
 
     In every method `graph` is a Graph or an expression, and `primals` holds a tensor for each of its inputs, by name: a
@@ -61,6 +63,7 @@ class Client:
         self._channels = [self._target.connect() for _ in range(self._target.channels)]
         self._calls = channel.unary_calls(self._channels, [method.path for method in requests.METHODS])
         self._streams = channel.stream_calls(self._channels, stream.PATH)
+        self._gathering = Gathering(self._target, self._streams)
 
     @classmethod
     def local(cls, workers: int = 1, *, timeout: float | None = None, channels: int = 1, **settings: Any) -> Client:
@@ -338,9 +341,14 @@ class Client:
         if request.tensor_bytes > stream.UNARY_AT_MOST:
             (result,) = self._converse(iter((request,)), stream.Conversation(window=1), timeout)
             return result
+        return self._gathering.answer(request, timeout, self._alone)
+
+    def _alone(self, request: Request[R], timeout: float | None) -> R:
         return request.method.answer(self._unary(request.method, request.to_bytes(), timeout))
 
     def _unary(self, method: Method[R], data: bytes, timeout: float | None) -> bytes:
+        if self._closed:  # meanwhile
+            raise ServerUnavailableError(status.cut_off(self.address, "the client was closed"))
         call = spans.traced(next(self._calls[method.path]), method.path, self._target)
         try:
             return call(data, timeout=timeout, metadata=self._target.metadata)

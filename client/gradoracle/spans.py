@@ -30,9 +30,14 @@ API = "opentelemetry.trace"
 """The module that is loaded where the program traces."""
 
 
+def are_made() -> bool:
+    """Whether the program traces."""
+    return API in sys.modules
+
+
 def traced(call: Callable[..., bytes], path: str, target: Target) -> Callable[..., bytes]:
     """The call of a blocking channel, with a span around it where the program traces."""
-    if API not in sys.modules:
+    if not are_made():
         return call
 
     def run(request: bytes, *, timeout: float | None, metadata: Metadata) -> bytes:
@@ -44,7 +49,7 @@ def traced(call: Callable[..., bytes], path: str, target: Target) -> Callable[..
 
 def traced_async(call: Callable[..., Any], path: str, target: Target) -> Callable[..., Any]:
     """The same for asyncio."""
-    if API not in sys.modules:
+    if not are_made():
         return call
 
     async def run(request: bytes, *, timeout: float | None, metadata: Metadata) -> bytes:
@@ -58,7 +63,7 @@ def traced_async(call: Callable[..., Any], path: str, target: Target) -> Callabl
 @contextlib.contextmanager
 def of_stream(path: str, target: Target) -> Iterator[Metadata]:
     """Around a stream, with a span where the program traces. Gives the stream's metadata."""
-    if API not in sys.modules:
+    if not are_made():
         yield target.metadata
         return
     with _span(path, target) as headers:

@@ -77,13 +77,23 @@ def from_call(error: grpc.RpcError, address: str, timeout: float | None) -> erro
                 "`gradoracle serve` starts one, and gradoracle.Client.local() one of your own"
             )
         case grpc.StatusCode.CANCELLED:
-            message = f"the call to {address} was cut off before it was answered: {message}"
+            message = cut_off(address, message)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            limit = "deadline" if timeout is None else f"timeout of {timeout:g} s"
-            message = f"the {limit} passed before {address} answered; the work is stopped"
+            message = late(address, timeout)
         case grpc.StatusCode.UNIMPLEMENTED:
             message = f"the server at {address} does not know this call: {message}. Is it a gradoracle server?"
     return from_status(status_pb2.Status(code=code.value[0], message=message or code.name))
+
+
+def late(address: str, timeout: float | None) -> str:
+    """The message of a call that was not answered in time."""
+    limit = "deadline" if timeout is None else f"timeout of {timeout:g} s"
+    return f"the {limit} passed before {address} answered; the work is stopped"
+
+
+def cut_off(address: str, why: str) -> str:
+    """The message of a call that was ended from outside."""
+    return f"the call to {address} was cut off before it was answered: {why}"
 
 
 def from_status(status: status_pb2.Status) -> errors.GradOracleError:

@@ -13,15 +13,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from google.rpc import status_pb2
 
 from gradoracle import results, status, tensors, wire
+from gradoracle.answers import Incoming
 from gradoracle.channel import ATTEMPTS, FIRST_PAUSE
 from gradoracle.errors import GradOracleError, OverloadedError, ServerUnavailableError
 from gradoracle.requests import SERVICE, Request
 from gradoracle.shared_memory import Memory, Use
-from gradoracle.tensors import Bytes
 from gradoracle.v1 import service_pb2
 
 PATH = f"{SERVICE}Stream"
@@ -49,15 +48,16 @@ PATIENCE = 600.0
 """Seconds without any answer but refusals, after which a refusal counts as an answer."""
 
 # Field numbers of StreamRequest, StreamCall and Chunk.
-_CALLS, _CHUNKS = 1, 2
-_ID, _ATTACHMENTS = 1, 2
-_CALL_ID, _ATTACHMENT, _DATA, _TOTAL = 1, 2, 3, 4
-
-_LARGE = 64 * 1024  # bytes of a message, below which protobuf is quick enough
+_CALLS, _CHUNKS, _CANCELLED = 1, 2, 3
+_ID, _ATTACHMENTS, _TIMEOUT = 1, 2, 12
+_CALL_ID, _ATTACHMENT, _DATA = 1, 2, 3
 
 
-def parts(call_id: int, request: Request[Any]) -> Iterator[bytes]:
-    """A call as StreamRequest messages, in order. Such messages joined are one, of all their calls and chunks."""
+def parts(call_id: int, request: Request[Any], timeout: float | None = None) -> Iterator[bytes]:
+    """A call as StreamRequest messages, in order. Such messages joined are one, of all their calls and chunks.
+
+    `timeout` is in seconds, where the call has one of its own.
+    """
     pieces: list[wire.Piece] = [request.graph, request.head]
     attachments = 0
     for field, name, tensor in request.tensors:
@@ -68,13 +68,22 @@ def parts(call_id: int, request: Request[Any]) -> Iterator[bytes]:
         for start in range(0, len(tensor.data), CHUNK):
             yield _chunk(call_id, attachments, tensor.data[start : start + CHUNK])
         attachments += 1
-    yield _call(call_id, request, pieces, attachments)
+    yield _call(call_id, request, pieces, attachments, timeout)
 
 
-def _call(call_id: int, request: Request[Any], pieces: Sequence[wire.Piece], attachments: int) -> bytes:
+def cancelled(call_id: int) -> bytes:
+    """A message that says that nobody waits for a call any more."""
+    return wire.number_field(_CANCELLED, call_id)
+
+
+def _call(
+    call_id: int, request: Request[Any], pieces: Sequence[wire.Piece], attachments: int, timeout: float | None = None
+) -> bytes:
     head = wire.number_field(_ID, call_id)
     if attachments:
         head += wire.number_field(_ATTACHMENTS, attachments)
+    if timeout is not None:
+        head += wire.double_field(_TIMEOUT, timeout)
     length = wire.size(pieces)
     head += wire.prefix(request.method.stream_number, length)
     return b"".join((wire.prefix(_CALLS, len(head) + length), head, *pieces))
@@ -84,25 +93,6 @@ def _chunk(call_id: int, attachment: int, data: wire.Piece) -> bytes:
     head = wire.number_field(_CALL_ID, call_id) + wire.number_field(_ATTACHMENT, attachment)
     head += wire.prefix(_DATA, len(data))
     return b"".join((wire.prefix(_CHUNKS, len(head) + len(data)), head, data))
-
-
-def _lone_chunk(message: bytes) -> tuple[int, int, int, memoryview] | None:
-    """Call, attachment, total and data of a StreamResponse that is one large chunk, as nearly all of the bytes come;
-    None of any other, which is protobuf's to read. That would copy the data twice."""
-    if len(message) < _LARGE or message[0] != _CHUNKS << 3 | 2:
-        return None
-    length, place = wire.varint_at(message, 1)
-    if place + length != len(message):
-        return None
-    found = {_CALL_ID: 0, _ATTACHMENT: 0, _TOTAL: 0}
-    while place + 12 < len(message) and (number := message[place] >> 3) in found and not message[place] & 7:
-        found[number], place = wire.varint_at(message, place + 1)
-    if message[place] != _DATA << 3 | 2:
-        return None
-    length, place = wire.varint_at(message, place + 1)
-    if place + length != len(message):
-        return None
-    return found[_CALL_ID], found[_ATTACHMENT], found[_TOTAL], memoryview(message)[place:]
 
 
 class Broken(Exception):  # noqa: N818 - not the caller's business: another stream goes on
@@ -116,36 +106,6 @@ class Broken(Exception):  # noqa: N818 - not the caller's business: another stre
 def ended_early() -> Broken:
     """The server ended a stream in order, but before it had answered every call."""
     return Broken(ServerUnavailableError("the server ended the stream before it had answered every call"))
-
-
-class _Attachment:
-    """Bytes of an answer while they arrive: where their number is known, each piece is put into its place at once.
-
-    Pieces that are kept until the last has come are twice the memory, and fresh memory costs several times what a copy
-    does. numpy's is of huge pages where it is large.
-    """
-
-    def __init__(self, total: int) -> None:
-        try:
-            self._room = np.empty(total, np.uint8)
-        except (MemoryError, ValueError):  # more than it will ever become, one may hope
-            self._room = np.empty(0, np.uint8)
-        self._end = 0
-        self._pieces: list[wire.Piece] = []  # what there was no room for
-
-    def add(self, data: wire.Piece) -> None:
-        end = self._end + len(data)
-        if self._pieces or end > len(self._room):
-            self._pieces.append(data)
-            return
-        self._room[self._end : end] = np.frombuffer(data, np.uint8)
-        self._end = end
-
-    def joined(self) -> Bytes:
-        """All that has come."""
-        if self._end == len(self._room) and not self._pieces:
-            return self._room
-        return bytearray().join((self._room[: self._end].data, *self._pieces))
 
 
 class Conversation:
@@ -177,7 +137,7 @@ class Conversation:
         self._heard = 0.0  # when it last answered other than with a refusal
         self._breaks = 0  # streams in a row that broke without an answer
         self._may_break = ATTEMPTS  # so many of them, less one
-        self._chunks: dict[int, list[_Attachment]] = {}  # by call
+        self._incoming = Incoming()
         self._answers: dict[int, tuple[Any, int]] = {}  # answered, not yet its turn: the result and its bytes
         self._turn = 0  # whose turn it is
         self._ready: deque[tuple[Any, int]] = deque()
@@ -224,21 +184,14 @@ class Conversation:
 
     def receive(self, data: bytes) -> None:
         """Takes in a message from the server."""
-        if (lone := _lone_chunk(data)) is not None:
-            self._add(*lone)
-            return
-        message = service_pb2.StreamResponse.FromString(data)
-        for chunk in message.chunks:
-            self._add(chunk.call_id, chunk.attachment, chunk.total, chunk.data)
-        for answer in message.answers:
+        for answer, attached in self._incoming.take(data):
             request = self._waiting.get(answer.id)
-            attached = [one.joined() for one in self._chunks.pop(answer.id, ())]
             if request is None:
                 continue
             self._taken -= 1
             use = self._uses.pop((self._stream, answer.id), None)
-            result = _read(answer, request, attached if use is None else use)
-            pause = _pause(result)
+            result = result_of(answer, request, attached if use is None else use)
+            pause = pause_after(result)
             if use is not None and isinstance(result, GradOracleError):
                 pause = self._in_vain(answer.id, use, result, pause)
             if pause is not None and time.monotonic() - self._heard < PATIENCE:
@@ -250,12 +203,6 @@ class Conversation:
             self._heard = time.monotonic()
             self._breaks, self._may_break = 0, RESUMPTIONS
             self._answered(answer.id, request, result, _size(answer, attached) if attached or use is not None else 0)
-
-    def _add(self, call_id: int, attachment: int, total: int, data: wire.Piece) -> None:
-        attachments = self._chunks.setdefault(call_id, [])
-        while len(attachments) <= attachment:
-            attachments.append(_Attachment(total))
-        attachments[attachment].add(data)
 
     def _in_vain(self, call_id: int, use: Use, error: GradOracleError, pause: float | None) -> float | None:
         """A call has failed that used memory. Gives the pause before it may be sent again, if it may."""
@@ -278,7 +225,7 @@ class Conversation:
         self._breaks += 1
         if not isinstance(failure, ServerUnavailableError) or self._breaks >= self._may_break:
             raise failure
-        self._chunks.clear()
+        self._incoming.clear()
         self._stream += 1
         while self._uses:
             self._uses.popitem()[1].drop()
@@ -308,7 +255,8 @@ class Conversation:
             yield result
 
 
-def _read(answer: service_pb2.StreamAnswer, request: Request[Any], attached: results.Attachments | Use) -> Any:
+def result_of(answer: service_pb2.StreamAnswer, request: Request[Any], attached: results.Attachments | Use) -> Any:
+    """What a call was answered with: its result, or an error, which is not raised."""
     kind = answer.WhichOneof("response")
     if kind == "status":
         return status.from_status(status_pb2.Status.FromString(answer.status))
@@ -324,7 +272,7 @@ def _size(answer: service_pb2.StreamAnswer, attached: results.Attachments) -> in
     return sum(map(len, attached), start=sum(int(span.length) for span in shared))
 
 
-def _pause(result: Any) -> float | None:
+def pause_after(result: Any) -> float | None:
     """The seconds after which a call may be sent again that was answered so; None where that is its answer."""
     if isinstance(result, OverloadedError):
         return (result.retry_after or FIRST_PAUSE) * _jitter()

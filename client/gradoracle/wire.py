@@ -6,6 +6,7 @@ one join of pieces, and a graph that is used again and again is serialized once.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 Piece = bytes | memoryview
@@ -38,6 +39,11 @@ def varint_at(message: bytes, place: int) -> tuple[int, int]:
 def number_field(number: int, value: int) -> bytes:
     """A field of a whole number that is not negative."""
     return varint(number << 3) + varint(value)
+
+
+def double_field(number: int, value: float) -> bytes:
+    """A field of a double."""
+    return varint(number << 3 | 1) + struct.pack("<d", value)
 
 
 def prefix(number: int, length: int) -> bytes:

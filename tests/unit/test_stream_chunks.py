@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradoracle import stream, wire
+from gradoracle import answers, wire
 from gradoracle.v1 import service_pb2
 
 
@@ -27,10 +27,10 @@ def test_a_lone_chunk_is_read_as_protobuf_reads_it(total: int) -> None:
         )
         inner += wire.bytes_field(3, data)
         if total:  # protobuf writes it behind the data, which is protobuf's to read
-            assert stream._lone_chunk(message) is None
+            assert answers._lone_chunk(message) is None
         else:
-            assert stream._lone_chunk(message) == (call_id, attachment, 0, data)
-        assert stream._lone_chunk(wire.bytes_field(2, inner)) == (call_id, attachment, total, data)
+            assert answers._lone_chunk(message) == (call_id, attachment, 0, data)
+        assert answers._lone_chunk(wire.bytes_field(2, inner)) == (call_id, attachment, total, data)
 
 
 def test_other_messages_are_protobufs() -> None:
@@ -40,17 +40,17 @@ def test_other_messages_are_protobufs() -> None:
     answer = service_pb2.StreamResponse()
     answer.answers.add(id=1, status=data)
     for message in (chunked((1, 0, b"a", 0)), one + one, one + answer.SerializeToString(), answer.SerializeToString()):
-        assert stream._lone_chunk(message) is None
-    assert stream._lone_chunk(one[:-1]) is None
+        assert answers._lone_chunk(message) is None
+    assert answers._lone_chunk(one[:-1]) is None
     for nonsense in (b"\xff" * 100_000, b"\x08\x01" * 50_000, b"\x1a" + b"\xff" * 99_999, bytes(100_000)):
-        assert stream._lone_chunk(b"\x12" + nonsense) is None
-        assert stream._lone_chunk(wire.bytes_field(2, nonsense)) is None
+        assert answers._lone_chunk(b"\x12" + nonsense) is None
+        assert answers._lone_chunk(wire.bytes_field(2, nonsense)) is None
 
 
 @pytest.mark.parametrize("told", [0, 99_999, 100_000, 2**63])
 def test_attachments_whatever_total_they_are_told_to_have(told: int) -> None:
     """The bytes are those that came, also where the server told nothing, too little or too much."""
-    attachment = stream._Attachment(told)
+    attachment = answers._Attachment(told)
     data = bytes(range(200)) * 500
     for start in range(0, len(data), 33_333):
         attachment.add(data[start : start + 33_333])

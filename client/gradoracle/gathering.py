@@ -1,0 +1,237 @@
+"""Small calls that many callers make at the same time go over one stream together.
+
+A message costs as much as several small calls, at either end. So a call that finds `BUSY` others of its client under
+way joins the stream that those share: what is asked while a message is sent goes into the next one, and answers come
+back the same way. Nothing else changes: each call has its own timeout, and one that is given up is cancelled by itself.
+
+What a stream cannot answer, because it broke or the server has no room, its caller asks for by itself, as if there had
+been no stream. One that nobody has used for a second ends.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from gradoracle import spans, status, stream
+from gradoracle.answers import Incoming
+from gradoracle.channel import StreamCall, Target
+from gradoracle.errors import DeadlineExceededError, GradOracleError
+from gradoracle.outbox import Bundle
+from gradoracle.requests import Request
+from gradoracle.tensors import Bytes
+from gradoracle.v1 import service_pb2
+
+BUSY = 3
+"""Other calls under way, from which on a small one joins them: a stream of one call is slower than a call."""
+
+SMALL = 64 * 1024
+"""Bytes of a request's tensors, up to which it is small."""
+
+IDLE = 1.0
+"""Seconds after which a stream ends that nobody uses."""
+
+_SHARE = 4  # what is to be sent waits for company while it is fewer than one in so many of the calls under way
+_PATIENCE = 0.001  # seconds that it waits at most
+_FRUITLESS = 16  # messages that do not wait after one that waited in vain
+
+R = TypeVar("R")
+
+Alone: TypeAlias = Callable[[Request[R], float | None], R]
+"""Makes a call by itself, in so many seconds."""
+
+Answer: TypeAlias = tuple[service_pb2.StreamAnswer, list[Bytes]]
+"""An answer and its attachments."""
+
+
+def may_gather(target: Target) -> bool:
+    """Whether all calls go to the same server over the same connection. A name may stand for several, among which gRPC
+    spreads calls, and would not those of one stream."""
+    if target.channels > 1:
+        return False
+    if target.address.startswith(("unix:", "localhost:")):
+        return True
+    try:
+        ipaddress.ip_address(target.address.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def is_small(request: Request[Any]) -> bool:
+    """Whether a call may join others. Where the program traces, each has a span and metadata of its own instead."""
+    return request.tensor_bytes <= SMALL and not spans.are_made()
+
+
+def result_of(answer: Answer | None, request: Request[Any]) -> Any:
+    """A call's result, or an error, which is not raised; None where it is to be asked for by itself."""
+    if answer is None:
+        return None
+    found = stream.result_of(answer[0], request, answer[1])
+    return None if stream.pause_after(found) is not None else found
+
+
+def late(target: Target, timeout: float | None) -> DeadlineExceededError:
+    """What a call fails with that was not answered in time."""
+    return DeadlineExceededError(status.late(target.address, timeout), reason="DEADLINE_EXCEEDED")
+
+
+class Gathering:
+    """The calls of a blocking client that go together."""
+
+    def __init__(self, target: Target, streams: Iterator[StreamCall]) -> None:
+        self._target, self._streams = target, streams
+        self._ids = itertools.count(1)
+        self._under_way: set[int] = set()  # threads; adding to a set, and taking out of it, is one step of Python's
+        self._may = may_gather(target)
+        self._shared: _Shared | None = None
+        self._starting = threading.Lock()
+
+    def answer(self, request: Request[R], timeout: float | None, alone: Alone[R]) -> R:
+        """A call's result: over the stream that others share, or as `alone` gives it, in what is left of the timeout.
+        Raises GradOracleError."""
+        mine = threading.get_ident()
+        self._under_way.add(mine)
+        try:
+            if self._may and len(self._under_way) > BUSY and is_small(request):
+                end = None if timeout is None else time.monotonic() + timeout
+                found: R | GradOracleError | None = result_of(self._together(request, timeout), request)
+                if isinstance(found, GradOracleError):
+                    raise found
+                if found is not None:
+                    return found
+                timeout = None if end is None else max(0.0, end - time.monotonic())
+            return alone(request, timeout)
+        finally:
+            self._under_way.discard(mine)
+
+    def _together(self, request: Request[Any], timeout: float | None) -> Answer | None:
+        call_id, waiter = next(self._ids), _Waiter()
+        message = b"".join(stream.parts(call_id, request, timeout))
+        while not (shared := self._current()).ask(call_id, waiter, message):
+            pass  # it has ended just now
+        try:
+            if waiter.wait(timeout):
+                return waiter.found
+        except BaseException:  # Ctrl-C
+            shared.forget(call_id)
+            raise
+        if not shared.forget(call_id):  # it is answered this very moment
+            waiter.wait(None)
+            return waiter.found
+        raise late(self._target, timeout)
+
+    def _current(self) -> _Shared:
+        shared = self._shared
+        if shared is None or not shared.open:
+            with self._starting:
+                shared = self._shared
+                if shared is None or not shared.open:
+                    call = next(self._streams)
+                    shared = self._shared = _Shared(lambda messages: call(messages, metadata=self._target.metadata))
+        return shared
+
+
+class _Waiter:
+    """One caller, until there is an answer."""
+
+    __slots__ = ("_lock", "found")
+
+    def __init__(self) -> None:
+        self.found: Answer | None = None
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wait(self, seconds: float | None) -> bool:
+        """Whether there was an answer in time."""
+        return self._lock.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+
+    def tell(self, found: Answer | None) -> None:
+        self.found = found
+        self._lock.release()
+
+
+class _Shared:
+    """A stream that callers share. A thread of gRPC's sends, and one of its own hears the answers."""
+
+    def __init__(self, begin: Callable[[Iterator[bytes]], Any]) -> None:
+        self.open = True
+        self._changing = threading.Lock()
+        self._waiting: dict[int, _Waiter] = {}
+        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._call = begin(self._messages())
+        threading.Thread(target=self._hear, name="gradoracle-answers", daemon=True).start()
+
+    def ask(self, call_id: int, waiter: _Waiter, message: bytes) -> bool:
+        """Sends a call; False where the stream has ended."""
+        with self._changing:
+            if not self.open:
+                return False
+            self._waiting[call_id] = waiter
+            self._queue.put(message)
+            return True
+
+    def forget(self, call_id: int) -> bool:
+        """Nobody waits for a call any more; False where it was answered already."""
+        if self._waiting.pop(call_id, None) is None:
+            return False
+        self._queue.put(stream.cancelled(call_id))
+        return True
+
+    def _messages(self) -> Iterator[bytes]:
+        bundle, hurried = Bundle(), 0
+        while True:
+            try:
+                part = self._queue.get(timeout=IDLE)
+            except queue.Empty:
+                if self._ends():
+                    return
+                continue
+            count, end = 0, 0.0 if hurried else time.monotonic() + _PATIENCE
+            while part is not None:
+                count += 1
+                if not bundle.add(part):
+                    break
+                left = end - time.monotonic() if count * _SHARE < len(self._waiting) else 0.0
+                try:
+                    part = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            hurried = max(0, hurried - 1) if count > 1 or hurried else _FRUITLESS * (len(self._waiting) > _SHARE)
+            if not bundle.is_empty:
+                yield bundle.take()
+            if part is None:
+                return
+
+    def _ends(self) -> bool:
+        with self._changing:
+            if self._waiting or not self._queue.empty():
+                return False
+            self.open = False
+            return True
+
+    def _hear(self) -> None:
+        incoming = Incoming()
+        try:
+            for data in self._call:
+                for answer, attached in incoming.take(data):
+                    waiter = self._waiting.pop(answer.id, None)
+                    if waiter is not None:
+                        waiter.tell((answer, attached))
+        except (grpc.RpcError, DecodeError):
+            pass  # who waits asks by himself, and learns what is the matter
+        finally:
+            with self._changing:
+                self.open = False
+            self._queue.put(None)
+            self._call.cancel()
+            while self._waiting:
+                self._waiting.popitem()[1].tell(None)
