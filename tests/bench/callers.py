@@ -2,7 +2,9 @@
 
 The echo is driven by the same kind of client: threads over one channel for the client, tasks over one grpc.aio channel
 for the asynchronous one. Callers and servers share the machine's cores, as in a container. The figures that count are
-those of threads, which is what most callers are; asyncio's stand beside them and are judged alike.
+those of threads, which is what most callers are; asyncio's stand beside them and are judged alike. Small calls that are
+under way at the same time go over a stream together (`gradoracle/gathering.py`); what each by itself gets, as a client
+in another language would, stands beside them.
 """
 
 from __future__ import annotations
@@ -100,7 +102,17 @@ def rows(quick: bool) -> Iterator[Row]:
                     repeats,
                 )
                 best = max(best, found["echo"])
-                yield _row(f"{callers} callers, unary (threads)", found, "vjp", WANTED, GOAL)
+                yield _row(f"{callers} callers (threads)", found, "vjp", WANTED, GOAL)
+            client._gathering._may = False
+            found = turns.rates(
+                {
+                    "vjp": threads(lambda: client.vjp(graph, {"x": x}), 8),
+                    "echo": threads(lambda: echo(payload), 8),
+                },
+                window,
+                repeats,
+            )
+            yield _row("8 callers, each call by itself (threads)", found, "vjp", None, None)
             # The echo at 8 threads is what `map` stands beside.
             found = turns.rates({"map": mapped(client), "echo": threads(lambda: echo(payload), 8)}, window, repeats)
             yield _row(
@@ -135,7 +147,7 @@ def _tasks(
             "vjp": tasks(lambda: client.vjp(graph, primals), callers, run),
             "echo": tasks(echoed, callers, run),
         }
-        yield _row(f"{callers} callers, unary (asyncio)", turns.rates(work, window, repeats), "vjp", WANTED, GOAL)
+        yield _row(f"{callers} callers (asyncio)", turns.rates(work, window, repeats), "vjp", WANTED, GOAL)
 
     async def closed() -> None:
         await client.close()
@@ -144,6 +156,8 @@ def _tasks(
     run(closed())
 
 
-def _row(name: str, found: dict[str, float], ours: str, wanted: Bound, goal: Bound, note: str = "") -> Row:
+def _row(
+    name: str, found: dict[str, float], ours: str, wanted: Bound | None, goal: Bound | None, note: str = ""
+) -> Row:
     beside = f"raw echo, {found['echo']:,.0f}/s; ours {found[ours]:,.0f}/s"
     return Row(name, found[ours] / found["echo"], "x", wanted, goal, beside, note)

@@ -177,3 +177,46 @@ def test_no_series_grow_with_use(server: Server) -> None:
         stub.Evaluate(command())
 
     assert before == {match[0] for match in names.finditer(server.get("/metrics")[1])}
+
+
+def test_calls_of_streams_count_as_calls_of_their_methods(server: Server) -> None:
+    """Started, handled by status, and the seconds; whether they are answered, fail, or break off with their stream."""
+    labels = {"grpc_service": SERVICE, "grpc_type": "unary"}
+
+    def counted(method: str, code: str) -> list[float]:
+        mine = {**labels, "grpc_method": method}
+        return [
+            value(server, "grpc_server_started_total", **mine),
+            value(server, "grpc_server_handled_total", **mine, grpc_code=code),
+            value(server, "grpc_server_handling_seconds_count", **mine),
+        ]
+
+    asked = {
+        ("Evaluate", "OK"): service_pb2.StreamCall(id=1, evaluate=command()),
+        ("Evaluate", "INVALID_ARGUMENT"): service_pb2.StreamCall(id=2, evaluate=command(), attachments=1),
+        ("DescribeServer", "OK"): service_pb2.StreamCall(id=3, describe_server={}),
+    }
+    before = {key: counted(*key) for key in asked}
+    with connect(server) as stub:
+        for call in asked.values():
+            assert 1 == sum(len(one.answers) for one in stub.Stream(iter([service_pb2.StreamRequest(calls=[call])])))
+        assert [a + b for a, b in zip(before["DescribeServer", "OK"], (1, 1, 1), strict=True)] == counted(
+            "DescribeServer", "OK"
+        )
+        for code in ("OK", "INVALID_ARGUMENT"):
+            assert [a + b for a, b in zip(before["Evaluate", code], (2, 1, 2), strict=True)] == counted(
+                "Evaluate", code
+            )
+        cancelled = counted("Evaluate", "CANCELLED")
+        long = stub.Stream(
+            iter(
+                [
+                    service_pb2.StreamRequest(
+                        calls=[service_pb2.StreamCall(id=1, evaluate=command("sleep 60", device="cpu"))]
+                    )
+                ]
+            )
+        )
+        eventually(lambda: value(server, "gradoracle_requests_in_flight", device="cpu") == 1)
+        long.cancel()
+        eventually(lambda: counted("Evaluate", "CANCELLED")[1] == cancelled[1] + 1)

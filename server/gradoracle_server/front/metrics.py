@@ -57,7 +57,7 @@ class Histogram:
 
 
 class Calls:
-    """The calls of one gRPC method."""
+    """The calls of one gRPC method; those of streams count as calls of their own methods, too."""
 
     __slots__ = ("handled", "handling", "kind", "method", "started")
 
@@ -131,7 +131,10 @@ class Metrics(Collector):
     def _of_calls(self) -> Iterator[Metric]:
         calls = self.calls.values()
         yield _counter(
-            "grpc_server_started", "Calls started.", list(_RPC), [(call.labels, call.started) for call in calls]
+            "grpc_server_started",
+            "Calls started, those of streams among them.",
+            list(_RPC),
+            [(call.labels, call.started) for call in calls],
         )
         yield _counter(
             "grpc_server_handled",

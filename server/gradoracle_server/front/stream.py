@@ -215,14 +215,15 @@ class _Stream:
                 upload.close()
             text = f"calls: expected an id that is not in use, got {call.id}, whose call is not yet answered"
             raise statuses.malformed("Stream", text)
+        if call.method is not None:
+            self._service.metrics.calls[_name(call.method)].started += 1
         try:
             self._check(call, upload)
             if call.method == stream_wire.DESCRIBE_SERVER:
                 if upload is not None:
                     upload.close()
                 self._answer(Answer(call.id, stream_wire.field_of(call.method), [self._service.describe()]))
-                if self._trace is not None:
-                    self._trace.call("DescribeServer", arrived, grpc.StatusCode.OK)
+                self._ended_with(call.method, arrived, grpc.StatusCode.OK)
                 return
             await self._admit(call, upload, arrived)
         except Exception as error:
@@ -290,8 +291,21 @@ class _Stream:
             except Exception as error:
                 self._fail(call_id, method, ticket.arrived, error, lane, ticket)
                 return
+        self._ended_with(method, ticket.arrived, code, lane, ticket)
+
+    def _ended_with(
+        self,
+        method: int,
+        arrived: float,
+        code: grpc.StatusCode,
+        lane: Lane | None = None,
+        ticket: Ticket | None = None,
+        failure: statuses.Failure | None = None,
+    ) -> None:
+        """Takes note of a call that is over."""
+        self._service.metrics.calls[_name(method)].finished(code, time.perf_counter() - arrived)
         if self._trace is not None:
-            self._trace.call(METHODS[method], ticket.arrived, code, lane, ticket)
+            self._trace.call(_name(method), arrived, code, lane, ticket, failure)
 
     def _fail(
         self,
@@ -306,9 +320,8 @@ class _Stream:
         failure = error if isinstance(error, statuses.Failure) else statuses.internal(error, "Stream")
         failure.let_go()
         self._answer(Answer(call_id, stream_wire.STATUS_FIELD, [failure.status.SerializeToString()]))
-        if self._trace is not None and method is not None:
-            name = "DescribeServer" if method == stream_wire.DESCRIBE_SERVER else METHODS[method]
-            self._trace.call(name, arrived, failure.code, lane, ticket, failure)
+        if method is not None:
+            self._ended_with(method, arrived, failure.code, lane, ticket, failure)
 
     def _answer(self, answer: Answer) -> None:
         if self._ended:
@@ -378,3 +391,7 @@ class _Stream:
                 self._held -= answer.size
                 answer.close()
         return b"".join(parts)
+
+
+def _name(method: int) -> str:
+    return "DescribeServer" if method == stream_wire.DESCRIBE_SERVER else METHODS[method]
