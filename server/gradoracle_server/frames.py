@@ -56,7 +56,7 @@ _CALLERS_MEMORY = 8
 _WITHOUT_DESCRIPTOR = 16
 _IN_LANE = 32
 _NEW_LANE = 64
-_ALL_FLAGS = 127
+_AHEAD = 128
 _HEAD_AT_MOST = 256  # bytes; heads are far smaller
 _ANCILLARY = socket.CMSG_SPACE(2 * struct.calcsize("i"))  # room for two descriptors
 _READ = 256 * 1024 + 4096  # one read takes the largest inline message that a default socket buffer can hold
@@ -100,13 +100,14 @@ class Job:
     payload: bytes | memoryview  # the serialized request, as the client sent it
     attachments: Attachments | None = None
     attachments_welcome: bool = False  # whether the reply may hold tensors in attachments
+    ahead: bool = False  # whether it was sent while the worker had others, whose replies the front may not have read
 
     @classmethod
     def received(
         cls, kind: int, flags: int, _: memoryview, payload: bytes | memoryview, attachments: Attachments | None
     ) -> Job:
         """Made of the parts of a message."""
-        return cls(kind, payload, attachments, bool(flags & _ATTACHMENTS_WELCOME))
+        return cls(kind, payload, attachments, bool(flags & _ATTACHMENTS_WELCOME), bool(flags & _AHEAD))
 
 
 @dataclasses.dataclass(slots=True)
@@ -173,8 +174,7 @@ Message = TypeVar("Message", Job, Reply)
 def parts(message: Job | Reply, outlet: Outlet | None = None) -> tuple[list[bytes | memoryview], list[int], int | None]:
     """What to send for a message: buffers in order, descriptors to pass, and of those the one to close afterwards.
 
-    With an outlet the other side must have done with the last payload that went through it. What is not sent then must
-    close it, for the other side does not know it.
+    Of a message that is not sent then, the outlet must be closed, for the other side does not know it.
     """
     flags = 0
     descriptors: list[int] = []
@@ -183,7 +183,7 @@ def parts(message: Job | Reply, outlet: Outlet | None = None) -> tuple[list[byte
     size = sum(map(len, pieces))
     if size >= SHARED_FROM:
         flags |= _PAYLOAD_IN_MEMORY
-        if outlet is None or size > lanes.MOST:
+        if outlet is None or size > lanes.MOST or not outlet.is_free:
             own = lanes.memory_file(pieces)
             descriptors.append(own)
         else:
@@ -217,13 +217,14 @@ def _tail(message: Job | Reply) -> Sequence[bytes | memoryview]:
     return message.tail if isinstance(message, Reply) else ()
 
 
-def whole(message: Job | Reply) -> bytes | None:
-    """A message in one piece, as nearly all are; None where there is more to pass than bytes through the socket."""
+def whole(message: Job | Reply, *, ahead: bool = False) -> bytes | None:
+    """A message in one piece, as nearly all are; None where there is more to pass than bytes through the socket. A job
+    is sent `ahead` where the worker has others."""
     size = len(message.payload)
     if size >= SHARED_FROM or message.attachments is not None:
         return None
     if isinstance(message, Job):
-        flags = _ATTACHMENTS_WELCOME if message.attachments_welcome else 0
+        flags = (_ATTACHMENTS_WELCOME if message.attachments_welcome else 0) | (_AHEAD if ahead else 0)
         return _ENVELOPE.pack(flags, message.method, 0, 0, size) + message.payload
     if message.tail:
         return None
@@ -313,7 +314,7 @@ class Inbox(Generic[Message]):
             return None, 0
         flags, kind, head_size, count, size = _ENVELOPE.unpack_from(buffer)
         in_memory = flags & _PAYLOAD_IN_MEMORY
-        if flags > _ALL_FLAGS or head_size > _HEAD_AT_MOST or (size >= SHARED_FROM and not in_memory):
+        if head_size > _HEAD_AT_MOST or (size >= SHARED_FROM and not in_memory):
             raise ValueError(f"expected an envelope, got {bytes(buffer[: _ENVELOPE.size]).hex()}")
         head_end = _ENVELOPE.size + head_size
         table_end = head_end + count * _SPAN.size

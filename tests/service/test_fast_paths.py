@@ -187,3 +187,16 @@ def test_a_wrong_bit_would_be_seen(fast: str, eager: dict[str, Bits]) -> None:
     assert bits(dataclasses.replace(result, gradients={"x": np.array(-0.0)}))["x"] != bits(
         dataclasses.replace(result, gradients={"x": np.array(0.0)})
     )["x"]  # fmt: skip
+
+
+def test_large_answers_of_small_requests_are_their_own(fast: str) -> None:
+    """A worker that has small requests ahead of time answers the next one before the front has read the last answer:
+    that one must not be written over."""
+    size = 90_000
+    with go.Client(fast) as client:
+        asked = [go.request("evaluate", "x + k", {"x": go.fill([size], 0.0), "k": float(k)}) for k in range(600)]
+        found = [one.outputs["out"] for one in client.map(asked, window=64)]
+        with ThreadPoolExecutor(24) as pool:
+            found += pool.map(lambda one: client._call(one, None).outputs["out"], asked)
+    wrong = [(k, one[0], one[-1]) for k, one in enumerate(found) if not np.all(one == k % len(asked))]
+    assert [] == wrong

@@ -34,6 +34,7 @@ def test_a_payload_goes_through_the_same_memory_again_and_again(pair, outlet):
     passed = []
     for size in (SHARED_FROM, SHARED_FROM + 7, lanes.MOST, SHARED_FROM):
         payload = os.urandom(size)
+        outlet.free()
         buffers, descriptors, own = frames.parts(Job(2, payload), outlet)
         assert own is None
         passed.append(len(descriptors))
@@ -50,10 +51,42 @@ def test_a_reply_in_pieces_outlives_the_next_one(pair, outlet):
     sent = []
     for byte in (b"a", b"b"):
         pieces = [byte * 10, memoryview(byte * SHARED_FROM), byte]
+        outlet.free()
         frames.send(pair[0], Reply(0, pieces[0], tail=pieces[1:]), outlet)
         sent.append((inbox.wait(pair[1]).payload, byte * (SHARED_FROM + 11)))
     for found, expected in sent:
         assert expected == bytes(found)
+
+
+def test_what_was_not_read_is_not_written_over(pair, outlet):
+    """Until the other side has done with a payload, the next ones have memory of their own."""
+    inbox = Inbox(Reply)
+    contents = [bytes([number]) * SHARED_FROM for number in range(4)]
+    ways = []
+    for payload in contents:
+        buffers, descriptors, own = frames.parts(Reply(0, payload), outlet)
+        ways.append("lane" if own is None else "own")
+        socket.send_fds(pair[0], buffers, descriptors)
+        if own is not None:
+            os.close(own)
+        if payload == contents[2]:
+            outlet.free()
+    assert ["lane", "own", "own", "lane"] == ways
+    # The last one is written over the first, which the other side was to have read before.
+    assert contents[1:3] == [bytes(inbox.wait(pair[1]).payload) for _ in range(3)][1:]
+
+
+def test_a_job_says_whether_it_was_sent_ahead(pair):
+    """A worker may write over its last reply only for one that was not."""
+    inbox = Inbox(Job)
+    for ahead in (True, False):
+        data = frames.whole(Job(1, b"abc", attachments_welcome=True), ahead=ahead)
+        assert data is not None
+        pair[0].sendall(data)
+        job = inbox.wait(pair[1])
+        assert (ahead, True, b"abc") == (job.ahead, job.attachments_welcome, job.payload)
+    frames.send(pair[0], Job(1, bytes(SHARED_FROM)))
+    assert not inbox.wait(pair[1]).ahead
 
 
 def test_what_is_larger_than_a_lane_has_memory_of_its_own(outlet):
@@ -111,6 +144,7 @@ def test_a_payload_that_is_not_there_is_refused(pair, outlet):
     with pytest.raises(ValueError, match="expected a payload of 4096 bytes at most in the lane, got 4097"):
         inlet.take(4097)
     frames.parts(Reply(0, bytes(SHARED_FROM)), outlet)
+    outlet.free()
     buffers, descriptors, _ = frames.parts(Reply(0, bytes(SHARED_FROM)), outlet)
     assert descriptors == []
     pair[0].sendmsg(buffers)

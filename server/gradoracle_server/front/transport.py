@@ -36,6 +36,7 @@ class Connection:
         Returns False when the worker has gone, which `on_lost` will report too. Raises OSError when there is no memory
         for the job.
         """
+        self._outlet.free()  # it has answered what it had
         buffers: Sequence[bytes | memoryview]
         descriptors: list[int] = []
         own = None
@@ -61,7 +62,7 @@ class Connection:
         """Sends small jobs, without attachments, to a worker that has others; if it has gone, `on_lost` tells."""
         if self._closed:
             return
-        data, sent = b"".join(filter(None, map(whole, jobs))), 0
+        data, sent = b"".join(filter(None, (whole(job, ahead=True) for job in jobs))), 0
         if not self._unsent:
             with contextlib.suppress(OSError):  # a full socket, or none any more
                 sent = self._sock.send(data)

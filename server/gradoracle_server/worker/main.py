@@ -80,6 +80,8 @@ def _answer_all(worker: Worker, sock: socket.socket, max_memory_bytes: int) -> N
     while True:
         try:
             job = backlog.wait(sock)
+            if job is not None and not job.ahead:
+                outlet.free()  # the front has read every reply
             reply = NOT_RUN if job is None else worker.answer(job)
         except EOFError:
             return
