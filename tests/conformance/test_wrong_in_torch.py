@@ -178,6 +178,21 @@ def test_vmap_over_the_backward_of_cdist_is_wrong() -> None:
     assert not torch.allclose(torch.func.vmap(pulled)(rows), right, atol=0.1)
 
 
+@pytest.mark.parametrize("order", [-0.5, -1, -2, -3.5])
+def test_the_second_derivative_of_norms_of_negative_order_is_nan(order: float) -> None:
+    """At zeros, where the first one is 0, and the norm of one number that is not 0 beside others that are is 0."""
+    x = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    norm = torch.linalg.vector_norm
+    assert 0 == norm(torch.tensor([0.5, 0.0]), order)
+    (first,) = torch.autograd.grad(norm(x, order), x, create_graph=True)
+    assert not first.any()
+    (second,) = torch.autograd.grad(first.sum(), x)
+    assert second.isnan().all()
+    case = checkers.Case("right", lambda x: norm(x, order), (x.detach(),), order=2)
+    (found,) = checkers.checked(case, Mode.PROBE).inputs
+    assert (FAIL, "NAN") == (found.verdict.name, found.diagnosis.name)
+
+
 def test_the_page_is_the_list() -> None:
     """`wrong_in_torch.md` is what the list prints."""
     assert wrong_in_torch.page() == PAGE.read_text(encoding="utf-8")

@@ -290,3 +290,17 @@ def test_what_chooses_as_its_shadow_does_can_fail():
         return F.max_pool2d(y, 2)
 
     assert check(planted(pooled, scaled(2)), x).verdict is Verdict.FAIL
+
+
+def test_small_second_derivatives_beside_coarse_steps_are_no_faults():
+    """logsumexp of thousands rounds inside where the shortest steps look; longer ones have the right slope."""
+    x = torch.tensor([1231.834, 1078.753, 1466.406, 1414.379, 810.5, 810.5 - 18.7], dtype=F64)
+    for seed in range(5):
+        moved = x + 0.1 * draw(6, seed=seed)
+        assert check(lambda x: torch.logsumexp(x, 0), moved, order=2, seed=seed).verdict is not Verdict.FAIL
+
+
+def test_gradients_that_have_no_memory():
+    """The zeros that autograd gives for sgn may not be written to; they are differentiated all the same."""
+    x = torch.tensor(1.5, dtype=F64)
+    assert check(torch.sgn, x, order=2).verdict is Verdict.PASS

@@ -186,3 +186,18 @@ def test_nothing_to_extrapolate(directions, outputs):
     assert found.value.shape == found.bar.shape == (directions, outputs)
     side = fd.one_sided(values[:, 0], torch.zeros(outputs, dtype=F64), ladder, 1.0)
     assert side.value.shape == (directions, outputs)
+
+
+def test_a_contradiction_leaves_room_for_both() -> None:
+    """What longer steps had for possible is inside the bar of shorter ones that see something else."""
+
+    def one(value: float, bar: float) -> fd.Derivative:
+        return fd.Derivative(torch.tensor([[value]], dtype=F64), torch.tensor([[bar]], dtype=F64))
+
+    least = torch.full((1, 1), torch.inf, dtype=F64)
+    for faint in (0.0, 1e9):
+        found = one(6.497, 0.01).with_longer(one(6.195, 0.022), least, 1.0, 1.0, faint)
+        assert float(found.value) == 6.497
+        assert float(found.bar) == pytest.approx(6.497 - 6.195 + 0.022)
+    agreed = one(6.2, 0.01).with_longer(one(6.195, 0.022), least, 1.0, 1.0, 0.0)
+    assert float(agreed.bar) == 0.01

@@ -58,11 +58,11 @@ class Derivative:
     ) -> Derivative:
         """Of each coordinate, this or what longer steps gave, whichever has the narrower bar.
 
-        Where the two contradict each other this stands, and their distance is the bar. Not so where longer steps were
-        good and limited by noise: that grows with every shorter step, though the bar here may not tell. `least`,
-        (P, M), is the smallest change that the longer steps saw. A value that these steps, up to `longest`, do not move
-        may have such a grain. That is rounding inside of the function; or, where it is more than `loud`, stairs, and
-        then the slope is nothing between 0 and what the longer steps made of them.
+        Where the two contradict each other this stands, with a bar that holds what longer steps had for possible, too.
+        Not so where longer steps were good and limited by noise: that grows with every shorter step, though the bar
+        here may not tell. `least`, (P, M), is the smallest change that the longer steps saw. A value that these steps,
+        up to `longest`, do not move may have such a grain. That is rounding inside of the function; or, where it is
+        more than `loud`, stairs, and then the slope is nothing between 0 and what the longer steps made of them.
 
         A contradiction that is too faint in the values to be anything but rounding, `faint` at most, stays a doubt:
         steps that are shorter still see the same rounding, and agree with it.
@@ -80,8 +80,9 @@ class Derivative:
         contradicted = distance > own + noise
         closer = closer & ~contradicted
         value, bar = torch.where(closer, longer.value, self.value), torch.where(closer, longer.bar, own)
-        bar = torch.where(contradicted, torch.maximum(bar, distance), bar)
-        doubt = torch.where(contradicted & (distance * longest <= faint), distance, 0.0)
+        both = distance + torch.where(contradicted, longer.bar, 0.0)
+        bar = torch.where(contradicted, torch.maximum(bar, both), bar)
+        doubt = torch.where(contradicted & (distance * longest <= faint), both, 0.0)
         if longer.doubt is not None:
             doubt = torch.maximum(doubt, longer.doubt)
         bar = torch.maximum(bar, doubt)

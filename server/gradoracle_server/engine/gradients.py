@@ -82,8 +82,8 @@ def rounding(case: Case, passes: Passes, place: int, space: Space, *, inside: bo
     found = spread(case, place, space, inside=inside, epsilon=case.resolution)
     if case.faithful:
         whole = float(torch.linalg.vector_norm(space.flat(case.reference[place]) * space.scale))
-        # Where the function is 0 all around, nothing tells how large the numbers are that cancel in it.
-        size = max(passes.magnitude, _UNSEEN * float(passes.strength.sum()))
+        # Where the function is 0, nothing tells how large the numbers are that cancel in it.
+        size = passes.magnitude or _UNSEEN * float(passes.strength.sum())
         believed = _ILL if whole <= _ILL * size else _SLIGHT
         found = torch.minimum(found, believed * size / space.scale)
     return found

@@ -168,7 +168,8 @@ class Passes:
             for output, looked in zip(outputs, self._looked_at, strict=True)
             if looked and output is not None
         ]
-        return _joined(kept, 1)
+        found = _joined(kept, 1)
+        return found.clone() if found._is_zerotensor() else found  # autograd's zeros have no memory to be written to
 
     def _in_batches(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor | None:
         """None where vmap cannot batch the map."""

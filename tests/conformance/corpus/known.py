@@ -28,6 +28,7 @@ KNOWN = (
         "it goes through the logarithm of the cotangent plus the inputs, whose last place at 1e4 is 64 in bfloat16",
         dtypes=("bfloat16", "float16", "float32", "complex64"),
     ),
+    Known("linalg.norm.subgradients_at_zero", "the second derivative of orders below 0 is NaN", orders=(2,)),
     Known("masked.logaddexp", "the second derivative is NaN", orders=(2,)),
 )
 

@@ -352,6 +352,8 @@ Others go wrong in another way; the same tests hold these, and that the check sa
 - `_masked_softmax` of a transposed tensor and `_scaled_dot_product_flash_attention_for_cpu` of tensors whose last axis
   has a stride misread them: their values are wrong, and their gradients are not the derivatives of those values either.
   (`softmax` and `scaled_dot_product_attention` call them with contiguous tensors alone.)
+- The second derivative of `linalg.vector_norm(x, ord)` of zeros is NaN for every `ord` below 0, although the first one
+  is 0 there by torch's own choice, and the norm stays 0 along every axis.
 - `torch.func.vmap` over the backward pass of `cdist` gives wrong numbers, though each row by itself is right.
 
 `python tests/conformance/corpus/wrong_in_torch.py` prints this page.
