@@ -34,7 +34,7 @@ BUSY = 3
 """Other calls under way, from which on a small one joins them: a stream of one call is slower than a call."""
 
 SMALL = 64 * 1024
-"""Bytes of a request's tensors, up to which it is small."""
+"""Bytes of a request's graph and tensors, up to which it is small."""
 
 IDLE = 1.0
 """Seconds after which a stream ends that nobody uses."""
@@ -68,7 +68,7 @@ def may_gather(target: Target) -> bool:
 
 def is_small(request: Request[Any]) -> bool:
     """Whether a call may join others. Where the program traces, each has a span and metadata of its own instead."""
-    return request.tensor_bytes <= SMALL and not spans.are_made()
+    return len(request.graph) + request.tensor_bytes <= SMALL and not spans.are_made()
 
 
 def result_of(answer: Answer | None, request: Request[Any]) -> Any:

@@ -223,6 +223,13 @@ def test_large_requests_go_by_themselves(server: str) -> None:
         x = np.ones(gathering.SMALL // 8 + 1)
         found = by_threads(8, lambda _: client.vjp("sum(x)", {"x": x}).gradients["x"])
         assert all(np.array_equal(one, x) for one in found)
+        graph = go.Graph()
+        value = graph.input("x")
+        for _ in range(3000):
+            value = value + 1
+        graph.output("y", value)
+        assert len(graph.to_bytes()) > gathering.SMALL
+        assert [3001.0] * 8 == by_threads(8, lambda _: float(client.evaluate(graph, {"x": 1.0}).outputs["y"]))
         assert client._gathering._shared is None
 
 
