@@ -32,8 +32,9 @@ class Client:
     of a CA's certificate, or a `TLS`. `token` goes with every call as a bearer token. `timeout` is in seconds, for
     calls that name none: ten minutes unless said, math.inf for no limit. `channels` is the number of connections, over
     which calls are spread; over a single one to an IP address, localhost or a socket, small calls that several threads
-    make at the same time go together. A call that a server cannot take just now is repeated, five times at most. `shared_memory` hands large tensors to a
-    server at "unix:PATH" as memory files; it must have been started with --shared-memory.
+    make at the same time go together. A call that a server cannot take just now is repeated, five times at most.
+    `shared_memory` hands large tensors to a server at "unix:PATH" as memory files; it must have been started with
+    --shared-memory.
 
     In every method `graph` is a Graph or an expression, and `primals` holds a tensor for each of its inputs, by name: a
     numpy array, a number, nested lists of numbers, anything with `__dlpack__`, or one that the server makes (`normal`,
