@@ -222,6 +222,16 @@ def test_cancelled_calls_and_timeouts_are_split(ids: list[int], timeout: float) 
     assert [stream_wire.Cancelled([one]) for one in ids] == list(stream_wire.split(memoryview(alone)))
 
 
+def test_too_many_cancelled_calls_are_refused() -> None:
+    """A field of millions of ids would hold up everybody else; as many as may be unanswered are taken."""
+    ids = list(range(1024))
+    (found,) = stream_wire.split(memoryview(service_pb2.StreamRequest(cancelled=ids).SerializeToString()))
+    assert stream_wire.Cancelled(ids) == found
+    message = service_pb2.StreamRequest(cancelled=range(1025)).SerializeToString()
+    with pytest.raises(wire_format.MalformedError, match="expected at most 1024 cancelled calls together, got more"):
+        list(stream_wire.split(memoryview(message)))
+
+
 def test_call_of_too_many_fields_is_refused() -> None:
     """A call that repeats its fields without end is no call."""
     inside = wire_format.tagged(1, 1) * 65

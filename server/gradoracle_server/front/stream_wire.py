@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ _METHODS = {
 }
 _FIELDS = {method: field for field, method in _METHODS.items()}
 _TIMEOUT = 12  # StreamCall.timeout_seconds
+_CANCELLED_AT_MOST = 1024  # ids in one field: no more calls of a stream can be unanswered
 _FIELDS_AT_MOST = 64  # of one call or chunk; protobuf lets fields come again and again, but nobody sends that many
 
 
@@ -83,9 +85,16 @@ def split(message: memoryview) -> Iterator[Call | Chunk | Cancelled]:
         elif kind == wire_format.LENGTH and number == 2:
             yield _chunk(message, start, end)
         elif kind == wire_format.LENGTH and number == 3:
-            yield Cancelled(list(wire_format.varints(message, start, end)))
+            yield Cancelled(_ids(message, start, end))
         elif kind == wire_format.VARINT and number == 3:
             yield Cancelled([start])
+
+
+def _ids(message: memoryview, start: int, end: int) -> list[int]:
+    found = list(itertools.islice(wire_format.varints(message, start, end), _CANCELLED_AT_MOST + 1))
+    if len(found) > _CANCELLED_AT_MOST:
+        raise wire_format.MalformedError(f"expected at most {_CANCELLED_AT_MOST} cancelled calls together, got more")
+    return found
 
 
 def _call(message: memoryview, start: int, end: int) -> Call:
