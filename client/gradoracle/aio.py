@@ -314,15 +314,16 @@ class AsyncClient:
             return result
         return await self._gathering.answer(request, timeout, self._alone)
 
-    async def _alone(self, request: Request[R], timeout: float | None) -> R:
-        return request.method.answer(await self._unary(request.method, request.to_bytes(), timeout))
+    async def _alone(self, request: Request[R], timeout: float | None, left: float | None) -> R:
+        return request.method.answer(await self._unary(request.method, request.to_bytes(), timeout, left))
 
-    async def _unary(self, method: Method[R], data: bytes, timeout: float | None) -> bytes:
+    async def _unary(self, method: Method[R], data: bytes, timeout: float | None, left: float | None = None) -> bytes:
+        """`left` is what is left of the timeout, where some of it is over."""
         if self._closed:  # meanwhile
             raise ServerUnavailableError(status.cut_off(self.address, "the client was closed"))
         call = spans.traced_async(next(self._calls[method.path]), method.path, self._target)
         try:
-            answer: bytes = await call(data, timeout=timeout, metadata=self._target.metadata)
+            answer: bytes = await call(data, timeout=timeout if left is None else left, metadata=self._target.metadata)
             return answer
         except grpc.RpcError as error:
             raise status.from_call(error, self.address, timeout) from error

@@ -344,15 +344,16 @@ class Client:
             return result
         return self._gathering.answer(request, timeout, self._alone)
 
-    def _alone(self, request: Request[R], timeout: float | None) -> R:
-        return request.method.answer(self._unary(request.method, request.to_bytes(), timeout))
+    def _alone(self, request: Request[R], timeout: float | None, left: float | None) -> R:
+        return request.method.answer(self._unary(request.method, request.to_bytes(), timeout, left))
 
-    def _unary(self, method: Method[R], data: bytes, timeout: float | None) -> bytes:
+    def _unary(self, method: Method[R], data: bytes, timeout: float | None, left: float | None = None) -> bytes:
+        """`left` is what is left of the timeout, where some of it is over."""
         if self._closed:  # meanwhile
             raise ServerUnavailableError(status.cut_off(self.address, "the client was closed"))
         call = spans.traced(next(self._calls[method.path]), method.path, self._target)
         try:
-            return call(data, timeout=timeout, metadata=self._target.metadata)
+            return call(data, timeout=timeout if left is None else left, metadata=self._target.metadata)
         except grpc.RpcError as error:
             raise status.from_call(error, self.address, timeout) from error
 

@@ -45,8 +45,8 @@ _FRUITLESS = 16  # messages that do not wait after one that waited in vain
 
 R = TypeVar("R")
 
-Alone: TypeAlias = Callable[[Request[R], float | None], R]
-"""Makes a call by itself, in so many seconds."""
+Alone: TypeAlias = Callable[[Request[R], float | None, float | None], R]
+"""Makes a call by itself: the request, its timeout, and what is left of that, in seconds."""
 
 Answer: TypeAlias = tuple[service_pb2.StreamAnswer, list[Bytes]]
 """An answer and its attachments."""
@@ -98,7 +98,7 @@ class Gathering:
     def answer(self, request: Request[R], timeout: float | None, alone: Alone[R]) -> R:
         """A call's result: over the stream that others share, or as `alone` gives it, in what is left of the timeout.
         Raises GradOracleError."""
-        mine = threading.get_ident()
+        mine, left = threading.get_ident(), timeout
         self._under_way.add(mine)
         try:
             if self._may and len(self._under_way) > BUSY and is_small(request):
@@ -108,8 +108,8 @@ class Gathering:
                     raise found
                 if found is not None:
                     return found
-                timeout = None if end is None else max(0.0, end - time.monotonic())
-            return alone(request, timeout)
+                left = None if end is None else max(0.0, end - time.monotonic())
+            return alone(request, timeout, left)
         finally:
             self._under_way.discard(mine)
 
@@ -187,6 +187,8 @@ class _Shared:
         return True
 
     def _messages(self) -> Iterator[bytes]:
+        """What is sent. What has waited in vain for company is a sign that those under way take long, and that their
+        callers ask nothing meanwhile: then nothing waits for a while."""
         bundle, hurried = Bundle(), 0
         while True:
             try:
@@ -195,21 +197,28 @@ class _Shared:
                 if self._ends():
                     return
                 continue
-            count, end = 0, 0.0 if hurried else time.monotonic() + _PATIENCE
-            while part is not None:
-                count += 1
-                if not bundle.add(part):
-                    break
-                left = end - time.monotonic() if count * _SHARE < len(self._waiting) else 0.0
-                try:
-                    part = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            hurried = max(0, hurried - 1) if count > 1 or hurried else _FRUITLESS * (len(self._waiting) > _SHARE)
+            is_last, in_vain = self._bundled(bundle, part, 0.0 if hurried else _PATIENCE)
+            hurried = _FRUITLESS if in_vain else max(0, hurried - 1)
             if not bundle.is_empty:
                 yield bundle.take()
-            if part is None:
+            if is_last:
                 return
+
+    def _bundled(self, bundle: Bundle, part: bytes | None, patience: float) -> tuple[bool, bool]:
+        """Bundles a part with what comes in so many seconds, where many calls are under way. Gives whether nothing is
+        to be sent after it, and whether it has waited in vain."""
+        count, waited, end = 0, False, time.monotonic() + patience
+        while part is not None:
+            count += 1
+            if not bundle.add(part):
+                break
+            left = end - time.monotonic() if count * _SHARE < len(self._waiting) else 0.0
+            waited = waited or left > 0
+            try:
+                part = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
+            except queue.Empty:
+                break
+        return part is None, waited and count == 1
 
     def _ends(self) -> bool:
         with self._changing:
@@ -233,5 +242,6 @@ class _Shared:
                 self.open = False
             self._queue.put(None)
             self._call.cancel()
-            while self._waiting:
-                self._waiting.popitem()[1].tell(None)
+            for call_id in list(self._waiting):
+                if (waiter := self._waiting.pop(call_id, None)) is not None:  # else its caller has just given up
+                    waiter.tell(None)

@@ -35,9 +35,13 @@ class AsyncGathering:
         self._shared: _Shared | None = None
 
     async def answer(
-        self, request: Request[R], timeout: float | None, alone: Callable[[Request[R], float | None], Awaitable[R]]
+        self,
+        request: Request[R],
+        timeout: float | None,
+        alone: Callable[[Request[R], float | None, float | None], Awaitable[R]],
     ) -> R:
         """As `Gathering.answer`."""
+        left = timeout
         self._under_way += 1
         try:
             if self._may and self._under_way > BUSY and is_small(request):
@@ -47,8 +51,8 @@ class AsyncGathering:
                     raise found
                 if found is not None:
                     return found
-                timeout = None if end is None else max(0.0, end - time.monotonic())
-            return await alone(request, timeout)
+                left = None if end is None else max(0.0, end - time.monotonic())
+            return await alone(request, timeout, left)
         finally:
             self._under_way -= 1
 

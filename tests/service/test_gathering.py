@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -264,6 +265,111 @@ def test_the_texts_of_late_calls_are_the_same() -> None:
     assert str(gathering.late(target, 0.5)) == (
         "the timeout of 0.5 s passed before 127.0.0.1:1 answered; the work is stopped"
     )
+
+
+class Recorded(queue.SimpleQueue[bytes | None]):
+    """A queue that keeps how its messages were asked for: True where the caller would have waited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[bool] = []
+
+    def get(self, block: bool = True, timeout: float | None = None) -> bytes | None:
+        self.asked.append(block)
+        return super().get(block, timeout)
+
+    def get_nowait(self) -> bytes | None:
+        self.asked.append(False)
+        return super().get_nowait()
+
+
+def sender(waiting: int) -> tuple[Recorded, Iterator[bytes], gathering._Shared]:
+    """What a stream sends from, and what it sends, while so many calls are under way."""
+    kept: list[Iterator[bytes]] = []
+    silent = threading.Event()
+
+    class Call:
+        def __iter__(self) -> Iterator[bytes]:
+            silent.wait(30)
+            return iter(())
+
+        def cancel(self) -> None:
+            silent.set()
+
+    def begin(messages: Iterator[bytes]) -> Call:
+        kept.append(messages)
+        return Call()
+
+    shared = gathering._Shared(begin)
+    recorded = shared._queue = Recorded()
+    shared._waiting.update({-number: gathering._Waiter() for number in range(1, waiting + 1)})
+    return recorded, kept[0], shared
+
+
+def test_messages_wait_for_company_where_there_may_be_some() -> None:
+    """A message of one among many calls waits; after one that waited in vain the next sixteen do not. What is there
+    goes together, and among few calls nothing waits."""
+    recorded, messages, shared = sender(20)
+    waits = []
+    for turn in range(18):
+        recorded.asked.clear()
+        recorded.put(b"%d" % turn)
+        assert b"%d" % turn == next(messages)
+        waits.append(any(recorded.asked[1:]))
+    assert [True] + [False] * 16 + [True] == waits
+    for part in (b"a", b"b", b"c"):
+        recorded.put(part)
+    assert b"abc" == next(messages)
+    shared._call.cancel()
+
+    recorded, messages, shared = sender(3)
+    recorded.put(b"alone")
+    assert b"alone" == next(messages)
+    assert [True, False] == recorded.asked
+    shared._call.cancel()
+
+
+def test_who_gives_up_while_the_stream_breaks_disturbs_nobody() -> None:
+    """Callers who are told and callers who give up at the same moment are each told once, or not at all."""
+    for _ in range(50):
+        _, _, shared = sender(0)
+        waiters = {number: gathering._Waiter() for number in range(200)}
+        shared._waiting.update(waiters)
+        leaving = threading.Thread(target=lambda shared=shared: [shared.forget(number) for number in range(0, 200, 2)])
+        leaving.start()
+        shared._call.cancel()
+        leaving.join(10)
+        assert all(waiters[number].wait(10) for number in range(1, 200, 2))
+        assert not shared._waiting
+
+
+def test_what_falls_back_has_what_is_left_of_its_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And still knows the whole of it."""
+    monkeypatch.setattr(gathering.Gathering, "_together", lambda *_: time.sleep(0.05))
+    target = channel.target("127.0.0.1:1", tls=None, token=None, timeout=None, channels=1)
+    gathered = gathering.Gathering(target, iter(()))
+    asked: list[tuple[float | None, float | None]] = []
+
+    def alone(request: Request[Any], timeout: float | None, left: float | None) -> None:
+        asked.append((timeout, left))
+
+    for under_way in ({-1}, {-1, -2, -3}):
+        gathered._under_way = under_way
+        for timeout in (5.0, 0.01, None):
+            gathered.answer(told("echo"), timeout, alone)
+    assert [(5.0, 5.0), (0.01, 0.01), (None, None)] == asked[:3]
+    (whole, left), late, unlimited = asked[3:]
+    assert whole == 5.0
+    assert left is not None
+    assert 4.0 < left < 4.96
+    assert [(0.01, 0.0), (None, None)] == [late, unlimited]
+
+
+def test_a_call_without_time_left_says_its_whole_timeout(fake: front_server.Server) -> None:
+    """What was left of it is nobody's business."""
+    with go.Client(fake.address) as client, pytest.raises(go.DeadlineExceededError) as raised:
+        client._alone(told("sleep 60"), 0.5, 0.0)
+    assert str(raised.value) == gathering.status.late(fake.address, 0.5)
 
 
 async def test_a_cancelled_task_stops_its_work(fake: front_server.Server) -> None:
