@@ -432,6 +432,8 @@ def test_a_kink_that_no_axis_has():
     assert report.verdict is Verdict.NON_DIFFERENTIABLE
     low, high = one(report).kink
     assert low < 0 < high
+    outside = check(least, x, claimed={"x": 50 * torch.eye(4, dtype=F64) + 1})
+    assert (Verdict.NON_DIFFERENTIABLE, False) == (outside.verdict, one(outside).claim_inside)
     several = planted(torch.sin, lambda inputs, u, right: (right[0] + 0.2 * torch.eye(4, dtype=F64),))
     assert check(several, x).verdict is Verdict.FAIL
 

@@ -10,8 +10,6 @@ from gradoracle_server.engine.examine import ALL_UNITS, Examiner
 from gradoracle_server.engine.slopes import Slopes
 
 _FOUND = 10  # wrong elements named, and blocks followed, at most
-
-
 _JOINT = 2  # directions, each of which must have the kink
 
 

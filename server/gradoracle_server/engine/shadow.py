@@ -133,19 +133,14 @@ def _is_another_choice(off: torch.Tensor, size: torch.Tensor, coarse: float) -> 
 def _is_rounding(tape: Tape, twin: Subject, twin_tape: Tape, coarse: float) -> bool:
     """Whether a shadow's outputs move as far as they are from those in low precision when what operators read and make
     is rounded to that; and not so far that it would be another function."""
-
-    def moved() -> list[torch.Tensor]:
-        return [one.detach() for one in twin.tape().outputs]
-
-    centre = [one.detach() for one in twin_tape.outputs]
     runs: list[list[torch.Tensor]] = []
     for context in roundings(coarse, twin.seed):
         try:
             with context:
-                runs.append(moved())
+                runs.append(twin.tape().outputs)
         except (Fault, RuntimeError):  # it refuses moved numbers
             return False
-    for place, (low, high) in enumerate(zip(tape.outputs, centre, strict=True)):
+    for place, (low, high) in enumerate(zip(tape.outputs, twin_tape.outputs, strict=True)):
         if not has_gradient(high) or not high.numel():
             continue
         apart = _typical(raised(low.detach()) - high)
@@ -157,7 +152,7 @@ def _is_rounding(tape: Tape, twin: Subject, twin_tape: Tape, coarse: float) -> b
 
 def _typical(tensor: torch.Tensor) -> float:
     """The root mean square of what is finite."""
-    return float(tensor.abs().nan_to_num(0.0, 0.0).square().mean().sqrt())
+    return float(tensor.detach().abs().nan_to_num(0.0, 0.0).square().mean().sqrt())
 
 
 def is_faithful(distance: float, coarse: float) -> bool:
