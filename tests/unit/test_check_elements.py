@@ -6,14 +6,12 @@ import pytest
 import torch
 from check_cases import F64, check, planted
 
-from gradoracle_server.engine import curves, jacobians, trial
+from gradoracle_server.engine import curves, jacobians, slopes, trial
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.examine import Examiner
-from gradoracle_server.engine.finite_difference import Derivative
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.report import Diagnosis, Mode, Verdict
-from gradoracle_server.engine.slopes import Slopes
 
 
 def draw(*shape, dtype=F64, seed=0):
@@ -148,44 +146,6 @@ def test_longer_steps_are_for_small_inputs():
     assert report.evaluations <= 64
 
 
-def slopes_of(values, bars):
-    """Two directions, one output."""
-    value, bar = (torch.tensor(one, dtype=F64) for one in (values, bars))
-    derivative = Derivative(value[:, None], bar[:, None])
-    return Slopes(value, bar, value, value, torch.zeros(2, dtype=torch.bool), derivative, smooth=True)
-
-
-USUAL = slopes_of([1.0, 2.0], [1e-6, 1e-6])
-
-
-@pytest.mark.parametrize(
-    ("longer", "other", "values", "bars"),
-    [
-        ([1.0 + 1e-8, 2.0], [1.0 + 2e-8, 2.0], [1.0 + 1e-8, 2.0], [1e-7, 1e-7]),
-        ([1.0 + 1e-8, 2.0], [1.5, 2.0], [1.0, 2.0], [1e-6, 1e-7]),
-        ([1.5, 2.0], [1.5, 2.0], [1.0, 2.0], [0.5, 1e-7]),
-        ([1.5, 2.0], [1.4, 2.0], [1.0, 2.0], [1e-6, 1e-7]),
-    ],
-    ids=["they agree", "the two of a pair do not", "they contradict the usual ones", "neither"],
-)
-def test_what_longer_steps_are_believed(longer, other, values, bars, monkeypatch):
-    """Two of them that agree; against the usual ones nothing is known but the distance."""
-    space = Space.of(0, "x", torch.ones(2, dtype=F64), "")
-    passes = Passes(lambda point: point, [space.base], [torch.ones(2, dtype=F64)], device=space.base.device, seed=0)
-    examiner = Examiner(passes, space, torch.Generator(), probes=1, every=True, expected=space.base, spread=None)
-
-    def measured(directions, enough=0.0):
-        factor = float(directions[0, 0])
-        found = longer if factor in (8.0, 64.0) else other
-        return slopes_of(found, [1e-7, 1e-7]).scaled(factor)
-
-    monkeypatch.setattr(examiner, "measured", measured)
-    found, reach = examiner._sharper(torch.eye(2, dtype=F64), USUAL)
-    torch.testing.assert_close(found.value, torch.tensor(values, dtype=F64), rtol=0, atol=1e-12)
-    torch.testing.assert_close(found.bar, torch.tensor(bars, dtype=F64), rtol=1e-9, atol=0)
-    assert (reach > 1).tolist() == [bar == 1e-7 for bar in bars]
-
-
 def test_longer_steps_raise_no_alarm_where_functions_turn():
     """What oscillates within the longer steps, or ends there, is judged by the usual ones."""
     x = draw(60, seed=4).abs() * 0.01 + 1e-3
@@ -314,6 +274,24 @@ def test_full_mode_of_second_gradients():
 def test_rounding_inside_a_backward_is_no_wrong_element():
     """1 - tanh^2 where it is nearly 0 is known to the rounding of 1."""
     assert check(torch.tanh, torch.tensor([8.4, 0.3], dtype=F64), mode=Mode.FULL).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("everywhere", [False, True], ids=["at the usual steps only", "at others too"])
+def test_an_element_is_wrong_where_other_steps_say_so_too(everywhere, monkeypatch):
+    """A bar that does not hold, as some of thousands may not, is no wrong element unless other steps agree with it."""
+    measure = slopes.measure
+
+    def off(passes, question):
+        found = measure(passes, question)
+        usual = bool((question.directions.abs().amax(1) == question.space.scale.abs().amax()).all())
+        if usual or everywhere:
+            found.coordinates.value[0, 0] += 2 * found.coordinates.bar[0, 0] + 1e-9
+        return found
+
+    monkeypatch.setattr(slopes, "measure", off)
+    found = one(check(mixing, torch.ones(5, dtype=F64), mode=Mode.FULL))
+    assert found.verdict is (Verdict.FAIL if everywhere else Verdict.PASS)
+    assert [mismatch.index for mismatch in found.worst] == ([(0,)] if everywhere else [])
 
 
 def test_full_mode_has_a_limit():
