@@ -47,7 +47,7 @@ PHASES = ("queue", "decode", "plan", "forward", "backward", "check", "encode")
 SHARED_FROM = 256 * 1024
 """Payloads of this many bytes or more go through a memory file."""
 
-_ENVELOPE = struct.Struct("<BBHIQ")  # flags, kind, length of the head, attachments, bytes of payload
+_ENVELOPE = struct.Struct("<HBBIQ")  # flags, kind, length of the head, attachments, bytes of payload
 _SPAN = struct.Struct("<QQ")  # offset and length of one attachment
 _PAYLOAD_IN_MEMORY = 1
 _HAS_ATTACHMENTS = 2
@@ -57,7 +57,8 @@ _WITHOUT_DESCRIPTOR = 16
 _IN_LANE = 32
 _NEW_LANE = 64
 _AHEAD = 128
-_HEAD_AT_MOST = 256  # bytes; heads are far smaller
+_ALL_READ = 256
+_HEAD_AT_MOST = 128  # bytes
 _ANCILLARY = socket.CMSG_SPACE(2 * struct.calcsize("i"))  # room for two descriptors
 _READ = 256 * 1024 + 4096  # one read takes the largest inline message that a default socket buffer can hold
 
@@ -74,6 +75,7 @@ class Attachments:
     descriptor: int
     spans: Sequence[tuple[int, int]]
     callers: bool = False
+    on_close: Callable[[], None] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def end(self) -> int:
@@ -90,6 +92,8 @@ class Attachments:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+            if self.on_close is not None:
+                self.on_close()
 
 
 @dataclasses.dataclass(slots=True)
@@ -101,13 +105,20 @@ class Job:
     attachments: Attachments | None = None
     attachments_welcome: bool = False  # whether the reply may hold tensors in attachments
     ahead: bool = False  # whether it was sent while the worker had others, whose replies the front may not have read
+    all_read: bool = False  # whether the front has done with the attachments of every reply
 
     @classmethod
     def received(
         cls, kind: int, flags: int, _: memoryview, payload: bytes | memoryview, attachments: Attachments | None
     ) -> Job:
         """Made of the parts of a message."""
-        return cls(kind, payload, attachments, bool(flags & _ATTACHMENTS_WELCOME), bool(flags & _AHEAD))
+        welcome, ahead = bool(flags & _ATTACHMENTS_WELCOME), bool(flags & _AHEAD)
+        return cls(kind, payload, attachments, welcome, ahead, bool(flags & _ALL_READ))
+
+    @property
+    def flags(self) -> int:
+        """What a message says of it."""
+        return (_ATTACHMENTS_WELCOME if self.attachments_welcome else 0) | (_ALL_READ if self.all_read else 0)
 
 
 @dataclasses.dataclass(slots=True)
@@ -206,7 +217,7 @@ def parts(message: Job | Reply, outlet: Outlet | None = None) -> tuple[list[byte
         table = b"".join(_SPAN.pack(*span) for span in message.attachments.spans)
     if isinstance(message, Job):
         kind, head = message.method, b""
-        flags |= _ATTACHMENTS_WELCOME if message.attachments_welcome else 0
+        flags |= message.flags
     else:
         kind, head = 0, message.head()
     envelope = _ENVELOPE.pack(flags, kind, len(head), count, size)
@@ -224,7 +235,7 @@ def whole(message: Job | Reply, *, ahead: bool = False) -> bytes | None:
     if size >= SHARED_FROM or message.attachments is not None:
         return None
     if isinstance(message, Job):
-        flags = (_ATTACHMENTS_WELCOME if message.attachments_welcome else 0) | (_AHEAD if ahead else 0)
+        flags = message.flags & ~_ALL_READ | _AHEAD if ahead else message.flags
         return _ENVELOPE.pack(flags, message.method, 0, 0, size) + message.payload
     if message.tail:
         return None

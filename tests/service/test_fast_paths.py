@@ -200,3 +200,19 @@ def test_large_answers_of_small_requests_are_their_own(fast: str) -> None:
             found += pool.map(lambda one: client._call(one, None).outputs["out"], asked)
     wrong = [(k, one[0], one[-1]) for k, one in enumerate(found) if not np.all(one == k % len(asked))]
     assert [] == wrong
+
+
+def test_large_answers_of_large_requests_are_their_own(fast: str) -> None:
+    """A worker writes them into one file, again and again, but not while the front still reads the one before: with
+    many at once, that is not at all."""
+    x = np.arange(300_000, dtype=np.float64)
+    with go.Client(fast) as client:
+        asked = [go.request("evaluate", "x + k", {"x": x, "k": float(k)}) for k in range(40)]
+
+        def ask(_: int) -> list[int]:
+            found = client.map(asked, window=40)
+            return [k for k, one in enumerate(found) if not np.array_equal(one.outputs["out"], x + k)]
+
+        assert ask(0) == []
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(ask, range(4))) == [[]] * 4

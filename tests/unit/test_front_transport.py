@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from gradoracle_server import frames
-from gradoracle_server.frames import Inbox, Job, Reply
+from gradoracle_server import frames, lanes
+from gradoracle_server.frames import Attachments, Inbox, Job, Reply
 from gradoracle_server.front.transport import Connection, first_reply
 
 
@@ -106,3 +106,39 @@ async def test_first_reply_that_does_not_come(pair: tuple[socket.socket, socket.
     theirs.close()
     with pytest.raises(EOFError, match="the process ended without an answer"):
         await first_reply(ours, 10.0)
+
+
+async def test_a_job_says_whether_every_answers_file_is_read(pair: tuple[socket.socket, socket.socket]) -> None:
+    """Until all attachments of replies are closed, the worker must not write over them. One that is sent ahead never
+    says so: what comes before it has yet to be read."""
+    front = Front(pair[0])
+    inbox = Inbox(Job)
+
+    async def told(ahead: bool = False) -> bool:
+        job = Job(1, b"x")
+        if ahead:
+            front.connection.send_ahead([job])
+        else:
+            assert front.connection.send(job)
+        return (await asyncio.to_thread(inbox.wait, pair[1])).all_read
+
+    assert await told()
+    for number in range(2):
+        descriptor = lanes.memory_file([b"abc"])
+        frames.send(pair[1], Reply(0, b"", Attachments(descriptor, [(0, 3)])))
+        os.close(descriptor)
+        await until(lambda number=number: len(front.replies) == number + 1)
+    first, second = (reply.attachments for reply in front.replies)
+    assert first is not None
+    assert second is not None
+    assert not await told()
+    first.close()
+    first.close()
+    assert not await told()
+    second.close()
+    assert not await told(ahead=True)
+    assert await told()
+    frames.send(pair[1], Reply(0, b"", Attachments(-1, [(0, 3)], callers=True)))  # no file of the worker's
+    await until(lambda: len(front.replies) == 3)
+    assert await told()
+    front.connection.close()

@@ -25,6 +25,7 @@ class Connection:
         self._on_lost = on_lost
         self._inbox: Inbox[Reply] = Inbox(Reply)
         self._outlet = Outlet()
+        self._unread = 0  # replies whose attachments are still in use
         self._unsent: list[memoryview] = []
         self._closed = False
         sock.setblocking(False)
@@ -37,6 +38,7 @@ class Connection:
         for the job.
         """
         self._outlet.free()  # it has answered what it had
+        job.all_read = not self._unread
         buffers: Sequence[bytes | memoryview]
         descriptors: list[int] = []
         own = None
@@ -99,7 +101,11 @@ class Connection:
 
     def _arrived(self, look: Callable[[], Reply | None]) -> Reply | None:
         try:
-            return look()
+            reply = look()
+            if reply is not None and reply.attachments is not None and reply.attachments.descriptor >= 0:
+                self._unread += 1
+                reply.attachments.on_close = self._have_read
+            return reply
         except BlockingIOError:
             return None
         except (EOFError, OSError):
@@ -107,6 +113,9 @@ class Connection:
         except ValueError:
             self._lost(garbled=True)
         return None
+
+    def _have_read(self) -> None:
+        self._unread -= 1
 
     def _writable(self) -> None:
         while self._unsent:

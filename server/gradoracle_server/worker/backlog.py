@@ -18,6 +18,10 @@ class Backlog:
         self._begun = 0  # the number of the job that was handed out last
         self._withdrawn: set[int] = set()
 
+    def __len__(self) -> int:
+        """The jobs that have come and were not handed out."""
+        return len(self._jobs)
+
     def wait(self, sock: socket.socket) -> Job | None:
         """The next job, from a blocking socket; None where the front has taken it back. Raises as `Inbox.wait` does."""
         if self._jobs:  # they came behind another, and since, word may have come that they are not wanted any more

@@ -16,7 +16,6 @@ from typing import cast
 import torch
 from google.protobuf import message
 
-from gradoracle_server import heap
 from gradoracle_server.engine import autodiff, memory, plan, shapes
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.graph import GraphSpec, InputSpec, NodeSpec, Ref
@@ -27,6 +26,7 @@ from gradoracle_server.launch import WorkerOptions
 from gradoracle_server.worker import devices, payload, sandbox, statuses
 from gradoracle_server.worker.backlog import Backlog
 from gradoracle_server.worker.handlers import HANDLERS, PLAN_BYTES, Context, Plans
+from gradoracle_server.worker.kept import KeptMemory
 from gradoracle_server.worker.tensors import Incoming, Outgoing
 
 # Here, when the fork server imports this module, and not in each worker: they take 0.1 and 0.2 s.
@@ -37,7 +37,6 @@ _log = logging.getLogger(__name__)
 _STATM = Path("/proc/self/statm")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _OVERHEAD = 32 * 1024 * 1024  # bytes that a process may take for itself while it works for a request
-_KEPT = 64 * 1024 * 1024  # bytes of freed memory that a process keeps, where it may have sixteen times as many
 _LONGEST_ANSWER = 2**31 - 1  # bytes of a message, by protobuf's own limit
 _WITH_GRAPH = {name for name, (request, _) in HANDLERS.items() if "graph" in request.DESCRIPTOR.fields_by_name}
 _TENSORS = {name: payload.tensor_fields(request) for name, (request, _) in HANDLERS.items()}
@@ -53,9 +52,6 @@ def serve(sock: socket.socket, options: WorkerOptions) -> None:
     """Prepares the process, greets, and answers jobs."""
     # torch warns of what callers do, once a process, in lines that may hold their values.
     warnings.simplefilter("ignore")
-    kept = _KEPT if not 0 < options.max_memory_bytes < 16 * _KEPT else 0
-    if kept:
-        heap.keep_freed_memory(kept)
     worker = Worker(options)
     confinement = sandbox.Confinement(options.sandbox, options.device)
     try:
@@ -65,7 +61,7 @@ def serve(sock: socket.socket, options: WorkerOptions) -> None:
     except sandbox.SandboxError as error:
         _log.error("%s", error)
         raise SystemExit(1) from None
-    _limit_memory(options, _OVERHEAD + kept)
+    _limit_memory(options, _OVERHEAD + worker.kept.most)
     # What lives now lives for ever: 170,000 objects, nearly all torch's. To look through them for garbage in the middle
     # of a request takes 39 ms; frozen, 3 us.
     gc.freeze()
@@ -78,6 +74,8 @@ def serve(sock: socket.socket, options: WorkerOptions) -> None:
 def _answer_all(worker: Worker, sock: socket.socket, max_memory_bytes: int) -> None:
     backlog, outlet = Backlog(), Outlet()
     while True:
+        if not backlog:
+            worker.kept.rest(sock)
         try:
             job = backlog.wait(sock)
             if job is not None and not job.ahead:
@@ -126,6 +124,7 @@ class Worker:
     """Answers jobs on one device."""
 
     def __init__(self, options: WorkerOptions) -> None:
+        self.kept = KeptMemory(options.max_memory_bytes)
         self._options = options
         self._device = torch.device(options.device)
         limit = options.max_memory_bytes
@@ -146,12 +145,14 @@ class Worker:
 
     def answer(self, job: Job) -> Reply:
         """The reply to a job, whatever happens."""
+        size = len(job.payload) + (0 if job.attachments is None else job.attachments.end)
+        self.kept.prepare(size, all_read=job.all_read)
         try:
             reply = self._attempt(job)
             if reply is None:
                 # What the plans of others take is not to be missed by this request, which finds no memory.
                 self._plans.clear()
-                heap.give_back()
+                self.kept.give_back()
                 reply = self._attempt(job, again=True)
             assert reply is not None  # noqa: S101 - there is no third attempt
             return reply
@@ -165,7 +166,7 @@ class Worker:
         limit = self._options.max_memory_bytes
         incoming = Incoming(self._device, self._options.max_tensor_bytes, job.attachments, limit)
         method = METHODS[job.method]
-        outgoing = Outgoing(job.attachments_welcome, job.attachments, keep=method in _KEPT_OUT)
+        outgoing = Outgoing(job.attachments_welcome, job.attachments, keep=method in _KEPT_OUT, file=self.kept.file)
         try:
             context, reply = self._run(job, method, phases, incoming, outgoing)
             reply.plan_cache, reply.verdict = context.plan_cache, context.verdict

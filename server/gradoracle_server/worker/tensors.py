@@ -6,7 +6,7 @@ import ctypes
 import math
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -16,6 +16,7 @@ from gradoracle_server.engine import memory
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.program import computation_failed
 from gradoracle_server.frames import Attachments
+from gradoracle_server.worker.kept import new_file
 
 DTYPES: dict[int, torch.dtype] = {
     number: getattr(torch, name.removeprefix("DTYPE_").lower()) for name, number in pb.Dtype.items() if number
@@ -196,14 +197,23 @@ class Outgoing:
     Into the caller's memory, behind what it holds of the request, where the request came in it.
     """
 
-    def __init__(self, attachments_welcome: bool, memory: Attachments | None = None, *, keep: bool = False) -> None:
-        """`keep`: the data of large tensors may be left out of messages, and be put into their places afterwards."""
+    def __init__(
+        self,
+        attachments_welcome: bool,
+        memory: Attachments | None = None,
+        *,
+        keep: bool = False,
+        file: Callable[[], int] = new_file,
+    ) -> None:
+        """`keep`: the data of large tensors may be left out of messages, and be put into their places afterwards.
+        `file` gives the descriptor of a memory file for attachments, to be closed."""
         self._welcome = attachments_welcome
         self._keep = keep and not attachments_welcome
         self.kept: list[memoryview] = []
         """What was left out, by the number that the message has as its attachment's."""
         self._callers = memory if memory is not None and memory.callers else None
         self._from = _ATTACHED_FROM if self._callers is None else _SHARED_FROM
+        self._file_for_attachments = file
         self._descriptor = -1
         self._end = 0 if self._callers is None else self._callers.end
         self._spans: list[tuple[int, int]] = []
@@ -246,7 +256,7 @@ class Outgoing:
         if self._callers is not None:
             return self._callers.descriptor
         if self._descriptor < 0:
-            self._descriptor = os.memfd_create("gradoracle", os.MFD_CLOEXEC)
+            self._descriptor = self._file_for_attachments()
         return self._descriptor
 
     def attachments(self) -> Attachments | None:
