@@ -288,7 +288,7 @@ def memory_files(server: Server) -> int:
 def test_cancelled_stream_stops_its_calls(server: Server, stub: Stub) -> None:
     """When the stream breaks, what ran for it is ended, what waited is dropped, and memory is given back."""
     eventually(lambda: server.metric('gradoracle_workers{device="cpu",state="idle"}') == 2)
-    assert 0 == memory_files(server)
+    eventually(lambda: memory_files(server) == 0)  # one may be ready for a while, after a large upload
     talk = Talk(stub)
     for number in range(6):
         talk.say(chunk(number, 0, b"x"), call(number, "sleep 60", attachments=1))

@@ -6,6 +6,7 @@ import os
 
 from gradoracle_server.frames import Attachments
 from gradoracle_server.front import statuses
+from gradoracle_server.front.files import LARGE, Files
 
 _ALIGNMENT = 64  # bytes; what the widest vector instructions like
 _RETRY_AFTER = 1.0  # seconds; how soon other calls' attachments are done with is anyone's guess
@@ -18,6 +19,7 @@ class Budget:
         self.limit = limit
         self.tensor_limit = tensor_limit
         self.held = 0
+        self.files = Files()
 
     def over_tensor(self, what: str, length: int) -> statuses.Failure | None:
         """The failure of an attachment that is larger than a tensor may be."""
@@ -48,6 +50,7 @@ class Upload:
         self._budget = budget
         self._call_id = call_id
         self._descriptor = -1
+        self._last = -1  # of the same file, for whoever closes it last gives its pages back
 
     def add(self, attachment: int, data: memoryview) -> None:
         """Appends a piece to an attachment, the last one or the next."""
@@ -66,16 +69,20 @@ class Upload:
             return None
         os.ftruncate(self._descriptor, max(self._end(), _ALIGNMENT))  # an empty file could not be mapped
         made = Attachments(self._descriptor, self.spans)
+        if self.held >= LARGE:
+            self._last = os.dup(self._descriptor)
+            self._budget.files.make_ready(self.held)
         self._descriptor = -1
         return made
 
     def close(self) -> None:
         """Gives everything back. May be called again."""
+        for one in (self._descriptor, self._last):
+            if one >= 0:
+                self._budget.files.discard(one, self.held)
+        self._descriptor = self._last = -1
         self._budget.held -= self.held
         self.held = 0
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
     def _add(self, attachment: int, data: memoryview) -> statuses.Failure | None:
         if attachment == len(self.spans):
@@ -84,7 +91,7 @@ class Upload:
             text = f"chunks: expected attachment {max(0, len(self.spans) - 1)} or {len(self.spans)} of call"
             return statuses.malformed("Stream", f"{text} {self._call_id}, got {attachment}")
         if self._descriptor < 0:
-            self._descriptor = os.memfd_create("gradoracle", os.MFD_CLOEXEC)
+            self._descriptor = self._budget.files.take()
         start, length = self.spans[-1]
         if (failure := self._over(attachment, length + len(data), len(data))) is not None:
             return failure

@@ -1,0 +1,141 @@
+"""Memory files of the front's: empty ones to begin with, others made ready beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gradoracle_server.front import files
+from gradoracle_server.front.files import LARGE, Files
+from gradoracle_server.front.uploads import Budget, Upload
+
+SIZE = 3 * LARGE
+
+
+def kept() -> list[int]:
+    """The sizes of the memory files that this process has."""
+    found = []
+    for one in Path("/proc/self/fd").iterdir():
+        try:
+            if "memfd:gradoracle" in str(one.readlink()):
+                found.append(one.stat().st_size)
+        except FileNotFoundError:
+            pass
+    return sorted(found)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Whatever happens, all are closed in the end."""
+    assert kept() == []
+    yield
+    assert kept() == []
+
+
+async def until(sizes: list[int]) -> None:
+    async with asyncio.timeout(10):
+        while kept() != sizes:
+            await asyncio.sleep(0.001)
+
+
+async def at_rest(made: Files) -> None:
+    """Waits until none is being made."""
+    async with asyncio.timeout(10):
+        while made._is_making:
+            await asyncio.sleep(0.001)
+
+
+async def test_another_is_ready_for_the_next_upload() -> None:
+    """It is a new one of that size, whose pages are there and hold zeros, whatever became of the first."""
+    made = Files()
+    first = made.take()
+    os.pwrite(first, b"secret", 0)
+    number = os.fstat(first).st_ino
+    made.make_ready(SIZE)
+    made.discard(first, SIZE)
+    await until([SIZE])
+    await at_rest(made)
+    second = made.take()
+    found = os.fstat(second)
+    assert (found.st_size, found.st_blocks * 512) == (SIZE, SIZE)
+    assert found.st_ino != number
+    assert os.pread(second, SIZE, 0) == bytes(SIZE)
+    made.discard(second, 100)
+    made.close()
+
+
+async def test_none_is_for_small_and_very_large_ones() -> None:
+    """For small ones it is not worth its while, and very large ones would be held for nobody."""
+    made = Files()
+    for size in (LARGE - 1, 64 * LARGE + 1):
+        made.make_ready(size)
+        made.discard(made.take(), size)
+        await at_rest(made)
+        await until([])
+
+
+async def test_one_is_ready_and_no_more() -> None:
+    """However many are asked for."""
+    made = Files()
+    for _ in range(5):
+        made.make_ready(SIZE)
+    await until([SIZE])
+    await at_rest(made)
+    made.make_ready(SIZE)
+    await at_rest(made)
+    assert kept() == [SIZE]
+    made.close()
+
+
+async def test_what_nobody_wants_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while."""
+    monkeypatch.setattr(files, "_IDLE", 0.02)
+    made = Files()
+    made.make_ready(SIZE)
+    await until([SIZE])
+    await until([])
+
+
+async def test_without_memory_for_it_none_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the next upload tries for itself."""
+
+    def full(*_: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    made = Files()
+    made.make_ready(SIZE)
+    await at_rest(made)
+    assert kept() == []
+    os.close(made.take())
+
+
+async def test_an_upload_has_its_own_bytes_and_no_more() -> None:
+    """Those of a file that was ready are cut to its size."""
+    budget = Budget(0, 0)
+    before = Upload(budget, 1)
+    before.add(0, memoryview(bytes(SIZE)))
+    given = before.attachments()
+    assert given is not None
+    given.close()
+    before.close()
+    await until([SIZE])
+    await at_rest(budget.files)
+    upload = Upload(budget, 2)
+    upload.add(0, memoryview(b"x" * (LARGE + 5)))
+    upload.add(1, memoryview(b"abc"))
+    found = upload.attachments()
+    assert found is not None
+    (first, length), (second, _) = found.spans
+    assert os.fstat(found.descriptor).st_size == second + 3
+    assert os.pread(found.descriptor, length, first) == b"x" * (LARGE + 5)
+    assert os.pread(found.descriptor, 100, first + length) == bytes(second - first - length) + b"abc"
+    found.close()
+    upload.close()
+    await until([LARGE + 8])
+    await at_rest(budget.files)
+    budget.files.close()
