@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gradoracle_server.engine import finite_difference, longer, slopes, tolerances
+from gradoracle_server.engine import finite_difference, slopes, tolerances
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.products import Assessment, Products, distance, root_mean_square
@@ -26,6 +26,11 @@ _DOUBTED = 4  # directions that are measured once more in another way before the
 _BLOCKS = 16  # of elements, at most, that are moved apart from the others
 _LAST_BITS = 16 * torch.finfo(torch.float64).eps
 _FLOORS = 4.0
+_LONGER = ((8.0, 12.0), (64.0, 96.0))
+_LONGER_AGAIN = ((10.0, 14.0), (80.0, 112.0))
+"""What steps are multiplied by where rounding of the values hides a small fault: it counts less then, and where the
+function bends too much for that, the bars say so, or the two of a pair do not agree."""
+
 _BLURRED = 1e-4  # a bar beside its slope, where more than rounding inside of a function is unclear
 _SMALL = 1e-3  # of the largest element: what is less is small
 
@@ -57,7 +62,7 @@ class Examiner:
         self._alone = space.lengths() if self.units and not space.kind else None
         self.slopes: Slopes
         self._refined = False
-        self._reach: torch.Tensor | None = None  # (C, M): how much longer steps were where elements are moved alone
+        self._reach: torch.Tensor | None = None  # (C,): how much longer steps were where elements are moved alone
         self._blind: torch.Tensor | None = None
         self._last: tuple[torch.Tensor, torch.Tensor | None, Products] | None = None
 
@@ -115,8 +120,10 @@ class Examiner:
         ]
         wider, likely = _added([one.total for one in uncertain]), _added([one.size for one in uncertain])
         if unrest is not None:
-            least = self.passes.strength * unrest / finite_difference.LADDERS[0]
-            least = least.sum().expand_as(self.slopes.bar) if self._reach is None else (1 / self._reach) @ least
+            least = torch.full_like(
+                self.slopes.bar, float(self.passes.strength @ unrest) / finite_difference.LADDERS[0]
+            )
+            least = least if self._reach is None else least / self._reach
             wider, likely = (least if one is None else one + least for one in (wider, likely))
         return self._assessed(gradient, self._products(gradient), self.slopes, wider, likely)
 
@@ -243,7 +250,7 @@ class Examiner:
         masks[rows, largest_first] = True
         directions = self.space.drawn(masks.shape[0], self.generator, masks)
         if at_floor:
-            directions = torch.cat([directions * factors[0] for factors in longer.FACTORS])
+            directions = torch.cat([directions * factors[0] for factors in _LONGER])
         found = self.measured(directions, math.inf)
         useful = (
             found.bar <= self.slopes.bar.max()
@@ -264,15 +271,31 @@ class Examiner:
         if after is before:
             return False
         self._blind = None
-        self._reach = torch.ones_like(self.slopes.coordinates.bar)
+        self._reach = torch.ones_like(self.slopes.bar)
         self._reach[rows] = reach
         self.slopes = self.slopes.replaced(rows, after)
         return True
 
     def _sharper(
-        self, directions: torch.Tensor, found: Slopes, factors: Sequence[tuple[float, float]] = longer.FACTORS
+        self, directions: torch.Tensor, found: Slopes, pairs: Sequence[tuple[float, float]] = _LONGER
     ) -> tuple[Slopes, torch.Tensor]:
-        return longer.sharper(self.passes, lambda some: self.measured(some, math.inf), directions, found, factors)
+        """Slopes along directions, each of these or of longer steps, whichever has the narrower bar; and how much
+        longer its steps were, (P,)."""
+        reach, doubted = torch.ones_like(found.bar), found.kinked
+        for pair in pairs:
+            longer, other = (self.measured(directions * one, math.inf).scaled(1 / one) for one in pair)
+            sure = ~longer.kinked & ~other.kinked & ~doubted & (other.bar <= 4 * longer.bar)
+            sure &= (longer.value - other.value).abs() <= longer.bar + other.bar
+            apart = (longer.value - found.value).abs()
+            contradicted = sure & (apart > longer.bar + found.bar)
+            better = sure & ~contradicted & (longer.bar < found.bar)
+            if bool(contradicted.any()):  # short steps may have seen how the function rounds inside
+                bar = torch.where(contradicted, torch.maximum(found.bar, apart), found.bar)
+                found, doubted = dataclasses.replace(found, bar=bar), doubted | contradicted
+            if bool(better.any()):
+                found = found.replaced(better, longer.of(better))
+                reach[better] = pair[0]
+        return found, reach
 
     def confirm(self, assessment: Assessment) -> None:
         """Measures the directions that fail worst on every ladder: a slope that shorter steps contradict is no
@@ -283,7 +306,7 @@ class Examiner:
         nothing = torch.zeros(int(rows.sum()), dtype=torch.float64, device=self.directions.device)
         finer = slopes.measure(self.passes, Question(self.space, self.directions[rows], nothing))
         if self._reach is not None:
-            finer, reach = self._sharper(self.directions[rows], finer, longer.FACTORS_AGAIN)
+            finer, reach = self._sharper(self.directions[rows], finer, _LONGER_AGAIN)
             self._reach[rows] = torch.minimum(self._reach[rows], reach)
         self.slopes = self.slopes.replaced(rows, finer)
 

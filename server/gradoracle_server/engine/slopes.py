@@ -277,24 +277,18 @@ def _on_ladder(
         loud = finite_difference.loud(passes.centre)
         faint = finite_difference.faint(passes.centre, passes.epsilon)
         found = found.with_longer(known, least, values.ladder[0], loud, faint)
+    weight = passes.weight
     settled = found.bar <= torch.maximum(1e-3 * found.value.abs(), passes.settled)
     if bool(settled.all()):
-        return plain(passes, found, smooth=True)
+        total, bar = found.value @ weight, found.bar @ passes.strength
+        return Slopes(total, bar, total, total, torch.zeros_like(bar, dtype=torch.bool), found, True)
+    total = (found.value * weight).nan_to_num().sum(1)
+    bar = _weighted(found.bar, weight)
     # Coordinates whose two-sided derivative is so unsure that a kink may be the cause.
-    doubtful = ~settled & (passes.weight != 0)
-    if not doubtful.any():
-        return dataclasses.replace(plain(passes, found, smooth=False), smooth=True)
-    return _with_kinks(passes, values, plain(passes, found, smooth=False), doubtful)
-
-
-def plain(passes: Passes, found: Derivative, *, smooth: bool) -> Slopes:
-    """Slopes made of two-sided derivatives of the outputs alone. Where not `smooth`, some may be unknown."""
-    if smooth:
-        total, bar = found.value @ passes.weight, found.bar @ passes.strength
-    else:
-        total = (found.value * passes.weight).nan_to_num().sum(1)
-        bar = _weighted(found.bar, passes.weight)
-    return Slopes(total, bar, total, total, torch.zeros_like(bar, dtype=torch.bool), found, smooth)
+    doubtful = ~settled & (weight != 0)
+    smooth = not doubtful.any()
+    plain = Slopes(total, bar, total, total, torch.zeros_like(bar, dtype=torch.bool), found, smooth)
+    return plain if smooth else _with_kinks(passes, values, plain, doubtful)
 
 
 def _weighted(bar: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
