@@ -114,6 +114,20 @@ async def test_without_memory_for_it_none_is_ready(monkeypatch: pytest.MonkeyPat
     os.close(made.take())
 
 
+async def test_a_full_queue_leaves_no_room_for_it() -> None:
+    """What is ready is within the queue's bytes, at the time."""
+    budget = Budget(2 * SIZE - 1, 0)
+    upload = Upload(budget, 1)
+    upload.add(0, memoryview(bytes(SIZE)))
+    given = upload.attachments()
+    assert given is not None
+    await at_rest(budget.files)
+    assert kept() == [SIZE]
+    given.close()
+    upload.close()
+    await until([])
+
+
 async def test_an_upload_has_its_own_bytes_and_no_more() -> None:
     """Those of a file that was ready are cut to its size."""
     budget = Budget(0, 0)

@@ -71,7 +71,8 @@ class Upload:
         made = Attachments(self._descriptor, self.spans)
         if self.held >= LARGE:
             self._last = os.dup(self._descriptor)
-            self._budget.files.make_ready(self.held)
+            if not self._budget.limit or self._budget.held + self.held <= self._budget.limit:
+                self._budget.files.make_ready(self.held)
         self._descriptor = -1
         return made
 
