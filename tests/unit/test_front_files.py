@@ -124,6 +124,7 @@ async def test_a_full_queue_leaves_no_room_for_it() -> None:
     given.close()
     upload.close()
     await at_rest(budget.files)
+    assert budget.files._ready < 0
     await until([])
 
 
