@@ -89,6 +89,13 @@ def rounding(case: Case, passes: Passes, place: int, space: Space, *, inside: bo
     return found
 
 
+def instability(case: Case, passes: Passes, place: int, space: Space) -> torch.Tensor:
+    """(C,): what rounding anywhere does to the gradient that is held against slopes, up to a millionth of what the
+    function's size lets expect; what moves further breaks ties, and counts as nothing."""
+    found = spread(case, place, space, inside=True, epsilon=case.resolution)
+    return torch.where(found <= _ILL * passes.magnitude / space.scale, found, 0.0)
+
+
 def largest_rounding(case: Case, passes: Passes, place: int) -> float:
     """The most that rounding does to an element of a gradient at the precision on trial; in float64 a millionth of what
     is expected is the most that is believed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +11,7 @@ from gradoracle_server.engine import (
     curves,
     diagnose,
     evidence,
+    inconclusive,
     jacobians,
     mismatches,
     passing,
@@ -22,7 +23,7 @@ from gradoracle_server.engine import (
 )
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.examine import ALL_UNITS, Examiner
-from gradoracle_server.engine.gradients import Gradients, gradients_of, rounding
+from gradoracle_server.engine.gradients import Gradients, gradients_of, instability, rounding
 from gradoracle_server.engine.jacobians import Jacobian
 from gradoracle_server.engine.opinions import ignores_cotangent
 from gradoracle_server.engine.passes import Passes
@@ -165,7 +166,7 @@ class Judge:
             return self._failed(place, examiner, gradients)
         if found.verdict is Verdict.PASS:
             return passing.report(self._case, examiner, gradients, found)
-        return self._inconclusive(examiner, gradients, found)
+        return inconclusive.report(self._passes, examiner, found)
 
     def _coarsely(self, examiner: Examiner, gradients: Gradients) -> Assessment | None:
         """The slopes on a float64 reference that they fail, where it is right to the last place of the precision on
@@ -196,7 +197,18 @@ class Judge:
             found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
         if found.verdict is Verdict.PASS and not found.kinked and examiner.refine(gradient):
             return self._numerically(place, examiner, gradient)
-        return found
+        return self._unless_unstable(place, examiner, gradient, found, unrest)
+
+    def _unless_unstable(
+        self, place: int, examiner: Examiner, gradient: torch.Tensor, found: Assessment, unrest: torch.Tensor | None
+    ) -> Assessment:
+        """A failure by less than rounding on the way moves the gradient tells nothing: that of a low rank's second
+        derivatives, say, has seven digits."""
+        if found.verdict is not Verdict.FAIL or found.kinked:
+            return found
+        moved = tolerances.SPREADS * instability(self._case, self._passes, place, examiner.space)
+        again = examiner.assess(gradient, generous=True, allowance=moved, unrest=unrest)
+        return found if again.verdict is Verdict.FAIL else dataclasses.replace(again, verdict=Verdict.INCONCLUSIVE)
 
     def _inside(self, place: int, space: Space) -> tuple[torch.Tensor, torch.Tensor]:
         """What rounding inside of the function, and of its gradient, may do to the gradient, (C,), and to each output,
@@ -229,20 +241,6 @@ class Judge:
         row = int(torch.where(found.suspicious, found.judgements.excess, -1.0).argmax())
         suspects = search.suspects(examiner, gradients.claimed, row)
         return self._wrong(place, examiner, gradients, mismatches.elements(examiner, suspects or []))[1]
-
-    def _inconclusive(self, examiner: Examiner, gradients: Gradients, found: Assessment) -> InputReport:
-        bounds = found.judgements.bound.nan_to_num(nan=math.inf, posinf=math.inf)
-        row = int(bounds.argmax())
-        widest = float(bounds[row])
-        report = InputReport(examiner.space.name, Verdict.INCONCLUSIVE, error_bound=widest)
-        report.max_error = float(found.judgements.error[row])
-        if not bool(self._passes.centre.isfinite().all()):
-            report.explanation = "An output is not finite at this point."
-        elif math.isinf(widest):
-            report.explanation = "The function has no finite values around this point."
-        else:
-            report.explanation = f"The numerical derivative is known to {widest:.2g} only, which is too wide to tell."
-        return report
 
     def _apart(self, place: int, examiner: Examiner, gradients: Gradients, apart: torch.Tensor) -> InputReport:
         """The reference stands; the claim differs from it in some elements, and each of those is measured alone."""

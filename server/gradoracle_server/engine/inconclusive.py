@@ -1,0 +1,26 @@
+"""The report on an input of which the slopes do not tell whether its gradient is right."""
+
+from __future__ import annotations
+
+import math
+
+from gradoracle_server.engine.examine import Examiner
+from gradoracle_server.engine.passes import Passes
+from gradoracle_server.engine.products import Assessment
+from gradoracle_server.engine.report import InputReport, Verdict
+
+
+def report(passes: Passes, examiner: Examiner, found: Assessment) -> InputReport:
+    """INCONCLUSIVE, and what is known."""
+    bounds = found.judgements.bound.nan_to_num(nan=math.inf, posinf=math.inf)
+    row = int(bounds.argmax())
+    widest = float(bounds[row])
+    report = InputReport(examiner.space.name, Verdict.INCONCLUSIVE, error_bound=widest)
+    report.max_error = float(found.judgements.error[row])
+    if not bool(passes.centre.isfinite().all()):
+        report.explanation = "An output is not finite at this point."
+    elif math.isinf(widest):
+        report.explanation = "The function has no finite values around this point."
+    else:
+        report.explanation = f"The numerical derivative is known to {widest:.2g} only, which is too wide to tell."
+    return report
