@@ -304,3 +304,17 @@ def test_gradients_that_have_no_memory():
     """The zeros that autograd gives for sgn may not be written to; they are differentiated all the same."""
     x = torch.tensor(1.5, dtype=F64)
     assert check(torch.sgn, x, order=2).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(1.0, Verdict.INCONCLUSIVE), (1 + 1e-6, Verdict.FAIL), (-1.0, Verdict.FAIL)]
+)
+def test_what_rounding_on_the_way_explains_is_no_failure(seed, factor, verdict):
+    """A backward in which large numbers cancel has eight digits: by less than that it cannot be wrong."""
+
+    def cancelling(inputs, cotangent, right):
+        return ((factor * right[0] + 1e8) - 1e8,)
+
+    x = torch.linspace(0.3, 1.2, 12, dtype=F64)
+    assert check(planted(torch.exp, cancelling), x, seed=seed).verdict is verdict
