@@ -15,6 +15,8 @@ from conformance.corpus.subjects import Subject, cotangent_of, pulled, weighty
 NEGLIGIBLE = 1e-3
 """Of the largest element's sensitivity: elements below it are a class of their own."""
 
+_ROUNDING = 1e-13  # of the largest element of a gradient
+
 Change = Callable[[torch.Tensor], torch.Tensor]
 
 TINY = "negligible element * (1 + 1e-8)"
@@ -157,17 +159,18 @@ def _swapped(place: int, other: int) -> Wrong:
 
 def bites(subject: Subject, wrong: Wrong) -> bool:
     """Whether the gradient does change, by more than 5e-9 of some element that matters, for a cotangent that is plain,
-    strided or expanded."""
+    strided or expanded; and not where it is nothing but rounding, as a softmax's is for a constant cotangent."""
     output = subject.output
     plain = cotangent_of(output, 11)
     strided = torch.stack([plain, plain], -1)[..., 0]
     inputs = [one.detach().clone().requires_grad_() for one in subject.inputs]
+    rounding = [_ROUNDING * float(one.abs().nan_to_num(0.0, 0.0).max()) for one in subject.gradients(plain)]
     for cotangent in (plain, strided, plain.new_ones(()).expand(plain.shape)):
         right = subject.gradients(cotangent)
-        for a, b in zip(right, wrong(inputs, cotangent, right), strict=True):
+        for a, b, nothing in zip(right, wrong(inputs, cotangent, right), rounding, strict=True):
             size = torch.maximum(a.abs(), b.abs())
             counts = size > 1e-4 * size[size.isfinite()].max() if size.isfinite().any() else size.isnan()
-            if bool((~((a - b).abs() <= 5e-9 * size) & (counts | b.isnan())).any()):
+            if bool((~((a - b).abs() <= (5e-9 * size).clamp(min=nothing)) & (counts | b.isnan())).any()):
                 return True
     return False
 
