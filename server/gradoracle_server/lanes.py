@@ -36,6 +36,11 @@ def memory_file(pieces: Iterable[Piece], size: int = 0, name: str = "gradoracle"
     return descriptor
 
 
+def empty_file() -> int:
+    """An empty memory file, by its descriptor, which whoever has it may grow and cut."""
+    return os.memfd_create("gradoracle", os.MFD_CLOEXEC)
+
+
 def _write(descriptor: int, pieces: Iterable[Piece]) -> None:
     place = 0
     for piece in pieces:

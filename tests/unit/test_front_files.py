@@ -114,9 +114,8 @@ async def test_without_memory_for_it_none_is_ready(monkeypatch: pytest.MonkeyPat
     os.close(made.take())
 
 
-async def test_a_full_queue_leaves_no_room_for_it() -> None:
-    """What is ready is within the queue's bytes, at the time."""
-    budget = Budget(2 * SIZE - 1, 0)
+async def run(budget: Budget) -> None:
+    """A call with an upload of SIZE, from the first byte to the last."""
     upload = Upload(budget, 1)
     upload.add(0, memoryview(bytes(SIZE)))
     given = upload.attachments()
@@ -124,6 +123,12 @@ async def test_a_full_queue_leaves_no_room_for_it() -> None:
     given.close()
     upload.close()
     await at_rest(budget.files)
+
+
+async def test_a_full_queue_leaves_no_room_for_it() -> None:
+    """What is ready is within the queue's bytes, at the time."""
+    budget = Budget(2 * SIZE - 1, 0)
+    await run(budget)
     assert budget.files._ready < 0
     await until([])
 
@@ -131,14 +136,8 @@ async def test_a_full_queue_leaves_no_room_for_it() -> None:
 async def test_an_upload_has_its_own_bytes_and_no_more() -> None:
     """Those of a file that was ready are cut to its size."""
     budget = Budget(0, 0)
-    before = Upload(budget, 1)
-    before.add(0, memoryview(bytes(SIZE)))
-    given = before.attachments()
-    assert given is not None
-    given.close()
-    before.close()
+    await run(budget)
     await until([SIZE])
-    await at_rest(budget.files)
     upload = Upload(budget, 2)
     upload.add(0, memoryview(b"x" * (LARGE + 5)))
     upload.add(1, memoryview(b"abc"))

@@ -8,7 +8,7 @@ import select
 import socket
 import time
 
-from gradoracle_server import heap
+from gradoracle_server import heap, lanes
 
 _MOST, _ALWAYS = 256 * 1024 * 1024, 64 * 1024 * 1024  # bytes
 _SHARE = 16  # of what the process may have in all, it keeps no more than one in so many
@@ -19,11 +19,6 @@ _LARGEST_FILE = 64 * 1024 * 1024  # bytes
 _IDLE = 1.0  # seconds after the last large request, in which another may come
 
 
-def new_file() -> int:
-    """A memory file, by its descriptor."""
-    return os.memfd_create("gradoracle", os.MFD_CLOEXEC)
-
-
 class KeptMemory:
     """Of one process, which may have `limit` bytes; 0: no limit."""
 
@@ -31,10 +26,10 @@ class KeptMemory:
         self.most = min(_MOST, limit // _SHARE) if limit else _MOST
         """Bytes of freed memory that are kept at most."""
         self._until = 0.0  # when more than a little is given back; 0 where no more is kept
-        self._is_much = True
+        self._is_much = False
         self._file = -1
         self._is_read = True
-        self._keep(False)
+        self._set_heap()
 
     def prepare(self, size: int, *, all_read: bool = False) -> None:
         """Before a request of so many bytes; `all_read`: nobody reads any more what was written into files before."""
@@ -48,11 +43,11 @@ class KeptMemory:
     def file(self) -> int:
         """A descriptor, to be closed, of a memory file for an answer. It may hold what was in another one."""
         if not self._is_read:
-            return new_file()
+            return lanes.empty_file()
         if self._file >= 0 and os.fstat(self._file).st_size > _LARGEST_FILE:
             self._close()
         if self._file < 0:
-            self._file = new_file()
+            self._file = lanes.empty_file()
         self._is_read = False
         self._until = time.monotonic() + _IDLE
         return os.dup(self._file)
@@ -75,7 +70,11 @@ class KeptMemory:
     def _keep(self, much: bool) -> None:
         if much != self._is_much:
             self._is_much = much
-            heap.keep_freed_memory(self.most if much else min(self.most, _ALWAYS), large_blocks=much)
+            self._set_heap()
+
+    def _set_heap(self) -> None:
+        most = self.most if self._is_much else min(self.most, _ALWAYS)
+        heap.keep_freed_memory(most, large_blocks=self._is_much)
 
     def _close(self) -> None:
         if self._file >= 0:

@@ -12,11 +12,11 @@ from typing import cast
 import torch
 
 from gradoracle.v1 import tensor_pb2 as pb
+from gradoracle_server import lanes
 from gradoracle_server.engine import memory
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.program import computation_failed
 from gradoracle_server.frames import Attachments
-from gradoracle_server.worker.kept import new_file
 
 DTYPES: dict[int, torch.dtype] = {
     number: getattr(torch, name.removeprefix("DTYPE_").lower()) for name, number in pb.Dtype.items() if number
@@ -203,7 +203,7 @@ class Outgoing:
         memory: Attachments | None = None,
         *,
         keep: bool = False,
-        file: Callable[[], int] = new_file,
+        file: Callable[[], int] = lanes.empty_file,
     ) -> None:
         """`keep`: the data of large tensors may be left out of messages, and be put into their places afterwards.
         `file` gives the descriptor of a memory file for attachments, to be closed."""
