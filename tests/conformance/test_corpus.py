@@ -237,6 +237,26 @@ def test_unreduced_broadcasts() -> None:
     assert {"broadcast not reduced: one row": [1.0, 2.0], "broadcast not reduced: mean": [3.0, 5.0]} == found
 
 
+def test_what_is_not_broadcast_has_no_unreduced_fault() -> None:
+    """Neither does what makes a batch of an expanded input, nor one whose backward does not take it."""
+
+    def stubborn(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if y.dim() > 1 and y.requires_grad:
+            raise RuntimeError("expected 1 dimension")
+        return x * y
+
+    x, y = torch.rand(3, 3, dtype=torch.float64), torch.rand(3, dtype=torch.float64)
+    batched = Subject("diag_embed", 0, torch.diag_embed, (y,), lambda one: ((one,), {}))
+    refused = Subject("stubborn", 0, stubborn, (x, y), lambda *both: (both, {}))
+    assert [] == [*wrongs.unreduced(batched), *wrongs.unreduced(refused)]
+
+
+@pytest.mark.parametrize(("name", "has"), [("nn.functional.softmin", False), ("log_softmax", True)])
+def test_rounding_times_a_factor_is_no_fault(name: str, has: bool) -> None:
+    """A softmin's gradient is nothing but rounding for a constant cotangent; that of its logarithm is something."""
+    assert ("wrong for expanded cotangents" in wrongs.faults(subject_of(name))) is has
+
+
 @pytest.mark.skipif(not jax_peer.installed(), reason="jax is an optional peer, and is not installed")
 def test_jax_judges_the_same_cases() -> None:
     """check_grads passes a right gradient and rejects a coarse fault; it is not asked where jax lacks the operator."""
