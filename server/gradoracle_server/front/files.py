@@ -60,7 +60,7 @@ class Files:
         return asyncio.get_running_loop().run_in_executor(self._threads, function, argument)
 
     def close(self) -> None:
-        """Gives back what is ready. May be called again, and what comes after that is closed as well."""
+        """Gives back what is ready. May be called again."""
         self._stop_timer()
         if self._ready >= 0:
             os.close(self._ready)
