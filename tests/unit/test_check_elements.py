@@ -9,11 +9,9 @@ from check_cases import F64, check, planted
 from gradoracle_server.engine import curves, jacobians, slopes, trial
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.examine import Examiner
-from gradoracle_server.engine.finite_difference import Derivative
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.report import Diagnosis, Mode, Verdict
-from gradoracle_server.engine.slopes import Slopes
 
 
 def draw(*shape, dtype=F64, seed=0):
@@ -146,44 +144,6 @@ def test_longer_steps_are_for_small_inputs():
     report = check(lambda x, w: torch.softmax(x @ w, -1).log().sum(), x, w)
     assert report.verdict is Verdict.PASS
     assert report.evaluations <= 64
-
-
-def slopes_of(values, bars):
-    """Two directions, one output."""
-    value, bar = (torch.tensor(one, dtype=F64) for one in (values, bars))
-    derivative = Derivative(value[:, None], bar[:, None])
-    return Slopes(value, bar, value, value, torch.zeros(2, dtype=torch.bool), derivative, smooth=True)
-
-
-USUAL = slopes_of([1.0, 2.0], [1e-6, 1e-6])
-
-
-@pytest.mark.parametrize(
-    ("longer", "other", "values", "bars"),
-    [
-        ([1.0 + 1e-8, 2.0], [1.0 + 2e-8, 2.0], [1.0 + 1e-8, 2.0], [1e-7, 1e-7]),
-        ([1.0 + 1e-8, 2.0], [1.5, 2.0], [1.0, 2.0], [1e-6, 1e-7]),
-        ([1.5, 2.0], [1.5, 2.0], [1.0, 2.0], [0.5, 1e-7]),
-        ([1.5, 2.0], [1.4, 2.0], [1.0, 2.0], [1e-6, 1e-7]),
-    ],
-    ids=["they agree", "the two of a pair do not", "they contradict the usual ones", "neither"],
-)
-def test_what_longer_steps_are_believed(longer, other, values, bars, monkeypatch):
-    """Two of them that agree; against the usual ones nothing is known but the distance."""
-    space = Space.of(0, "x", torch.ones(2, dtype=F64), "")
-    passes = Passes(lambda point: point, [space.base], [torch.ones(2, dtype=F64)], device=space.base.device, seed=0)
-    examiner = Examiner(passes, space, torch.Generator(), probes=1, every=True, expected=space.base, spread=None)
-
-    def measured(directions, enough=0.0):
-        factor = float(directions[0, 0])
-        found = longer if factor in (8.0, 64.0) else other
-        return slopes_of(found, [1e-7, 1e-7]).scaled(factor)
-
-    monkeypatch.setattr(examiner, "measured", measured)
-    found, reach = examiner._sharper(torch.eye(2, dtype=F64), USUAL)
-    torch.testing.assert_close(found.value, torch.tensor(values, dtype=F64), rtol=0, atol=1e-12)
-    torch.testing.assert_close(found.bar, torch.tensor(bars, dtype=F64), rtol=1e-9, atol=0)
-    assert (reach > 1).tolist() == [bar == 1e-7 for bar in bars]
 
 
 def test_longer_steps_raise_no_alarm_where_functions_turn():

@@ -14,6 +14,7 @@ from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.products import Assessment, Products, distance, root_mean_square
 from gradoracle_server.engine.report import Verdict
+from gradoracle_server.engine.sharpening import Reach, Sharpened, sharpened
 from gradoracle_server.engine.slopes import Question, Slopes
 
 ALL_UNITS = 256
@@ -26,13 +27,12 @@ _DOUBTED = 4  # directions that are measured once more in another way before the
 _BLOCKS = 16  # of elements, at most, that are moved apart from the others
 _LAST_BITS = 16 * torch.finfo(torch.float64).eps
 _FLOORS = 4.0
-_LONGER = ((8.0, 12.0), (64.0, 96.0))
-_LONGER_AGAIN = ((10.0, 14.0), (80.0, 112.0))
-"""What steps are multiplied by where rounding of the values hides a small fault: it counts less then, and where the
-function bends too much for that, the bars say so, or the two of a pair do not agree."""
+_LONGER = (8.0, 64.0)
+"""What the steps of blocks are multiplied by where no bar could be narrower for fewer elements."""
 
 _BLURRED = 1e-4  # a bar beside its slope, where more than rounding inside of a function is unclear
 _SMALL = 1e-3  # of the largest element: what is less is small
+_NEGLIGIBLE = 1e-4  # likewise: faults in what is less are not looked for
 
 
 class Examiner:
@@ -62,7 +62,7 @@ class Examiner:
         self._alone = space.lengths() if self.units and not space.kind else None
         self.slopes: Slopes
         self._refined = False
-        self._reach: torch.Tensor | None = None  # (C,): how much longer steps were where elements are moved alone
+        self._reach: Reach | None = None  # where elements are moved alone
         self._blind: torch.Tensor | None = None
         self._last: tuple[torch.Tensor, torch.Tensor | None, Products] | None = None
 
@@ -120,10 +120,10 @@ class Examiner:
         ]
         wider, likely = _added([one.total for one in uncertain]), _added([one.size for one in uncertain])
         if unrest is not None:
-            least = torch.full_like(
-                self.slopes.bar, float(self.passes.strength @ unrest) / finite_difference.LADDERS[0]
-            )
-            least = least if self._reach is None else least / self._reach
+            strength = self.passes.strength * unrest / finite_difference.LADDERS[0]
+            least = strength.sum().expand_as(self.slopes.bar)
+            if self._reach is not None:
+                least = (self._reach.touched.to(strength.dtype) @ strength) / self._reach.longer
             wider, likely = (least if one is None else one + least for one in (wider, likely))
         return self._assessed(gradient, self._products(gradient), self.slopes, wider, likely)
 
@@ -219,7 +219,7 @@ class Examiner:
         if self.units or self.space.size > ALL_UNITS or not self.passes.batching:
             return False
         magnitude = gradient.abs()
-        wanted = (magnitude >= _SMALL * magnitude.max()) & (magnitude > 0)
+        wanted = (magnitude >= _NEGLIGIBLE * magnitude.max()) & (magnitude > 0)
         return bool((self.blind(gradient)[wanted] > tolerances.FAULT).any())
 
     def refine(self, gradient: torch.Tensor) -> bool:
@@ -238,7 +238,7 @@ class Examiner:
         if float(blind.max()) <= tolerances.FAULT:
             return False
         magnitude = gradient.abs()
-        wanted = (blind > tolerances.FAULT) & (magnitude >= _SMALL * magnitude.max()) & (magnitude > 0)
+        wanted = (blind > tolerances.FAULT) & (magnitude >= _NEGLIGIBLE * magnitude.max()) & (magnitude > 0)
         count = int(wanted.sum())
         if not count:
             return False
@@ -250,7 +250,7 @@ class Examiner:
         masks[rows, largest_first] = True
         directions = self.space.drawn(masks.shape[0], self.generator, masks)
         if at_floor:
-            directions = torch.cat([directions * factors[0] for factors in _LONGER])
+            directions = torch.cat([directions * factor for factor in _LONGER])
         found = self.measured(directions, math.inf)
         useful = (
             found.bar <= self.slopes.bar.max()
@@ -263,39 +263,32 @@ class Examiner:
         return True
 
     def _sharpen(self, rows: torch.Tensor) -> bool:
-        """Measures elements that are moved alone, (C,) of bool, with longer steps. Whether that tells more."""
+        """Measures elements that are moved alone, (C,) of bool, with other steps. Whether that tells more."""
         if self.slopes.coordinates.value.shape[1] != self.passes.centre.numel():  # measured in groups
             return False
         before = self.slopes.of(rows)
-        after, reach = self._sharper(self.directions[rows], before)
-        if after is before:
+        after = self._sharpened(self.directions[rows], before, self._fine()[rows], again=False)
+        if after.slopes is before:
             return False
         self._blind = None
-        self._reach = torch.ones_like(self.slopes.bar)
-        self._reach[rows] = reach
-        self.slopes = self.slopes.replaced(rows, after)
+        self._reach = Reach.usual(self.slopes).replaced(rows, after.reach)
+        self.slopes = self.slopes.replaced(rows, after.slopes)
         return True
 
-    def _sharper(
-        self, directions: torch.Tensor, found: Slopes, pairs: Sequence[tuple[float, float]] = _LONGER
-    ) -> tuple[Slopes, torch.Tensor]:
-        """Slopes along directions, each of these or of longer steps, whichever has the narrower bar; and how much
-        longer its steps were, (P,)."""
-        reach, doubted = torch.ones_like(found.bar), found.kinked
-        for pair in pairs:
-            longer, other = (self.measured(directions * one, math.inf).scaled(1 / one) for one in pair)
-            sure = ~longer.kinked & ~other.kinked & ~doubted & (other.bar <= 4 * longer.bar)
-            sure &= (longer.value - other.value).abs() <= longer.bar + other.bar
-            apart = (longer.value - found.value).abs()
-            contradicted = sure & (apart > longer.bar + found.bar)
-            better = sure & ~contradicted & (longer.bar < found.bar)
-            if bool(contradicted.any()):  # short steps may have seen how the function rounds inside
-                bar = torch.where(contradicted, torch.maximum(found.bar, apart), found.bar)
-                found, doubted = dataclasses.replace(found, bar=bar), doubted | contradicted
-            if bool(better.any()):
-                found = found.replaced(better, longer.of(better))
-                reach[better] = pair[0]
-        return found, reach
+    def _sharpened(self, directions: torch.Tensor, found: Slopes, wanted: torch.Tensor, *, again: bool) -> Sharpened:
+        return sharpened(
+            lambda moved: self.measured(moved, math.inf),
+            self.passes,
+            self.space,
+            directions,
+            found,
+            wanted,
+            again=again,
+        )
+
+    def _fine(self) -> torch.Tensor:
+        """(P,): bars in which a small fault of a whole direction shows."""
+        return tolerances.FAULT / 4 * self._products(self._expected).total
 
     def confirm(self, assessment: Assessment) -> None:
         """Measures the directions that fail worst on every ladder: a slope that shorter steps contradict is no
@@ -306,8 +299,8 @@ class Examiner:
         nothing = torch.zeros(int(rows.sum()), dtype=torch.float64, device=self.directions.device)
         finer = slopes.measure(self.passes, Question(self.space, self.directions[rows], nothing))
         if self._reach is not None:
-            finer, reach = self._sharper(self.directions[rows], finer, _LONGER_AGAIN)
-            self._reach[rows] = torch.minimum(self._reach[rows], reach)
+            again = self._sharpened(self.directions[rows], finer, self._fine()[rows], again=True)
+            finer, self._reach = again.slopes, self._reach.replaced(rows, again.reach)
         self.slopes = self.slopes.replaced(rows, finer)
 
     def _worst_rows(self, assessment: Assessment) -> torch.Tensor:
@@ -367,8 +360,9 @@ class Examiner:
         blurred = found.kinked | ~(found.bar <= _BLURRED * size)
         if bool(blurred.any()):
             found = found.replaced(blurred, self.measured(directions[blurred]))
-        if bool(((found.bar > tolerances.FAULT / 4 * size) & (size > 0)).any()):
-            found, _ = self._sharper(directions, found)
+        fine = tolerances.FAULT / 4 * size
+        if bool(((found.bar > fine) & (size > 0)).any()):
+            found = self._sharpened(directions, found, torch.where(size > 0, fine, torch.inf), again=False).slopes
         if unrest is not None:
             noise = (found.coordinates.value != 0).to(unrest.dtype) @ (self.passes.strength * unrest)
             found = dataclasses.replace(found, bar=found.bar + noise / finite_difference.LADDERS[0])

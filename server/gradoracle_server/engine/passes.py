@@ -123,6 +123,10 @@ class Passes:
             rows[row] = self._value(point)
         return rows
 
+    def tried(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor | None:
+        """The same at points that the map may refuse; None where it does, or has no batches."""
+        return self._in_batches(points, count) if self.batching else None
+
     def batches_agree(self, place: int) -> bool:
         """Whether a batch that moves an input gives at the base point what one pass gives there, up to the order of
         additions: batching rules can be wrong."""

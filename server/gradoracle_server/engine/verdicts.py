@@ -195,7 +195,7 @@ class Judge:
         if found.verdict is Verdict.INCONCLUSIVE and not found.kinked:
             examiner.narrow()
             found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
-        if found.verdict is Verdict.PASS and not found.kinked and examiner.refine(gradient):
+        if found.verdict is not Verdict.FAIL and not found.kinked and examiner.refine(gradient):
             return self._numerically(place, examiner, gradient)
         return self._unless_unstable(place, examiner, gradient, found, unrest)
 
@@ -286,6 +286,10 @@ class Judge:
         rows = mismatches.measured(examiner, gradients, elements)
         if all(one.error <= one.error_bound for one in rows):  # longer steps saw what these do not
             rows = mismatches.measured(examiner, gradients, elements, small=True)
+            if wrong := [one for one in rows if not one.error <= one.error_bound]:
+                return self._failing(
+                    place, examiner, gradients, wrong, trusted=mismatches.mended(examiner, gradients, wrong)
+                )
         if examiner.space.size <= ALL_UNITS:
             along, lengths = examiner.element_slopes(list(range(examiner.space.size)))
             trusted = along.value / lengths

@@ -1,0 +1,166 @@
+"""Slopes that tell more than those of the usual steps do, where rounding of the values hides a small fault.
+
+A bar adds up the most that rounding may do to each output, as if all of it pointed the same way. First, outputs that do
+not depend on what is moved are left out of it: those that stay the same in every bit when it moves a million times its
+size, and when it is NaN. Then longer steps: rounding counts less, and where the function bends too much for that, the
+bars say so, or two lengths do not agree. Where bars stay too wide, slopes are measured again and again, at steps of
+other lengths, and how far they scatter says what rounding did. The error of the extrapolation, which grows at least as
+the fourth power of the step, scatters as well; rounding that is the same at all lengths is only what does not move an
+output at all, and to outputs that hardly move, all of their bars are left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from gradoracle_server.engine import finite_difference
+from gradoracle_server.engine.passes import Passes
+from gradoracle_server.engine.probes import Space
+from gradoracle_server.engine.slopes import Slopes
+
+Measure = Callable[[torch.Tensor], Slopes]
+"""Slopes along directions, (P, C), on one ladder."""
+
+_FAR = 2.0**20  # times an input's size
+_PAIRS = ((8.0, 12.0), (64.0, 96.0))
+_BANDS = ((8.0, 64.0), (64.0, 512.0), (1.0, 8.0))  # of lengths among which slopes are measured again and again
+_TIMES = 8
+_SCATTER = 12.0
+"""Standard errors that a mean of so many slopes is taken to be off by at the most. Student's t of 7 degrees of freedom
+is beyond 12 once in 160,000 times, and what fails is measured once more, at other lengths."""
+
+_SHIFT = 1.1  # of all lengths, when what they saw is looked at again
+_HARDLY = 1024.0  # units in the last place of an output: what moves by less may be rounded to the same at all lengths
+
+
+@dataclasses.dataclass(slots=True)
+class Reach:
+    """How far the steps along P directions reach."""
+
+    longer: torch.Tensor  # (P,): how many times as far as the usual ones, at the most
+    touched: torch.Tensor  # (P, M) of bool: the outputs that may depend on what is moved
+
+    @classmethod
+    def usual(cls, found: Slopes) -> Reach:
+        """Of the usual steps, of which it is not known what they touch."""
+        return cls(torch.ones_like(found.bar), torch.ones_like(found.coordinates.value, dtype=torch.bool))
+
+    def replaced(self, rows: torch.Tensor, others: Reach) -> Reach:
+        """This with some directions', (P,) of bool, taken from others, which has one for each of those."""
+        longer, touched = self.longer.clone(), self.touched.clone()
+        longer[rows], touched[rows] = others.longer, others.touched
+        return Reach(longer, touched)
+
+
+@dataclasses.dataclass(slots=True)
+class Sharpened:
+    """Slopes along P directions, of the usual steps or of others, whichever have the narrower bar."""
+
+    slopes: Slopes
+    reach: Reach
+
+
+def sharpened(
+    measure: Measure,
+    passes: Passes,
+    space: Space,
+    directions: torch.Tensor,
+    found: Slopes,
+    wanted: torch.Tensor,
+    *,
+    again: bool,
+) -> Sharpened:
+    """Of slopes found along directions, (P, C), each as sharp as it takes for a bar of `wanted`, (P,); `again`: at
+    other lengths than the first time."""
+    shift = _SHIFT if again else 1.0
+    alone = _Alone(measure, passes, _untouched(passes, space, directions))
+    found, reach = alone.narrowed(found, slice(None)), torch.ones_like(found.bar)
+    if bool((found.bar <= wanted).all()):
+        return Sharpened(found, Reach(reach, ~alone.untouched))
+    doubted = found.kinked
+    for pair in _PAIRS:
+        longer, other = (alone.longer(directions, slice(None), factor * shift) for factor in pair)
+        sure = ~longer.kinked & ~other.kinked & ~doubted & (other.bar <= 4 * longer.bar)
+        sure &= (longer.value - other.value).abs() <= longer.bar + other.bar
+        apart = (longer.value - found.value).abs()
+        contradicted = sure & (apart > longer.bar + found.bar)
+        better = sure & ~contradicted & (longer.bar < found.bar)
+        if bool(contradicted.any()):  # short steps may have seen how the function rounds inside
+            bar = torch.where(contradicted, torch.maximum(found.bar, apart), found.bar)
+            found, doubted = dataclasses.replace(found, bar=bar), doubted | contradicted
+        if bool(better.any()):
+            found = found.replaced(better, longer.of(better))
+            reach[better] = pair[0] * shift
+    for band in _BANDS:
+        rows = (found.bar > wanted) & ~doubted & found.bar.isfinite()
+        if not bool(rows.any()):
+            break
+        mean = alone.repeated(directions, rows, (band[0] * shift, band[1] * shift))
+        apart = (mean.value - found.value[rows]).abs() > mean.bar + found.bar[rows]
+        narrower = (mean.bar < found.bar[rows]) & ~apart
+        if bool(narrower.any()):
+            better = rows.clone()
+            better[rows] = narrower
+            found = found.replaced(better, mean.of(narrower))
+            reach[better] = band[1] * shift
+    return Sharpened(found, Reach(reach, ~alone.untouched))
+
+
+def _untouched(passes: Passes, space: Space, directions: torch.Tensor) -> torch.Tensor:
+    """(P, M) of bool: outputs that are the same, in every bit, with NaN for what a direction moves, and far along it.
+
+    NaN gets through all arithmetic, also where an output is too large to show what is added to it, and what is far
+    through comparisons."""
+    poison = torch.where(directions != 0, torch.nan, 0.0)
+    points = torch.stack([directions * _FAR, directions * -_FAR, poison], 1).flatten(0, 1)
+    values = passes.tried({space.place: space.moved(points, [1.0])}, len(points))
+    if values is None:
+        return torch.zeros((len(directions), passes.centre.numel()), dtype=torch.bool, device=directions.device)
+    return (values.view(len(directions), 3, -1) == passes.centre).all(1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Alone:
+    """Slopes whose bars are those of the outputs that are moved."""
+
+    measure: Measure
+    passes: Passes
+    untouched: torch.Tensor  # (P, M)
+
+    def narrowed(self, found: Slopes, rows: torch.Tensor | slice) -> Slopes:
+        """Those along some of the directions."""
+        untouched = self.untouched[rows] & (found.coordinates.value == 0) & ~found.kinked[:, None]
+        if not bool(untouched.any()):
+            return found
+        without = torch.where(untouched, found.coordinates.bar / _FAR, found.coordinates.bar)
+        # Not summed up again, for where an output has a kink its bar is another.
+        gone = torch.where(untouched, found.coordinates.bar - without, 0.0) @ self.passes.strength
+        coordinates = dataclasses.replace(found.coordinates, bar=without)
+        return dataclasses.replace(found, bar=(found.bar - gone).clamp(min=0.0), coordinates=coordinates)
+
+    def longer(self, directions: torch.Tensor, rows: torch.Tensor | slice, factor: float) -> Slopes:
+        """Slopes along some of the directions, with steps that are so many times as long."""
+        return self.narrowed(self.measure(directions[rows] * factor).scaled(1 / factor), rows)
+
+    def repeated(self, directions: torch.Tensor, rows: torch.Tensor, band: tuple[float, float]) -> Slopes:
+        """Means of slopes whose steps are of several lengths, weighted as rounding is divided by the step; the bar is
+        infinite where they do not agree within theirs."""
+        ratio = (band[1] / band[0]) ** (1 / _TIMES)  # no power of 2, whose ladders would share their steps
+        factors = [band[0] * ratio ** (place + 1) for place in range(_TIMES)]
+        measured = [self.longer(directions, rows, one) for one in factors]
+        values, bars = torch.stack([one.value for one in measured]), torch.stack([one.bar for one in measured])
+        kinked = torch.stack([one.kinked for one in measured]).any(0)
+        lengths = torch.tensor(factors, dtype=values.dtype, device=values.device)[:, None]
+        squares = lengths**2
+        mean = (squares * values).sum(0) / squares.sum()
+        off = (values - mean).abs()
+        error = ((squares * off**2).sum(0) / (_TIMES - 1) / squares.sum()).sqrt()
+        longest = measured[-1]
+        moved = longest.coordinates.value.abs() * (factors[-1] * finite_difference.LADDERS[0])
+        hardly = moved <= _HARDLY * self.passes.epsilon * self.passes.centre.abs()
+        left = torch.where(hardly, longest.coordinates.bar, 0.0) @ self.passes.strength
+        bar = torch.where(kinked | ~(off <= bars).all(0), torch.inf, _SCATTER * error + left)
+        return dataclasses.replace(longest, value=mean, low=mean, high=mean, bar=bar)
