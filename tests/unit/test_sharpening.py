@@ -149,6 +149,32 @@ def test_means_are_sharper_and_hold(again):
     assert widths < 0.02
 
 
+ROUNDINGS = {
+    "of values in float32": (lambda x: torch.sin(x.float()).double() + x.sum(), lambda x: torch.sin(x) + x.sum()),
+    "of what moves to half precision": (lambda x: torch.sin(x.half().double()) + 100, torch.sin),
+    "of what moves, relative to it": (lambda x: x.float().double() * torch.tanh(x), lambda x: x * torch.tanh(x)),
+    "to a grain": (lambda x: torch.round(torch.sin(x) / 1e-9) * 1e-9, torch.sin),
+    "of sums that cancel": (lambda x: torch.sin((x + 1e6) - 1e6), torch.sin),
+}
+
+
+@pytest.mark.parametrize(("function", "exact"), ROUNDINGS.values(), ids=list(ROUNDINGS))
+def test_means_hold_whatever_the_rounding_is_of(function, exact):
+    """Its size may fall with the step, or grow with it, or be that of the longest alone."""
+    told = 0
+    for seed in range(10):
+        x = draw(20, seed=seed)
+        case = Case(function, x)
+        truth = torch.autograd.functional.jacobian(lambda x: exact(x).sum(), x) * case.lengths
+        alone = sharpening._Alone(case.measured, case.passes, torch.zeros((20, 20), dtype=torch.bool))
+        for band in sharpening._BANDS:
+            found = alone.repeated(case.directions, torch.ones(20, dtype=torch.bool), band)
+            known = found.bar.isfinite()
+            told += int(known.sum())
+            assert ((found.value - truth).abs() <= found.bar + 1e-15)[known].all()
+    assert told > 5
+
+
 def test_scatter_is_not_believed_to_be_less_than_it_is(monkeypatch):
     """With a hundredth of the allowance for chance, truths lie outside: the test before this one can fail."""
     monkeypatch.setattr(sharpening, "_SCATTER", 0.12)

@@ -30,7 +30,8 @@ _BANDS = ((8.0, 64.0), (64.0, 512.0), (1.0, 8.0))  # of lengths among which slop
 _TIMES = 8
 _SCATTER = 12.0
 """Standard errors that a mean of so many slopes is taken to be off by at the most. Student's t of 7 degrees of freedom
-is beyond 12 once in 160,000 times, and what fails is measured once more, at other lengths."""
+is beyond 12 once in 160,000 times, and what fails is measured once more, at other lengths. Only of values in float64:
+lower precision rounds by so much that its scatter is not the same at all lengths."""
 
 _SHIFT = 1.1  # of all lengths, when what they saw is looked at again
 _HARDLY = 1024.0  # units in the last place of an output: what moves by less may be rounded to the same at all lengths
@@ -94,7 +95,7 @@ def sharpened(
         if bool(better.any()):
             found = found.replaced(better, longer.of(better))
             reach[better] = pair[0] * shift
-    for band in _BANDS:
+    for band in _BANDS if bool((passes.epsilon <= finite_difference.EPSILON).all()) else ():
         rows = (found.bar > wanted) & ~doubted & found.bar.isfinite()
         if not bool(rows.any()):
             break
@@ -146,18 +147,24 @@ class _Alone:
         return self.narrowed(self.measure(directions[rows] * factor).scaled(1 / factor), rows)
 
     def repeated(self, directions: torch.Tensor, rows: torch.Tensor, band: tuple[float, float]) -> Slopes:
-        """Means of slopes whose steps are of several lengths, weighted as rounding is divided by the step; the bar is
-        infinite where they do not agree within theirs."""
+        """Means of slopes whose steps are of several lengths; the bar is infinite where they do not agree within
+        theirs.
+
+        Rounding counts less the longer the step is, if it is of the outputs, and as much, if it is of what moves: the
+        weights are between what is best for one and for the other, and the standard error assumes neither (J. G.
+        MacKinnon, H. White, "Some heteroskedasticity-consistent covariance matrix estimators with improved finite
+        sample properties", 1985: HC3).
+        """
         ratio = (band[1] / band[0]) ** (1 / _TIMES)  # no power of 2, whose ladders would share their steps
         factors = [band[0] * ratio ** (place + 1) for place in range(_TIMES)]
         measured = [self.longer(directions, rows, one) for one in factors]
         values, bars = torch.stack([one.value for one in measured]), torch.stack([one.bar for one in measured])
         kinked = torch.stack([one.kinked for one in measured]).any(0)
-        lengths = torch.tensor(factors, dtype=values.dtype, device=values.device)[:, None]
-        squares = lengths**2
-        mean = (squares * values).sum(0) / squares.sum()
+        share = torch.tensor(factors, dtype=values.dtype, device=values.device)[:, None]
+        share /= share.sum()
+        mean = (share * values).sum(0)
         off = (values - mean).abs()
-        error = ((squares * off**2).sum(0) / (_TIMES - 1) / squares.sum()).sqrt()
+        error = torch.linalg.vector_norm(share * off / (1 - share), dim=0)
         longest = measured[-1]
         moved = longest.coordinates.value.abs() * (factors[-1] * finite_difference.LADDERS[0])
         hardly = moved <= _HARDLY * self.passes.epsilon * self.passes.centre.abs()

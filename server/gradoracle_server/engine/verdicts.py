@@ -195,7 +195,8 @@ class Judge:
         if found.verdict is Verdict.INCONCLUSIVE and not found.kinked:
             examiner.narrow()
             found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
-        if found.verdict is not Verdict.FAIL and not found.kinked and examiner.refine(gradient):
+        refinable = found.verdict is Verdict.PASS or (found.verdict is Verdict.INCONCLUSIVE and examiner.units)
+        if refinable and not found.kinked and examiner.refine(gradient):
             return self._numerically(place, examiner, gradient)
         return self._unless_unstable(place, examiner, gradient, found, unrest)
 
