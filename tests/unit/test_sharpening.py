@@ -166,9 +166,9 @@ def test_means_hold_whatever_the_rounding_is_of(function, exact):
         x = draw(20, seed=seed)
         case = Case(function, x)
         truth = torch.autograd.functional.jacobian(lambda x: exact(x).sum(), x) * case.lengths
-        alone = sharpening._Alone(case.measured, case.passes, torch.zeros((20, 20), dtype=torch.bool))
+        alone = sharpening._Alone(case.measured, case.passes, case.directions, torch.zeros((20, 20), dtype=torch.bool))
         for band in sharpening._BANDS:
-            found = alone.repeated(case.directions, torch.ones(20, dtype=torch.bool), band)
+            found = alone.repeated(torch.ones(20, dtype=torch.bool), band)
             known = found.bar.isfinite()
             told += int(known.sum())
             assert ((found.value - truth).abs() <= found.bar + 1e-15)[known].all()

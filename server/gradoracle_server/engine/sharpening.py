@@ -69,7 +69,7 @@ def sharpened(
     passes: Passes,
     space: Space,
     directions: torch.Tensor,
-    found: Slopes,
+    usual: Slopes,
     wanted: torch.Tensor,
     *,
     again: bool,
@@ -77,37 +77,49 @@ def sharpened(
     """Of slopes found along directions, (P, C), each as sharp as it takes for a bar of `wanted`, (P,); `again`: at
     other lengths than the first time."""
     shift = _SHIFT if again else 1.0
-    alone = _Alone(measure, passes, _untouched(passes, space, directions))
-    found, reach = alone.narrowed(found, slice(None)), torch.ones_like(found.bar)
-    if bool((found.bar <= wanted).all()):
-        return Sharpened(found, Reach(reach, ~alone.untouched))
-    doubted = found.kinked
+    alone = _Alone(measure, passes, directions, _untouched(passes, space, directions))
+    found = Sharpened(alone.narrowed(usual, slice(None)), Reach(torch.ones_like(usual.bar), ~alone.untouched))
+    if bool((found.slopes.bar <= wanted).all()):
+        return found
+    doubted = found.slopes.kinked
     for pair in _PAIRS:
-        longer, other = (alone.longer(directions, slice(None), factor * shift) for factor in pair)
-        sure = ~longer.kinked & ~other.kinked & ~doubted & (other.bar <= 4 * longer.bar)
-        sure &= (longer.value - other.value).abs() <= longer.bar + other.bar
-        apart = (longer.value - found.value).abs()
-        contradicted = sure & (apart > longer.bar + found.bar)
-        better = sure & ~contradicted & (longer.bar < found.bar)
-        if bool(contradicted.any()):  # short steps may have seen how the function rounds inside
-            bar = torch.where(contradicted, torch.maximum(found.bar, apart), found.bar)
-            found, doubted = dataclasses.replace(found, bar=bar), doubted | contradicted
-        if bool(better.any()):
-            found = found.replaced(better, longer.of(better))
-            reach[better] = pair[0] * shift
+        doubted = doubted | _by_longer(alone, found, doubted, (pair[0] * shift, pair[1] * shift))
     for band in _BANDS if bool((passes.epsilon <= finite_difference.EPSILON).all()) else ():
-        rows = (found.bar > wanted) & ~doubted & found.bar.isfinite()
+        rows = (found.slopes.bar > wanted) & ~doubted & found.slopes.bar.isfinite()
         if not bool(rows.any()):
             break
-        mean = alone.repeated(directions, rows, (band[0] * shift, band[1] * shift))
-        apart = (mean.value - found.value[rows]).abs() > mean.bar + found.bar[rows]
-        narrower = (mean.bar < found.bar[rows]) & ~apart
-        if bool(narrower.any()):
-            better = rows.clone()
-            better[rows] = narrower
-            found = found.replaced(better, mean.of(narrower))
-            reach[better] = band[1] * shift
-    return Sharpened(found, Reach(reach, ~alone.untouched))
+        _by_means(alone, found, rows, (band[0] * shift, band[1] * shift))
+    return found
+
+
+def _by_longer(alone: _Alone, found: Sharpened, doubted: torch.Tensor, factors: tuple[float, float]) -> torch.Tensor:
+    """Takes slopes of steps that are longer by the first of two factors, where the second's agree and those found do
+    not contradict them. Returns where these do, (P,) of bool: short steps may have seen how the function rounds."""
+    longer, other = (alone.longer(slice(None), one) for one in factors)
+    usual = found.slopes
+    sure = ~longer.kinked & ~other.kinked & ~doubted & (other.bar <= 4 * longer.bar)
+    sure &= (longer.value - other.value).abs() <= longer.bar + other.bar
+    apart = (longer.value - usual.value).abs()
+    contradicted = sure & (apart > longer.bar + usual.bar)
+    better = sure & ~contradicted & (longer.bar < usual.bar)
+    if bool(contradicted.any()):
+        bar = torch.where(contradicted, torch.maximum(usual.bar, apart), usual.bar)
+        found.slopes = dataclasses.replace(usual, bar=bar)
+    if bool(better.any()):
+        found.slopes = found.slopes.replaced(better, longer.of(better))
+        found.reach.longer[better] = factors[0]
+    return contradicted
+
+
+def _by_means(alone: _Alone, found: Sharpened, rows: torch.Tensor, band: tuple[float, float]) -> None:
+    """Takes means of slopes along some directions, (P,) of bool, where they are sharper and contradict nothing."""
+    mean, usual = alone.repeated(rows, band), found.slopes.of(rows)
+    sharper = (mean.bar < usual.bar) & ((mean.value - usual.value).abs() <= mean.bar + usual.bar)
+    if bool(sharper.any()):
+        better = rows.clone()
+        better[rows] = sharper
+        found.slopes = found.slopes.replaced(better, mean.of(sharper))
+        found.reach.longer[better] = band[1]
 
 
 def _untouched(passes: Passes, space: Space, directions: torch.Tensor) -> torch.Tensor:
@@ -129,7 +141,8 @@ class _Alone:
 
     measure: Measure
     passes: Passes
-    untouched: torch.Tensor  # (P, M)
+    directions: torch.Tensor  # (P, C)
+    untouched: torch.Tensor  # (P, M) of bool
 
     def narrowed(self, found: Slopes, rows: torch.Tensor | slice) -> Slopes:
         """Those along some of the directions."""
@@ -142,11 +155,11 @@ class _Alone:
         coordinates = dataclasses.replace(found.coordinates, bar=without)
         return dataclasses.replace(found, bar=(found.bar - gone).clamp(min=0.0), coordinates=coordinates)
 
-    def longer(self, directions: torch.Tensor, rows: torch.Tensor | slice, factor: float) -> Slopes:
+    def longer(self, rows: torch.Tensor | slice, factor: float) -> Slopes:
         """Slopes along some of the directions, with steps that are so many times as long."""
-        return self.narrowed(self.measure(directions[rows] * factor).scaled(1 / factor), rows)
+        return self.narrowed(self.measure(self.directions[rows] * factor).scaled(1 / factor), rows)
 
-    def repeated(self, directions: torch.Tensor, rows: torch.Tensor, band: tuple[float, float]) -> Slopes:
+    def repeated(self, rows: torch.Tensor, band: tuple[float, float]) -> Slopes:
         """Means of slopes whose steps are of several lengths; the bar is infinite where they do not agree within
         theirs.
 
@@ -157,7 +170,7 @@ class _Alone:
         """
         ratio = (band[1] / band[0]) ** (1 / _TIMES)  # no power of 2, whose ladders would share their steps
         factors = [band[0] * ratio ** (place + 1) for place in range(_TIMES)]
-        measured = [self.longer(directions, rows, one) for one in factors]
+        measured = [self.longer(rows, one) for one in factors]
         values, bars = torch.stack([one.value for one in measured]), torch.stack([one.bar for one in measured])
         kinked = torch.stack([one.kinked for one in measured]).any(0)
         share = torch.tensor(factors, dtype=values.dtype, device=values.device)[:, None]
