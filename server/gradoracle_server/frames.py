@@ -84,8 +84,7 @@ class Attachments:
 
     def map(self) -> mmap.mmap:
         """The file up to the end of the attachments, mapped writable and private: writes stay in this process."""
-        size = self.end if self.callers else 0  # all of it
-        return mmap.mmap(self.descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        return mmap.mmap(self.descriptor, self.end, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
     def close(self) -> None:
         """Gives the memory back as far as this process is concerned. May be called again."""

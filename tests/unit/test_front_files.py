@@ -52,14 +52,16 @@ async def at_rest(made: Files) -> None:
 async def test_another_is_ready_for_the_next_upload() -> None:
     """It is a new one of that size, whose pages are there and hold zeros, whatever became of the first."""
     made = Files()
-    first = made.take()
+    first, size = made.take(SIZE)
+    assert size == 0
     os.pwrite(first, b"secret", 0)
     number = os.fstat(first).st_ino
     made.make_ready(SIZE)
     made.discard(first, SIZE)
     await until([SIZE])
     await at_rest(made)
-    second = made.take()
+    second, size = made.take(SIZE)
+    assert size == SIZE
     found = os.fstat(second)
     assert (found.st_size, found.st_blocks * 512) == (SIZE, SIZE)
     assert found.st_ino != number
@@ -73,7 +75,7 @@ async def test_none_is_for_small_and_very_large_ones() -> None:
     made = Files()
     for size in (LARGE - 1, 64 * LARGE + 1):
         made.make_ready(size)
-        made.discard(made.take(), size)
+        made.discard(made.take(size)[0], size)
         await at_rest(made)
         await until([])
 
@@ -111,7 +113,7 @@ async def test_without_memory_for_it_none_is_ready(monkeypatch: pytest.MonkeyPat
     made.make_ready(SIZE)
     await at_rest(made)
     assert kept() == []
-    os.close(made.take())
+    os.close(made.take(SIZE)[0])
 
 
 async def run(budget: Budget) -> None:
@@ -134,7 +136,7 @@ async def test_a_full_queue_leaves_no_room_for_it() -> None:
 
 
 async def test_an_upload_has_its_own_bytes_and_no_more() -> None:
-    """Those of a file that was ready are cut to its size."""
+    """Of a file that was ready, and larger, which is not cut: that would take as long as to fetch its pages."""
     budget = Budget(0, 0)
     await run(budget)
     await until([SIZE])
@@ -144,11 +146,43 @@ async def test_an_upload_has_its_own_bytes_and_no_more() -> None:
     found = upload.attachments()
     assert found is not None
     (first, length), (second, _) = found.spans
-    assert os.fstat(found.descriptor).st_size == second + 3
-    assert os.pread(found.descriptor, length, first) == b"x" * (LARGE + 5)
-    assert os.pread(found.descriptor, 100, first + length) == bytes(second - first - length) + b"abc"
+    assert os.fstat(found.descriptor).st_size == SIZE
+    with found.map() as room:
+        assert len(room) == found.end == second + 3
+        assert room[first : first + length] == b"x" * (LARGE + 5)
+        assert room[first + length :] == bytes(second - first - length) + b"abc"
     found.close()
     upload.close()
     await until([LARGE + 8])
     await at_rest(budget.files)
+    budget.files.close()
+
+
+async def test_small_uploads_leave_what_is_ready_to_large_ones() -> None:
+    """Whose first piece is not small."""
+    budget = Budget(0, 0)
+    await run(budget)
+    await until([SIZE])
+    upload = Upload(budget, 2)
+    upload.add(0, memoryview(b"small"))
+    assert kept() == [5, SIZE]
+    upload.close()
+    budget.files.close()
+
+
+@pytest.mark.parametrize("ready", [False, True])
+async def test_an_empty_attachment_can_be_mapped(ready: bool) -> None:
+    """Whatever the file was."""
+    budget = Budget(0, 0)
+    if ready:
+        await run(budget)
+        await until([SIZE])
+    upload = Upload(budget, 2)
+    upload.add(0, memoryview(b""))
+    found = upload.attachments()
+    assert found is not None
+    assert found.spans == [(0, 0)]
+    found.map().close()
+    found.close()
+    upload.close()
     budget.files.close()

@@ -21,6 +21,7 @@ LARGE = 1024 * 1024
 """Bytes of a file from which on another thread is worth its while."""
 
 _LARGEST = 64 * 1024 * 1024  # bytes that are made ready at most
+_FIRST = 256 * 1024  # bytes of an upload's first piece from which on it may be a large one
 _IDLE = 1.0  # seconds in which a file that is ready may be wanted
 
 
@@ -30,25 +31,27 @@ class Files:
     def __init__(self) -> None:
         self._threads: ThreadPoolExecutor | None = None
         self._ready = -1
+        self._size = 0  # of what is ready, or being made
         self._is_making = False
         self._timer: asyncio.TimerHandle | None = None
 
-    def take(self) -> int:
-        """The descriptor of an empty memory file, or of one that is ready: it has a size already, and holds zeros."""
-        if self._ready < 0:
-            return lanes.empty_file()
+    def take(self, first: int) -> tuple[int, int]:
+        """The descriptor of a memory file for an upload, of which so many bytes have come, and its size: 0, or that of
+        one that is ready, which holds zeros."""
+        if self._ready < 0 or first < _FIRST:
+            return lanes.empty_file(), 0
         descriptor, self._ready = self._ready, -1
         self._stop_timer()
-        return descriptor
+        return descriptor, self._size
 
     def make_ready(self, size: int) -> None:
         """Makes one of so many bytes ready, if none is and they are many but not too many."""
         if self._ready < 0 and not self._is_making and LARGE <= size <= _LARGEST:
-            self._is_making = True
+            self._is_making, self._size = True, size
             self._work(_made, size).add_done_callback(self._have_made)
 
     def discard(self, descriptor: int, size: int) -> None:
-        """Closes a file that held so many bytes."""
+        """Closes a file that takes so many bytes."""
         if size < LARGE:
             os.close(descriptor)
         else:

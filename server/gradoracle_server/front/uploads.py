@@ -50,6 +50,7 @@ class Upload:
         self._budget = budget
         self._call_id = call_id
         self._descriptor = -1
+        self._size = 0  # of the file, if it had one before anything was written
         self._last = -1  # of the same file, for whoever closes it last gives its pages back
 
     def add(self, attachment: int, data: memoryview) -> None:
@@ -67,20 +68,26 @@ class Upload:
         """All of them. The caller owns the memory file; `close` still gives the bytes back to the budget."""
         if self._descriptor < 0:
             return None
-        os.ftruncate(self._descriptor, max(self._end(), _ALIGNMENT))  # an empty file could not be mapped
+        if max(self._size, self._end()) < _ALIGNMENT:
+            os.ftruncate(self._descriptor, _ALIGNMENT)  # an empty file could not be mapped
         made = Attachments(self._descriptor, self.spans)
-        if self.held >= LARGE:
+        if self._takes >= LARGE:
             self._last = os.dup(self._descriptor)
             if not self._budget.limit or self._budget.held + self.held <= self._budget.limit:
                 self._budget.files.make_ready(self.held)
         self._descriptor = -1
         return made
 
+    @property
+    def _takes(self) -> int:
+        """The bytes of the file."""
+        return max(self.held, self._size)
+
     def close(self) -> None:
         """Gives everything back. May be called again."""
         for one in (self._descriptor, self._last):
             if one >= 0:
-                self._budget.files.discard(one, self.held)
+                self._budget.files.discard(one, self._takes)
         self._descriptor = self._last = -1
         self._budget.held -= self.held
         self.held = 0
@@ -92,7 +99,7 @@ class Upload:
             text = f"chunks: expected attachment {max(0, len(self.spans) - 1)} or {len(self.spans)} of call"
             return statuses.malformed("Stream", f"{text} {self._call_id}, got {attachment}")
         if self._descriptor < 0:
-            self._descriptor = self._budget.files.take()
+            self._descriptor, self._size = self._budget.files.take(len(data))
         start, length = self.spans[-1]
         if (failure := self._over(attachment, length + len(data), len(data))) is not None:
             return failure
