@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +18,13 @@ SIZE = 3 * LARGE
 
 
 def kept() -> list[int]:
-    """The sizes of the memory files that this process has."""
-    found = []
+    """The sizes of the memory files that this process has, by whatever descriptors: a mapping has one of its own."""
+    found = {}
     for one in Path("/proc/self/fd").iterdir():
-        try:
+        with contextlib.suppress(FileNotFoundError):
             if "memfd:gradoracle" in str(one.readlink()):
-                found.append(one.stat().st_size)
-        except FileNotFoundError:
-            pass
-    return sorted(found)
+                found[one.stat().st_ino] = one.stat().st_size
+    return sorted(found.values())
 
 
 @pytest.fixture(autouse=True)
@@ -52,22 +51,38 @@ async def at_rest(made: Files) -> None:
 async def test_another_is_ready_for_the_next_upload() -> None:
     """It is a new one of that size, whose pages are there and hold zeros, whatever became of the first."""
     made = Files()
-    first, size = made.take(SIZE)
-    assert size == 0
-    os.pwrite(first, b"secret", 0)
-    number = os.fstat(first).st_ino
+    first = made.take(SIZE)
+    assert (first.size, first.room) == (0, None)
+    first.write(memoryview(b"secret"), 0)
+    number = os.fstat(first.descriptor).st_ino
     made.make_ready(SIZE)
     made.discard(first, SIZE)
     await until([SIZE])
     await at_rest(made)
-    second, size = made.take(SIZE)
-    assert size == SIZE
-    found = os.fstat(second)
-    assert (found.st_size, found.st_blocks * 512) == (SIZE, SIZE)
+    second = made.take(SIZE)
+    found = os.fstat(second.descriptor)
+    assert (second.size, found.st_size, found.st_blocks * 512) == (SIZE, SIZE, SIZE)
     assert found.st_ino != number
-    assert os.pread(second, SIZE, 0) == bytes(SIZE)
+    assert os.pread(second.descriptor, SIZE, 0) == bytes(SIZE)
     made.discard(second, 100)
     made.close()
+
+
+async def test_what_is_written_is_in_the_file() -> None:
+    """Through its mapping, across the end of that, and behind it."""
+    made = Files()
+    made.make_ready(SIZE)
+    await until([SIZE])
+    await at_rest(made)
+    file = made.take(SIZE)
+    assert file.room is not None
+    want = bytearray(SIZE + 300)
+    for offset, data in ((0, b"begin"), (SIZE - 3, b"across"), (SIZE + 200, b"z" * 100)):
+        file.write(memoryview(data), offset)
+        want[offset : offset + len(data)] = data
+    assert os.pread(file.descriptor, SIZE + 1000, 0) == want
+    made.discard(file, SIZE)
+    await until([])
 
 
 async def test_none_is_for_small_and_very_large_ones() -> None:
@@ -75,7 +90,7 @@ async def test_none_is_for_small_and_very_large_ones() -> None:
     made = Files()
     for size in (LARGE - 1, 64 * LARGE + 1):
         made.make_ready(size)
-        made.discard(made.take(size)[0], size)
+        made.discard(made.take(size), size)
         await at_rest(made)
         await until([])
 
@@ -113,7 +128,7 @@ async def test_without_memory_for_it_none_is_ready(monkeypatch: pytest.MonkeyPat
     made.make_ready(SIZE)
     await at_rest(made)
     assert kept() == []
-    os.close(made.take(SIZE)[0])
+    made.take(SIZE).close()
 
 
 async def run(budget: Budget) -> None:
@@ -131,7 +146,7 @@ async def test_a_full_queue_leaves_no_room_for_it() -> None:
     """What is ready is within the queue's bytes, at the time."""
     budget = Budget(2 * SIZE - 1, 0)
     await run(budget)
-    assert budget.files._ready < 0
+    assert budget.files._ready is None
     await until([])
 
 

@@ -6,7 +6,7 @@ import os
 
 from gradoracle_server.frames import Attachments
 from gradoracle_server.front import statuses
-from gradoracle_server.front.files import LARGE, Files
+from gradoracle_server.front.files import LARGE, File, Files
 
 _ALIGNMENT = 64  # bytes; what the widest vector instructions like
 _RETRY_AFTER = 1.0  # seconds; how soon other calls' attachments are done with is anyone's guess
@@ -49,9 +49,8 @@ class Upload:
         self.held = 0  # bytes counted against the budget
         self._budget = budget
         self._call_id = call_id
-        self._descriptor = -1
-        self._size = 0  # of the file, if it had one before anything was written
-        self._last = -1  # of the same file, for whoever closes it last gives its pages back
+        self._file: File | None = None
+        self._is_given = False  # to the caller of `attachments`
 
     def add(self, attachment: int, data: memoryview) -> None:
         """Appends a piece to an attachment, the last one or the next."""
@@ -66,29 +65,30 @@ class Upload:
 
     def attachments(self) -> Attachments | None:
         """All of them. The caller owns the memory file; `close` still gives the bytes back to the budget."""
-        if self._descriptor < 0:
+        file = self._file
+        if file is None or self._is_given:
             return None
-        if max(self._size, self._end()) < _ALIGNMENT:
-            os.ftruncate(self._descriptor, _ALIGNMENT)  # an empty file could not be mapped
-        made = Attachments(self._descriptor, self.spans)
-        if self._takes >= LARGE:
-            self._last = os.dup(self._descriptor)
-            if not self._budget.limit or self._budget.held + self.held <= self._budget.limit:
-                self._budget.files.make_ready(self.held)
-        self._descriptor = -1
-        return made
+        if max(file.size, self._end()) < _ALIGNMENT:
+            os.ftruncate(file.descriptor, _ALIGNMENT)  # an empty file could not be mapped
+        self._is_given = True
+        if self._takes < LARGE:
+            self._file = None
+            return Attachments(file.descriptor, self.spans)
+        if not self._budget.limit or self._budget.held + self.held <= self._budget.limit:
+            self._budget.files.make_ready(self.held)
+        # The file is kept as well: whoever closes it last gives its pages back, and that is to be another thread.
+        return Attachments(os.dup(file.descriptor), self.spans)
 
     @property
     def _takes(self) -> int:
         """The bytes of the file."""
-        return max(self.held, self._size)
+        return self.held if self._file is None else max(self.held, self._file.size)
 
     def close(self) -> None:
         """Gives everything back. May be called again."""
-        for one in (self._descriptor, self._last):
-            if one >= 0:
-                self._budget.files.discard(one, self._takes)
-        self._descriptor = self._last = -1
+        if self._file is not None:
+            self._budget.files.discard(self._file, self._takes)
+            self._file = None
         self._budget.held -= self.held
         self.held = 0
 
@@ -98,8 +98,8 @@ class Upload:
         elif attachment != len(self.spans) - 1:
             text = f"chunks: expected attachment {max(0, len(self.spans) - 1)} or {len(self.spans)} of call"
             return statuses.malformed("Stream", f"{text} {self._call_id}, got {attachment}")
-        if self._descriptor < 0:
-            self._descriptor, self._size = self._budget.files.take(len(data))
+        if self._file is None:
+            self._file = self._budget.files.take(len(data))
         start, length = self.spans[-1]
         if (failure := self._over(attachment, length + len(data), len(data))) is not None:
             return failure
@@ -107,9 +107,7 @@ class Upload:
         self.held += len(data)
         offset = start + length
         self.spans[-1] = (start, length + len(data))
-        while data:
-            written = os.pwrite(self._descriptor, data, offset)
-            data, offset = data[written:], offset + written
+        self._file.write(data, offset)
         return None
 
     def _over(self, attachment: int, length: int, more: int) -> statuses.Failure | None:
