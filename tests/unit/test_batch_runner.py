@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,30 @@ def test_a_pack_that_fails_is_taken_apart(tmp_path: Path) -> None:
     job = run(client, cases, tmp_path / "r.jsonl", pack=5)
     assert ({"OK": 4, "ERROR": 1}, 6) == (job.tally.counts, len(client.sent))
     assert "crash" == results(tmp_path / "r.jsonl")["c3"].error.message  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("trouble", [False, True])
+@pytest.mark.parametrize("given", [(700, 10, 10), (0, 5, 5), (500_000, 10, 10)])
+def test_garbage_is_looked_for_less_often_while_cases_run(
+    tmp_path: Path, given: tuple[int, int, int], trouble: bool
+) -> None:
+    """And as often as before afterwards, however the run ends; nobody's own setting is undone."""
+    seen = []
+
+    def answer(_: Any) -> Any:
+        seen.append((gc.get_threshold(), gc.get_freeze_count() > 0))
+        return Lost(AuthenticationError("no token")) if trouble else vjp_result()
+
+    cases = write(tmp_path / "c.jsonl", case("a"))
+    before = gc.get_threshold()
+    gc.set_threshold(*given)
+    try:
+        if trouble:
+            with pytest.raises(AuthenticationError):
+                run(FakeClient(answer), cases, tmp_path / "r.jsonl")
+        else:
+            run(FakeClient(answer), cases, tmp_path / "r.jsonl")
+        assert [((given[0] and max(given[0], 100_000), *given[1:]), True)] == seen
+        assert (given, 0) == (gc.get_threshold(), gc.get_freeze_count())
+    finally:
+        gc.set_threshold(*before)
