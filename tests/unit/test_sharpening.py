@@ -48,14 +48,29 @@ def draw(*shape, seed=0):
 # ---- What is moved does not reach all outputs
 
 
-def test_outputs_that_do_not_depend_on_what_is_moved_do_not_count():
-    """Of ten, one moves: the bar is that of one, though what does not move has narrower ones, without another step."""
-    case = Case(lambda x: 1e3 + torch.sin(x), draw(10).abs() + 1)
-    found, usual = case.sharpened(float(case.measured(case.directions).bar.max()) / 2)
-    assert (found.slopes.bar < usual.bar / 2).all()
-    assert (found.slopes.value == usual.value).all()
-    assert (found.reach.longer == 1).all()
-    assert torch.equal(found.reach.touched, torch.eye(10, dtype=torch.bool))
+def test_outputs_that_do_not_depend_on_what_is_moved_do_not_count(monkeypatch):
+    """What rounding does to them is none of a slope's business, and would be most of its bar."""
+
+    def beside_large(x):
+        return torch.cat([torch.sin(x), torch.full((10,), 1e6, dtype=F64)])
+
+    case = Case(beside_large, draw(10).abs() + 1)
+    found, _ = case.sharpened(0.0)
+    assert torch.equal(found.reach.touched[:, :10], torch.eye(10, dtype=torch.bool))
+    truth = torch.cos(case.space.base) * case.lengths
+    assert ((found.slopes.value - truth).abs() <= found.slopes.bar).all()
+    monkeypatch.setattr(sharpening, "_untouched", lambda passes, space, directions: torch.zeros(10, 20).bool())
+    without, _ = case.sharpened(0.0)
+    assert (found.slopes.bar < without.slopes.bar / 20).all()
+
+
+def test_a_single_measurement_keeps_the_bars_of_all_outputs():
+    """How an output rounds inside, its own bar does not tell; those of others happened to."""
+    case = Case(lambda x: torch.cat([(x + 1e8) - 1e8, 1e3 + 0 * x]), draw(4, seed=2))
+    usual = case.measured(case.directions)
+    found, _ = case.sharpened(float(usual.bar.max()))
+    assert (found.slopes.bar == usual.bar)[usual.bar <= found.slopes.bar].all()
+    assert (found.slopes.bar >= 1e-12).all()
 
 
 @pytest.mark.parametrize("exponent", [-3, -9, -16])

@@ -1,12 +1,12 @@
 """Slopes that tell more than those of the usual steps do, where rounding of the values hides a small fault.
 
-A bar adds up the most that rounding may do to each output, as if all of it pointed the same way. First, outputs that do
-not depend on what is moved are left out of it: those that stay the same in every bit when it moves a million times its
-size, and when it is NaN. Then longer steps: rounding counts less, and where the function bends too much for that, the
-bars say so, or two lengths do not agree. Where bars stay too wide, slopes are measured again and again, at steps of
-other lengths, and how far they scatter says what rounding did. The error of the extrapolation, which grows at least as
+Longer steps first: rounding counts less then, and where the function bends too much for that, the bars say so, or two
+lengths do not agree. Where bars stay too wide, slopes are measured again and again, at steps of other lengths. A bar
+adds up the most that rounding may do to each output, as if all of it pointed the same way; how far the slopes scatter
+says what it did, also what rounding inside of the function did. The error of the extrapolation, which grows at least as
 the fourth power of the step, scatters as well; rounding that is the same at all lengths is only what does not move an
-output at all, and to outputs that hardly move, all of their bars are left.
+output at all, and to outputs that hardly move, all of their bars are left. Not to those that do not depend on what is
+moved: which stay the same in every bit when it moves a million times its size, and when it is NaN.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ def sharpened(
     other lengths than the first time."""
     shift = _SHIFT if again else 1.0
     alone = _Alone(measure, passes, directions, _untouched(passes, space, directions))
-    found = Sharpened(alone.narrowed(usual, slice(None)), Reach(torch.ones_like(usual.bar), ~alone.untouched))
-    if bool((found.slopes.bar <= wanted).all()):
-        return found
+    found = Sharpened(usual, Reach(torch.ones_like(usual.bar), ~alone.untouched))
     doubted = found.slopes.kinked
     for pair in _PAIRS:
         doubted = doubted | _by_longer(alone, found, doubted, (pair[0] * shift, pair[1] * shift))
@@ -137,27 +135,16 @@ def _untouched(passes: Passes, space: Space, directions: torch.Tensor) -> torch.
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Alone:
-    """Slopes whose bars are those of the outputs that are moved."""
+    """Directions, along which slopes are measured, and the outputs that these do not move."""
 
     measure: Measure
     passes: Passes
     directions: torch.Tensor  # (P, C)
     untouched: torch.Tensor  # (P, M) of bool
 
-    def narrowed(self, found: Slopes, rows: torch.Tensor | slice) -> Slopes:
-        """Those along some of the directions."""
-        untouched = self.untouched[rows] & (found.coordinates.value == 0) & ~found.kinked[:, None]
-        if not bool(untouched.any()):
-            return found
-        without = torch.where(untouched, found.coordinates.bar / _FAR, found.coordinates.bar)
-        # Not summed up again, for where an output has a kink its bar is another.
-        gone = torch.where(untouched, found.coordinates.bar - without, 0.0) @ self.passes.strength
-        coordinates = dataclasses.replace(found.coordinates, bar=without)
-        return dataclasses.replace(found, bar=(found.bar - gone).clamp(min=0.0), coordinates=coordinates)
-
     def longer(self, rows: torch.Tensor | slice, factor: float) -> Slopes:
         """Slopes along some of the directions, with steps that are so many times as long."""
-        return self.narrowed(self.measure(self.directions[rows] * factor).scaled(1 / factor), rows)
+        return self.measure(self.directions[rows] * factor).scaled(1 / factor)
 
     def repeated(self, rows: torch.Tensor, band: tuple[float, float]) -> Slopes:
         """Means of slopes whose steps are of several lengths; the bar is infinite where they do not agree within
@@ -181,6 +168,6 @@ class _Alone:
         longest = measured[-1]
         moved = longest.coordinates.value.abs() * (factors[-1] * finite_difference.LADDERS[0])
         hardly = moved <= _HARDLY * self.passes.epsilon * self.passes.centre.abs()
-        left = torch.where(hardly, longest.coordinates.bar, 0.0) @ self.passes.strength
+        left = torch.where(hardly & ~self.untouched[rows], longest.coordinates.bar, 0.0) @ self.passes.strength
         bar = torch.where(kinked | ~(off <= bars).all(0), torch.inf, _SCATTER * error + left)
         return dataclasses.replace(longest, value=mean, low=mean, high=mean, bar=bar)
