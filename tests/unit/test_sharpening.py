@@ -197,6 +197,17 @@ def test_scatter_is_not_believed_to_be_less_than_it_is(monkeypatch):
         test_means_are_sharper_and_hold(False)
 
 
+def test_what_would_take_long_is_not_measured_again(monkeypatch):
+    """Then the bars are those of longer steps, and all outputs count as touched."""
+    case = Case(lambda x: 1e3 + torch.sin(x), draw(10))
+    sharper, usual = case.sharpened(0.0)
+    assert (sharper.slopes.bar < usual.bar / 10).all()
+    monkeypatch.setattr(sharpening, "_NUMBERS", 10 * 8 * 12 * 20 - 1)
+    found, usual = case.sharpened(0.0)
+    assert not (found.slopes.bar < usual.bar / 50).any()
+    assert found.reach.touched.all()
+
+
 @pytest.mark.parametrize("grain", [1e-4, 1e-7, 1e-10, 1e-13])
 def test_stairs_are_no_means(grain):
     """Values that are rounded to a grain on the way: no bar that held the truth becomes one that does not."""

@@ -28,6 +28,7 @@ _FAR = 2.0**20  # times an input's size
 _PAIRS = ((8.0, 12.0), (64.0, 96.0))
 _BANDS = ((8.0, 64.0), (64.0, 512.0), (1.0, 8.0))  # of lengths among which slopes are measured again and again
 _TIMES = 8
+_NUMBERS = 1 << 24  # that one band may take: a second or so
 _SCATTER = 12.0
 """Standard errors that a mean of so many slopes is taken to be off by at the most. Student's t of 7 degrees of freedom
 is beyond 12 once in 160,000 times, and what fails is measured once more, at other lengths. Only of values in float64:
@@ -77,17 +78,28 @@ def sharpened(
     """Of slopes found along directions, (P, C), each as sharp as it takes for a bar of `wanted`, (P,); `again`: at
     other lengths than the first time."""
     shift = _SHIFT if again else 1.0
-    alone = _Alone(measure, passes, directions, _untouched(passes, space, directions))
-    found = Sharpened(usual, Reach(torch.ones_like(usual.bar), ~alone.untouched))
-    doubted = found.slopes.kinked
+    alone = _Alone(measure, passes, directions, torch.zeros_like(usual.coordinates.value, dtype=torch.bool))
+    found = Sharpened(usual, Reach.usual(usual))
+    doubted = usual.kinked
     for pair in _PAIRS:
         doubted = doubted | _by_longer(alone, found, doubted, (pair[0] * shift, pair[1] * shift))
-    for band in _BANDS if bool((passes.epsilon <= finite_difference.EPSILON).all()) else ():
-        rows = (found.slopes.bar > wanted) & ~doubted & found.slopes.bar.isfinite()
+    rows = (found.slopes.bar > wanted) & ~doubted & found.slopes.bar.isfinite()
+    if not bool(rows.any()) or not _is_worth_it(passes, space, int(rows.sum())):
+        return found
+    alone.untouched[rows] = _untouched(passes, space, directions[rows])
+    found.reach.touched = ~alone.untouched
+    for band in _BANDS:
+        _by_means(alone, found, rows, (band[0] * shift, band[1] * shift))
+        rows = rows & (found.slopes.bar > wanted)
         if not bool(rows.any()):
             break
-        _by_means(alone, found, rows, (band[0] * shift, band[1] * shift))
     return found
+
+
+def _is_worth_it(passes: Passes, space: Space, count: int) -> bool:
+    """Whether slopes along so many directions are to be measured again and again."""
+    numbers = count * _TIMES * 2 * finite_difference.RUNGS * (passes.centre.numel() + space.size)
+    return numbers <= _NUMBERS and bool((passes.epsilon <= finite_difference.EPSILON).all())
 
 
 def _by_longer(alone: _Alone, found: Sharpened, doubted: torch.Tensor, factors: tuple[float, float]) -> torch.Tensor:
