@@ -8,11 +8,11 @@ import pytest
 import torch
 from check_cases import F64, check, planted
 
-from gradoracle_server.engine import sharpening
+from gradoracle_server.engine import examine, sharpening
 from gradoracle_server.engine.finite_difference import Derivative
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
-from gradoracle_server.engine.report import Mode, Verdict
+from gradoracle_server.engine.report import Diagnosis, Mode, Verdict
 from gradoracle_server.engine.sharpening import sharpened
 from gradoracle_server.engine.slopes import Question, Slopes, measure
 
@@ -261,7 +261,32 @@ def test_small_elements_under_much_rounding_are_told(mode):
         return planted(attention, backward)
 
     assert check(wrong(1.0), q, mode=mode).verdict is Verdict.PASS
-    assert check(wrong(1 + 1e-8), q, mode=mode).verdict is Verdict.FAIL
+    report = check(wrong(1 + 1e-8), q, mode=mode)
+    assert report.verdict is Verdict.FAIL
+    (found,) = report.inputs
+    assert found.diagnosis is Diagnosis.SINGLE_ELEMENTS
+    assert {one.index for one in found.worst} == {(place // 15, place // 5 % 3, place % 5)}
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_elements_that_another_cotangent_would_have_for_larger_are_looked_at(mode, monkeypatch):
+    """Down to a ten-thousandth of the largest."""
+    weight = torch.linspace(0.5, 1.0, 40, dtype=F64)
+    weight[7] = 3e-4
+
+    def weighted(x):
+        return 10 + (weight * torch.sin(x)).sum()
+
+    def wrong(inputs, cotangent, right):
+        found = right[0].clone()
+        found[7] *= 1 + 1e-8
+        return (found,)
+
+    x = 0.1 * draw(40)
+    assert check(weighted, x, mode=mode).verdict is Verdict.PASS
+    assert check(planted(weighted, wrong), x, mode=mode).verdict is Verdict.FAIL
+    monkeypatch.setattr(examine, "_NEGLIGIBLE", 1e-3)
+    assert check(planted(weighted, wrong), x, mode=mode).verdict is Verdict.PASS
 
 
 @pytest.mark.parametrize("base", [50.0, 1e3, 1e4])
