@@ -318,3 +318,10 @@ def test_what_rounding_on_the_way_explains_is_no_failure(seed, factor, verdict):
 
     x = torch.linspace(0.3, 1.2, 12, dtype=F64)
     assert check(planted(torch.exp, cancelling), x, seed=seed).verdict is verdict
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_nothing_but_rounding_is_no_fault(seed):
+    """Two observations are correlated by 1 or -1, whatever they are: all that is left of derivatives is rounding."""
+    x = torch.tensor([[-4.8270, -7.5824], [-0.6047, -1.5412], [-1.9719, -4.1460]], dtype=F64)
+    assert check(torch.corrcoef, x, order=2, seed=seed).verdict is not Verdict.FAIL
