@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from gradoracle_server.engine import tolerances
+from gradoracle_server.engine import shadow, tolerances
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
@@ -82,7 +82,7 @@ def rounding(case: Case, passes: Passes, place: int, space: Space, *, inside: bo
     found = spread(case, place, space, inside=inside, epsilon=case.resolution)
     if case.faithful:
         whole = float(torch.linalg.vector_norm(space.flat(case.reference[place]) * space.scale))
-        size = _size(passes)
+        size = _size(case, passes)
         believed = _ILL if whole <= _ILL * size else _SLIGHT
         found = torch.minimum(found, believed * size / space.scale)
     return found
@@ -92,14 +92,17 @@ def instability(case: Case, passes: Passes, place: int, space: Space) -> torch.T
     """(C,): what rounding anywhere does to the gradient that is held against slopes, up to a millionth of what the
     function's size lets expect; what moves further breaks ties, and counts as nothing."""
     found = spread(case, place, space, inside=True, epsilon=case.resolution)
-    return torch.where(found <= _ILL * _size(passes) / space.scale, found, 0.0)
+    return torch.where(found <= _ILL * _size(case, passes) / space.scale, found, 0.0)
 
 
-def _size(passes: Passes) -> float:
+def _size(case: Case, passes: Passes) -> float:
     """The size of the function. Where it is 0, or what rounding leaves of 0, nothing tells how large the numbers are
     that cancel in it."""
     cotangents = float(passes.strength.sum())
-    return passes.magnitude if passes.magnitude > _NOTHING * cotangents else _UNSEEN * cotangents
+    if passes.magnitude > _NOTHING * cotangents:
+        return passes.magnitude
+    shaken = passes.strength @ passes.unrest(shadow.roundings(case.resolution, case.subject.seed))
+    return passes.magnitude if passes.magnitude > float(shaken) else _UNSEEN * cotangents
 
 
 def largest_rounding(case: Case, passes: Passes, place: int) -> float:
