@@ -201,3 +201,22 @@ async def test_an_empty_attachment_can_be_mapped(ready: bool) -> None:
     found.close()
     upload.close()
     budget.files.close()
+
+
+async def test_nothing_is_written_into_what_a_worker_may_have() -> None:
+    """It might have been cut, and to write through the mapping of a cut file would be the front's end."""
+    budget = Budget(0, 0)
+    await run(budget)
+    await until([SIZE])
+    upload = Upload(budget, 2)
+    upload.add(0, memoryview(b"x" * SIZE))
+    found = upload.attachments()
+    assert found is not None
+    os.ftruncate(found.descriptor, 0)
+    upload.add(0, memoryview(b"late"))
+    assert os.fstat(found.descriptor).st_size == 0
+    found.close()
+    upload.close()
+    await at_rest(budget.files)
+    budget.files.close()
+    await until([])

@@ -50,7 +50,7 @@ class Upload:
         self._budget = budget
         self._call_id = call_id
         self._file: File | None = None
-        self._is_given = False  # to the caller of `attachments`
+        self._given: File | None = None  # the same, once a worker may have it: nothing is written into it any more
 
     def add(self, attachment: int, data: memoryview) -> None:
         """Appends a piece to an attachment, the last one or the next."""
@@ -65,30 +65,25 @@ class Upload:
 
     def attachments(self) -> Attachments | None:
         """All of them. The caller owns the memory file; `close` still gives the bytes back to the budget."""
-        file = self._file
-        if file is None or self._is_given:
+        file, self._file = self._file, None
+        if file is None:
             return None
         if max(file.size, self._end()) < _ALIGNMENT:
             os.ftruncate(file.descriptor, _ALIGNMENT)  # an empty file could not be mapped
-        self._is_given = True
-        if self._takes < LARGE:
-            self._file = None
+        if max(file.size, self.held) < LARGE:
             return Attachments(file.descriptor, self.spans)
         if not self._budget.limit or self._budget.held + self.held <= self._budget.limit:
             self._budget.files.make_ready(self.held)
         # The file is kept as well: whoever closes it last gives its pages back, and that is to be another thread.
+        self._given = file
         return Attachments(os.dup(file.descriptor), self.spans)
-
-    @property
-    def _takes(self) -> int:
-        """The bytes of the file."""
-        return self.held if self._file is None else max(self.held, self._file.size)
 
     def close(self) -> None:
         """Gives everything back. May be called again."""
-        if self._file is not None:
-            self._budget.files.discard(self._file, self._takes)
-            self._file = None
+        for one in (self._file, self._given):
+            if one is not None:
+                self._budget.files.discard(one, max(one.size, self.held))
+        self._file = self._given = None
         self._budget.held -= self.held
         self.held = 0
 
