@@ -218,9 +218,13 @@ class Examiner:
         each element can still be looked at alone."""
         if self.units or self.space.size > ALL_UNITS or not self.passes.batching:
             return False
+        return bool(self._unseen(gradient).any())
+
+    def _unseen(self, gradient: torch.Tensor) -> torch.Tensor:
+        """(C,) of bool: elements that are not negligible, and in which a small fault would show along no direction."""
         magnitude = gradient.abs()
-        wanted = (magnitude >= _NEGLIGIBLE * magnitude.max()) & (magnitude > 0)
-        return bool((self.blind(gradient)[wanted] > tolerances.FAULT).any())
+        looked_at = (magnitude >= _NEGLIGIBLE * magnitude.max()) & (magnitude > 0)
+        return looked_at & (self.blind(gradient) > tolerances.FAULT)
 
     def refine(self, gradient: torch.Tensor) -> bool:
         """Adds directions that move fewer elements, of one magnitude, for those in which a fault would not show; once.
@@ -234,17 +238,15 @@ class Examiner:
         if (self.units or at_floor) and self.space.size > ALL_UNITS:  # then only longer steps help, and cost too much
             return False
         self._refined = True
-        blind = self.blind(gradient)
-        if float(blind.max()) <= tolerances.FAULT:
+        if float(self.blind(gradient).max()) <= tolerances.FAULT:
             return False
-        magnitude = gradient.abs()
-        wanted = (blind > tolerances.FAULT) & (magnitude >= _NEGLIGIBLE * magnitude.max()) & (magnitude > 0)
+        wanted = self._unseen(gradient)
         count = int(wanted.sum())
         if not count:
             return False
         if self.units:
             return self._sharpen(wanted)
-        largest_first = torch.where(wanted, magnitude * self.space.scale, -1.0).argsort(descending=True)[:count]
+        largest_first = torch.where(wanted, gradient.abs() * self.space.scale, -1.0).argsort(descending=True)[:count]
         masks = torch.zeros((min(_BLOCKS, count), self.space.size), dtype=torch.bool, device=gradient.device)
         rows = torch.arange(count, device=gradient.device) * masks.shape[0] // count
         masks[rows, largest_first] = True
