@@ -26,6 +26,7 @@ from typing import Generic, TypeVar
 
 from gradoracle_server import lanes
 from gradoracle_server.lanes import Inlet, Outlet
+from gradoracle_server.mapping import mapped
 
 METHODS = (
     "Evaluate",
@@ -76,6 +77,8 @@ class Attachments:
     spans: Sequence[tuple[int, int]]
     callers: bool = False
     on_close: Callable[[], None] | None = dataclasses.field(default=None, compare=False, repr=False)
+    room: memoryview | None = dataclasses.field(default=None, compare=False, repr=False)
+    """The file up to the end of the attachments, where it is mapped already."""
 
     @property
     def end(self) -> int:
@@ -86,8 +89,13 @@ class Attachments:
         """The file up to the end of the attachments, mapped writable and private: writes stay in this process."""
         return mmap.mmap(self.descriptor, self.end, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
+    def read(self, start: int, length: int) -> bytes | memoryview:
+        """Some of the file's bytes, until `close`."""
+        return os.pread(self.descriptor, length, start) if self.room is None else self.room[start : start + length]
+
     def close(self) -> None:
         """Gives the memory back as far as this process is concerned. May be called again."""
+        self.room = None
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -139,6 +147,7 @@ class Reply:
     memory_allocated: int = 0  # bytes: a CPU worker's resident set, a GPU worker's allocated tensors
     memory_reserved: int = 0  # bytes: a GPU worker's reserved pool, else 0
     tail: Sequence[bytes | memoryview] = ()  # more of the payload, in pieces, where it is sent; what arrives is whole
+    is_timed: bool = False  # whether the front has put the timing behind the payload
 
     HEAD = struct.Struct("<iBB2x7d4Q")
 
@@ -264,13 +273,12 @@ def send(sock: socket.socket, message: Job | Reply, outlet: Outlet | None = None
 class Inbox(Generic[Message]):
     """Puts the messages of one kind together again from what arrives on a socket.
 
-    Nearly every message arrives whole in one read, and is then taken from the read buffer, which is allocated once.
+    Nearly every message arrives whole in one read, and is then taken from the read buffer, which is allocated once. A
+    payload that is a memoryview may be written over once the other side may send the next message.
     """
 
-    def __init__(self, kind: type[Message], *, lasting: bool = True) -> None:
-        """`lasting`: large payloads outlive the next message that arrives."""
+    def __init__(self, kind: type[Message]) -> None:
         self._received: Callable[..., Message] = kind.received
-        self._lasting = lasting
         self._inlet = Inlet()
         self._room = memoryview(bytearray(_READ))
         self._pending = bytearray()  # the beginning of a message that has not arrived whole
@@ -351,11 +359,10 @@ class Inbox(Generic[Message]):
     def _from_memory(self, flags: int, size: int) -> bytes | memoryview:
         """A payload that lies in a memory file. Raises ValueError where it does not."""
         if not flags & _IN_LANE:
-            room = lanes.mapped(self._descriptors.pop(0), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+            room = mapped(self._descriptors.pop(0), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
             if len(room) != size:
                 raise ValueError(f"expected a memory file of {size} bytes, got one of {len(room)}")
             return room
         if flags & _NEW_LANE:
             self._inlet.renew(self._descriptors.pop(0))
-        payload = self._inlet.take(size)
-        return bytes(payload) if self._lasting else payload
+        return self._inlet.take(size)

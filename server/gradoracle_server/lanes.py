@@ -13,6 +13,8 @@ import mmap
 import os
 from collections.abc import Iterable, Sequence
 
+from gradoracle_server.mapping import mapped
+
 MOST = 8 * 1024 * 1024
 """Bytes of a payload that goes this way, and so of memory that a lane keeps; larger ones have a file of their own."""
 
@@ -58,6 +60,8 @@ class Outlet:
         """Whether the other side has done with what was put last."""
         self._descriptor = -1
         self._size = 0
+        self._written = 0  # bytes whose pages are there
+        self._room: mmap.mmap | None = None  # the memory, mapped, once it is used again
 
     def free(self) -> None:
         """The other side has done with what was put last."""
@@ -72,19 +76,33 @@ class Outlet:
                 self.close()
                 self._size = max(_LEAST, 1 << (size - 1).bit_length())
                 self._descriptor = memory_file(pieces, self._size, "gradoracle-lane")
-            else:
+            elif size > self._written:  # not through a mapping, where no memory for a page is the end of the process
                 _write(self._descriptor, pieces)
+            else:
+                self._write_over(pieces)
         except BaseException:
             self.close()
             raise
+        self._written = max(self._written, size)
         self.is_free = False
         return self._descriptor if is_new else None
 
+    def _write_over(self, pieces: Sequence[Piece]) -> None:
+        if self._room is None:
+            self._room = mmap.mmap(self._descriptor, self._size)
+        place = 0
+        for piece in pieces:
+            self._room[place : place + len(piece)] = piece
+            place += len(piece)
+
     def close(self) -> None:
         """Gives the memory back; the next payload gets a new file. May be called again."""
+        if self._room is not None:
+            self._room.close()
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor, self._size, self.is_free = -1, 0, True
+        self._written, self._room = 0, None
 
 
 class Inlet:
@@ -103,18 +121,3 @@ class Inlet:
         if size > len(self._room):
             raise ValueError(f"expected a payload of {len(self._room)} bytes at most in the lane, got {size}")
         return self._room[:size]
-
-
-def mapped(descriptor: int, most: int, flags: int, access: int) -> memoryview:
-    """The bytes of a memory file, `most` at most; the mapping lives as long as the view. Closes the descriptor.
-
-    Only of a file that is sealed against shrinking: to read beyond the end of a shrunk file would be the end of the
-    process that reads, and the front must survive whatever a worker does.
-    """
-    try:
-        if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
-            raise ValueError("expected a memory file sealed against shrinking")
-        size = min(os.fstat(descriptor).st_size, most)
-        return memoryview(mmap.mmap(descriptor, size, flags=flags, prot=access))
-    finally:
-        os.close(descriptor)

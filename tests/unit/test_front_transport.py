@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from gradoracle_server import frames, lanes
 from gradoracle_server.frames import Attachments, Inbox, Job, Reply
+from gradoracle_server.front import transport
 from gradoracle_server.front.transport import Connection, first_reply
 
 
@@ -142,3 +145,47 @@ async def test_a_job_says_whether_every_answers_file_is_read(pair: tuple[socket.
     await until(lambda: len(front.replies) == 3)
     assert await told()
     front.connection.close()
+
+
+def mapped(descriptor: int) -> bool:
+    """Whether this process has a file mapped."""
+    return f" {os.fstat(descriptor).st_ino} " in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("seals", [0, fcntl.F_SEAL_SHRINK], ids=["might shrink", "cannot"])
+async def test_a_file_of_attachments_stays_mapped_for_a_while(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, seals: int
+) -> None:
+    """Where it cannot shrink, which would be the end of the front; what is in it is read either way."""
+    monkeypatch.setattr(transport, "_IDLE", 0.05)
+    front = Front(pair[0])
+    descriptor = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    for text in (b"abc", b"def"):
+        os.pwrite(descriptor, bytes(64) + text, 0)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+        frames.send(pair[1], Reply(0, b"", Attachments(descriptor, [(64, 3)])))
+        await until(lambda: bool(front.replies))
+        attachments = front.replies.pop().attachments
+        assert attachments is not None
+        assert mapped(descriptor) == bool(seals)
+        assert [text, text[1:2]] == [bytes(attachments.read(64, 3)), bytes(attachments.read(65, 1))]
+        attachments.close()
+        assert mapped(descriptor) == bool(seals)
+    await until(lambda: not mapped(descriptor))
+    os.close(descriptor)
+    front.connection.close()
+
+
+async def test_a_worker_that_goes_leaves_no_file_mapped(pair: tuple[socket.socket, socket.socket]) -> None:
+    """Its memory goes with it."""
+    front = Front(pair[0])
+    descriptor = lanes.memory_file([b"abc"])
+    frames.send(pair[1], Reply(0, b"", Attachments(descriptor, [(0, 3)])))
+    await until(lambda: bool(front.replies))
+    (attachments,) = (reply.attachments for reply in front.replies)
+    assert attachments is not None
+    front.connection.close()
+    assert b"abc" == bytes(attachments.read(0, 3))
+    attachments.close()
+    assert not mapped(descriptor)
+    os.close(descriptor)

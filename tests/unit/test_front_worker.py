@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -11,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from gradoracle_server import frames
-from gradoracle_server.front import worker
+from gradoracle_server import frames, lanes
+from gradoracle_server.front import wire, worker
 from gradoracle_server.front.admission import Ticket
 from gradoracle_server.launch import WorkerOptions
 
@@ -92,6 +93,37 @@ async def test_one_that_does_not_is_ended(processes: Processes, monkeypatch: pyt
 
     await until(lambda: processes.process.killed)
     assert "deadline" == made.stopped_for
+    made.close()
+
+
+async def test_a_large_answer_outlives_the_next_one(processes: Processes) -> None:
+    """The worker writes the next one into the same memory, and the front may not have looked at the first by then."""
+    made, ticket = await busy(processes)
+    outlet, tickets = lanes.Outlet(), [ticket]
+    for byte in (b"a", b"b", b"c"):
+        reply = frames.Reply(0, byte * frames.SHARED_FROM, phases=(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0))
+        outlet.free()
+        frames.send(processes.theirs, reply, outlet)
+        await until(tickets[-1].future.done)
+        future: asyncio.Future[frames.Reply] = asyncio.get_running_loop().create_future()
+        tickets.append(Ticket(frames.Job(0, b"x"), lambda: "peer", future, time.perf_counter()))
+        made.run(tickets[-1])
+    for byte, each in zip((b"a", b"b", b"c"), tickets, strict=False):
+        answer = each.future.result()
+        assert answer.is_timed
+        timing = wire.timing(each.queue_seconds, (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0))
+        assert byte * frames.SHARED_FROM + timing == answer.payload
+    outlet.close()
+    made.close()
+
+
+async def test_an_error_has_no_timing(processes: Processes) -> None:
+    """However large it is: what comes is a Status."""
+    made, ticket = await busy(processes)
+    with contextlib.closing(lanes.Outlet()) as outlet:
+        frames.send(processes.theirs, frames.Reply(3, b"e" * frames.SHARED_FROM), outlet)
+        answer = await ticket.future
+    assert (b"e" * frames.SHARED_FROM, False) == (answer.payload, answer.is_timed)
     made.close()
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gradoracle_server import heap
+from gradoracle_server import heap, lanes
+from gradoracle_server.frames import Attachments
 from gradoracle_server.worker import kept
 from gradoracle_server.worker.kept import KeptMemory
 
@@ -164,3 +165,52 @@ def test_a_file_is_given_back_where_no_request_comes(done, clock, pair):
     made.rest(pair[0])
     assert descriptors() == before
     assert done == [LITTLE, BACK]
+
+
+def test_what_a_caller_shares_is_mapped_while_his_requests_run(done, clock, pair):
+    """And not while another's does, nor for ever."""
+    made = KeptMemory(0)
+    files = [lanes.memory_file([b"a" * 100]) for _ in range(2)]
+    his, others = (Attachments(file, [(0, 100)], callers=True) for file in files)
+    uploaded = Attachments(files[1], [(0, 100)])
+    assert made.mapping(his) is made.mapping(others)
+    assert made.mapping(his) is not made.mapping(None)
+    assert made.mapping(uploaded) is made.mapping(None)
+
+    def is_mapped():
+        """Whether his file is."""
+        return f" {os.fstat(files[0]).st_ino} " in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+    for nothing_of_his in (others, uploaded, None):
+        made.prepare(100, attachments=his)
+        made.mapping(his).room(files[0], 100)
+        made.prepare(100, attachments=his)
+        assert is_mapped()
+        made.prepare(100, attachments=nothing_of_his)
+        assert not is_mapped()
+    made.prepare(100, attachments=his)
+    made.mapping(his).room(files[0], 100)
+    clock[0] += 0.95
+    made.rest(pair[0])
+    assert not is_mapped()
+    for file in files:
+        os.close(file)
+
+
+def test_the_second_answer_goes_through_a_mapping(done, monkeypatch):
+    """Of the file that is kept; the front may map that too, because it cannot shrink."""
+    made = KeptMemory(0)
+    for text in (b"a", b"b"):
+        made.prepare(100, all_read=True)
+        descriptor = made.file()
+        room = made.mapping(None).room(descriptor, 4096)
+        assert (room is None) == (text == b"a")
+        if room is None:
+            os.pwrite(descriptor, text * 4096, 0)
+        else:
+            room[:] = text * 4096
+        assert text * 4096 == os.pread(descriptor, 4096, 0)
+        with pytest.raises(PermissionError):
+            os.ftruncate(descriptor, 10)
+        os.close(descriptor)
+    made.give_back()

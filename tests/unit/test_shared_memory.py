@@ -18,6 +18,7 @@ from gradoracle.v1 import service_pb2
 from gradoracle.v1 import tensor_pb2 as pb
 from gradoracle_server import frames, lanes
 from gradoracle_server.front import wire
+from gradoracle_server.mapping import KeptMapping
 from gradoracle_server.worker.tensors import NUMBERS, Incoming, Outgoing
 
 
@@ -103,6 +104,33 @@ def test_answers_stand_behind_the_request(descriptor: int) -> None:
     assert tensors[0].numpy().tobytes() == os.pread(descriptor, 65536, 1024)
     assert tensors[2].numpy().tobytes() == os.pread(descriptor, 65536, 66560)
     assert bytes(range(100)) == os.pread(descriptor, 100, 0)
+
+
+def test_small_tensors_are_copied_out_of_a_mapping_that_is_kept(descriptor: int) -> None:
+    """What an operator writes into them, or the caller into the file, changes nothing of what others see."""
+    before = os.pread(descriptor, 4096, 0)
+    attachments, mapping = frames.Attachments(descriptor, [(0, 4096)], callers=True), KeptMapping(1 << 20)
+    for _ in range(2):
+        tensor = Incoming(CPU, 0, attachments, mapping=mapping).tensor(attached(torch.float32, 1024), "x")
+        assert before == tensor.numpy().tobytes()
+        assert 0 == tensor.data_ptr() % 64
+        tensor.zero_()
+    os.pwrite(descriptor, b"\1" * 4096, 0)
+    changed = Incoming(CPU, 0, attachments, mapping=mapping).tensor(attached(torch.float32, 1024), "x")
+
+    assert 0 == int(tensor.sum())
+    assert b"\1" * 4096 == changed.numpy().tobytes() == os.pread(descriptor, 4096, 0)
+
+
+def test_answers_are_written_through_a_mapping_that_is_kept(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second on: the file has to have become that long."""
+    mapping, values = KeptMapping(1 << 20), torch.arange(8192, dtype=torch.float64)
+    for number in range(3):
+        outgoing = Outgoing(True, frames.Attachments(descriptor, [(0, 100)], callers=True), mapping=mapping)
+        outgoing.fill(pb.Tensor(), values + number)
+        assert frames.Attachments(-1, [(128, 65536)], callers=True) == outgoing.attachments()
+        assert (values + number).numpy().tobytes() == os.pread(descriptor, 65536, 128)
+        monkeypatch.delattr(os, "pwrite", raising=False)
 
 
 def test_a_request_without_its_memory() -> None:

@@ -375,7 +375,7 @@ def test_a_request_that_is_larger_than_the_memory(worker, monkeypatch):
     """Where not even its bytes can be mapped it is over the limit, and the next request is answered."""
     ours, theirs = socket.socketpair()
     request = service_pb2.EvaluateRequest(graph=square_graph(), primals=[array("x", np.ones(100_000))])
-    mapped, refusals = lanes.mapped, [OSError(errno.ENOMEM, "Cannot allocate memory")]
+    mapped, refusals = frames.mapped, [OSError(errno.ENOMEM, "Cannot allocate memory")]
 
     def short_of_memory(descriptor, *how):
         if refusals:
@@ -384,7 +384,7 @@ def test_a_request_that_is_larger_than_the_memory(worker, monkeypatch):
         return mapped(descriptor, *how)
 
     with ours, theirs, ThreadPoolExecutor(1) as thread:
-        monkeypatch.setattr(lanes, "mapped", short_of_memory)
+        monkeypatch.setattr(frames, "mapped", short_of_memory)
         loop = thread.submit(main._answer_all, worker, theirs, 5000)
         replies = []
         for _ in range(2):

@@ -31,7 +31,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 _FOREVER = 1e9  # seconds
 _LIST_OPERATORS = METHODS.index("ListOperators")
-_TIMING_SIZE = len(wire.timing(0.0, (0.0,) * 7))
 
 
 class Service:
@@ -151,7 +150,8 @@ class Service:
         lane.withstood(ticket.job, time.perf_counter() - ticket.begun)
         self.metrics.replied(lane, ticket.job.method, reply, ticket.queue_seconds)
         failure = None
-        size = len(reply.payload) + _TIMING_SIZE
+        timing = b"" if reply.is_timed else wire.timing(ticket.queue_seconds, reply.phases)
+        size = len(reply.payload) + len(timing)
         if reply.code:
             failure = statuses.from_worker(reply)
         elif size > self.settings.max_message_bytes:
@@ -162,7 +162,6 @@ class Service:
             if reply.attachments is not None:
                 reply.attachments.close()
             raise failure
-        timing = wire.timing(ticket.queue_seconds, reply.phases)
         if reply.attachments is not None and reply.attachments.callers:  # they are where the caller will look for them
             where, reply.attachments = reply.attachments.spans, None
             return reply.payload, timing + wire.spans(where)
@@ -183,7 +182,8 @@ class Service:
                 device = "" if wire.names_no_device(request) else await self.device(request)
                 lane, ticket = self.admit(method, request, device, context, arrived)
                 reply = await ticket.future
-                answer = b"".join(self.response(lane, ticket, reply))
+                first, rest = self.response(lane, ticket, reply)
+                answer = b"".join((first, rest)) if rest else bytes(first)
             except asyncio.CancelledError:  # the caller went away, or gRPC saw the deadline pass before we did
                 code = gone(context)
                 if lane is not None and ticket is not None:

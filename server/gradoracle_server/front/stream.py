@@ -36,7 +36,7 @@ BYTES_AT_MOST = 256 * 1024 * 1024
 _SHARE = 4  # answers wait for company while they are fewer than one in so many of the calls that are unanswered
 _PATIENCE = 0.002  # seconds that they wait at most: a message costs what several answers do
 
-_CHUNK = 1024 * 1024  # bytes; of an attachment, and of answers that go into one message together
+_CHUNK = 512 * 1024  # bytes; of an attachment, and of answers that go into one message together
 _SMALL = 4096  # bytes of a request that is quicker to copy than to view
 _FIELDS_AT_ONCE = 256  # calls and chunks of one message before others have a go
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import struct
 from collections.abc import Iterator, Sequence
 
@@ -147,7 +146,7 @@ def answer(made: Answer) -> list[bytes | memoryview]:
     return [wire_format.headed(1, len(head) + size) + head, *made.parts]
 
 
-def chunk(call_id: int, attachment: int, data: bytes, total: int) -> list[bytes | memoryview]:
+def chunk(call_id: int, attachment: int, data: bytes | memoryview, total: int) -> list[bytes | memoryview]:
     """The field of StreamResponse that holds a chunk, in parts. `total` is the length of its attachment."""
     head = (
         wire_format.tagged(1, call_id)
@@ -163,6 +162,6 @@ def chunks(made: Answer, size: int) -> Iterator[list[bytes | memoryview]]:
     assert made.attachments is not None  # noqa: S101 - who calls has looked
     for index, (start, length) in enumerate(made.attachments.spans):
         for offset in range(start, start + max(length, 1), size):
-            data = os.pread(made.attachments.descriptor, min(size, start + length - offset), offset)
+            data = made.attachments.read(offset, min(size, start + length - offset))
             yield chunk(made.id, index, data, length)
     yield answer(made)

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import os
 import socket
 from collections.abc import Callable, Sequence
 
 from gradoracle_server.frames import Inbox, Job, Reply, parts, whole
 from gradoracle_server.lanes import Outlet
+from gradoracle_server.mapping import KeptMapping
+
+_LARGEST_KEPT = 64 * 1024 * 1024  # bytes of a file of attachments that stays mapped for the next reply
+_IDLE = 1.0  # seconds in which there may be one
 
 
 class Connection:
     """Sends jobs to a worker and hands its replies to `on_reply`, both without waiting and without tasks.
+
+    The payload of a reply that is a memoryview may be written over once the worker is sent another job.
 
     `on_lost` is called once, with False when the worker has closed its end, with True when it sends what is no reply.
     """
@@ -26,6 +33,8 @@ class Connection:
         self._inbox: Inbox[Reply] = Inbox(Reply)
         self._outlet = Outlet()
         self._unread = 0  # replies whose attachments are still in use
+        self._attached = KeptMapping(_LARGEST_KEPT, mmap.PROT_READ)
+        self._timer: asyncio.TimerHandle | None = None
         self._unsent: list[memoryview] = []
         self._closed = False
         sock.setblocking(False)
@@ -83,6 +92,7 @@ class Connection:
         if self._closed:
             return
         self._closed = True
+        self._forget()
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._unsent.clear()
@@ -105,6 +115,8 @@ class Connection:
             if reply is not None and reply.attachments is not None and reply.attachments.descriptor >= 0:
                 self._unread += 1
                 reply.attachments.on_close = self._have_read
+                reply.attachments.room = self._attached.room(reply.attachments.descriptor, reply.attachments.end)
+                self._forget_later()
             return reply
         except BlockingIOError:
             return None
@@ -113,6 +125,18 @@ class Connection:
         except ValueError:
             self._lost(garbled=True)
         return None
+
+    def _forget_later(self) -> None:
+        """The worker gives up its file after a while, and mapped here its memory would live on."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(_IDLE, self._forget)
+
+    def _forget(self) -> None:
+        self._attached.drop()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _have_read(self) -> None:
         self._unread -= 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gradoracle_server.frames import Reply, withdrawal
-from gradoracle_server.front import statuses
+from gradoracle_server.front import statuses, wire
 from gradoracle_server.front.admission import Ticket
 from gradoracle_server.front.processes import Processes
 from gradoracle_server.front.transport import Connection
@@ -197,6 +197,9 @@ class Worker:
         self.jobs += 1
         self.memory_allocated, self.memory_reserved = reply.memory_allocated, reply.memory_reserved
         ticket.worker = None
+        if isinstance(reply.payload, memoryview):  # the worker may write over it: one copy, which is as it is sent
+            timing = b"" if reply.code else wire.timing(ticket.queue_seconds, reply.phases)
+            reply.payload, reply.is_timed = b"".join((reply.payload, timing)), bool(timing)
         ticket.settle(reply)
         if self.ahead:
             self._go_on()

@@ -13,7 +13,7 @@ class Backlog:
     """Jobs in the order in which they came, which is that of their numbers: 1 is the first of this process."""
 
     def __init__(self) -> None:
-        self._inbox: Inbox[Job] = Inbox(Job, lasting=False)
+        self._inbox: Inbox[Job] = Inbox(Job)
         self._jobs: deque[Job] = deque()
         self._begun = 0  # the number of the job that was handed out last
         self._withdrawn: set[int] = set()

@@ -1,5 +1,5 @@
-"""The memory that a worker keeps: of what was freed a little always, and more for a while after large requests, and the
-file of the last large answer for the next one."""
+"""The memory that a worker keeps: of what was freed a little always, and more for a while after large requests, the
+file of the last large answer for the next one, and, mapped, that of a caller who uses it again and again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import socket
 import time
 
 from gradoracle_server import heap, lanes
+from gradoracle_server.frames import Attachments
+from gradoracle_server.mapping import KeptMapping
 
 _MOST, _ALWAYS = 256 * 1024 * 1024, 64 * 1024 * 1024  # bytes
 _SHARE = 16  # of what the process may have in all, it keeps no more than one in so many
@@ -29,11 +31,25 @@ class KeptMemory:
         self._is_much = False
         self._file = -1
         self._is_read = True
+        self._own = KeptMapping(_LARGEST_FILE)
+        self._callers = KeptMapping(_LARGEST_FILE)
         self._set_heap()
 
-    def prepare(self, size: int, *, all_read: bool = False) -> None:
-        """Before a request of so many bytes; `all_read`: nobody reads any more what was written into files before."""
+    def mapping(self, attachments: Attachments | None) -> KeptMapping:
+        """Of the file that the answer to a request with these attachments goes into."""
+        return self._callers if attachments is not None and attachments.callers else self._own
+
+    def prepare(self, size: int, *, all_read: bool = False, attachments: Attachments | None = None) -> None:
+        """Before a request of so many bytes; `all_read`: nobody reads any more what was written into files before.
+
+        What another caller has shared is not mapped while it runs.
+        """
         self._is_read |= all_read
+        if attachments is not None and attachments.callers:
+            self._callers.keep_only(attachments.descriptor)
+            self._until = max(self._until, time.monotonic() + _IDLE)
+        else:
+            self._callers.drop()
         if _LARGE <= size < _TOO_LARGE:
             self._keep(True)
             self._until = time.monotonic() + _IDLE
@@ -47,7 +63,7 @@ class KeptMemory:
         if self._file >= 0 and os.fstat(self._file).st_size > _LARGEST_FILE:
             self._close()
         if self._file < 0:
-            self._file = lanes.empty_file()
+            self._file = lanes.memory_file(())
         self._is_read = False
         self._until = time.monotonic() + _IDLE
         return os.dup(self._file)
@@ -65,6 +81,7 @@ class KeptMemory:
         self._until = 0.0
         self._keep(False)
         self._close()
+        self._callers.drop()
         heap.give_back()
 
     def _keep(self, much: bool) -> None:
@@ -80,4 +97,5 @@ class KeptMemory:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+        self._own.drop()
         self._is_read = True

@@ -17,6 +17,7 @@ from gradoracle_server.engine import memory
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.program import computation_failed
 from gradoracle_server.frames import Attachments
+from gradoracle_server.mapping import KeptMapping
 
 DTYPES: dict[int, torch.dtype] = {
     number: getattr(torch, name.removeprefix("DTYPE_").lower()) for name, number in pb.Dtype.items() if number
@@ -29,6 +30,7 @@ NUMBERS = {dtype: cast(pb.Dtype, number) for number, dtype in DTYPES.items()}
 _SMALL = 4096  # bytes of data up to which a tensor is quicker to take than to look at from all sides
 _ALIGNMENT = 64  # bytes, as torch's own allocator gives
 _ATTACHED_FROM = 1024 * 1024  # bytes; smaller tensors travel inside the answer
+_COPIED = 4 * 1024 * 1024  # bytes up to which a copy of what a caller shares costs less than to map it
 _SHARED_FROM = 64 * 1024  # the same where the answer goes into the caller's memory
 _KEPT_FROM = 64 * 1024  # bytes; protobuf copies what it is given, and copies it again when it writes a message
 _DRAWN_IN_ITSELF = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -47,13 +49,16 @@ class Incoming:
         max_tensor_bytes: int,
         attachments: Attachments | None,
         max_memory_bytes: int = 0,
+        mapping: KeptMapping | None = None,
     ) -> None:
-        """The limits are those of one tensor, and of all of them together with what it takes to make one; 0: none."""
+        """The limits are those of one tensor, and of all of them together with what it takes to make one; 0: none.
+        `mapping` is kept from call to call, for files of callers."""
         self._device = device
         self._on_cpu = device.type == "cpu"
         self._limit = max_tensor_bytes
         self._all_limit = max_memory_bytes
         self._attachments = attachments
+        self._mapping = mapping if attachments is not None and attachments.callers else None
         self._mapped: mmap.mmap | None = None
         self.bytes = 0
         self.data: Taken = {}
@@ -180,6 +185,8 @@ class Incoming:
             raise _wrong_length(field, dtype, shape, size, length)
         if size == 0:
             return torch.empty(shape, dtype=dtype, device=self._device)
+        if size <= _COPIED and (room := self._kept(offset + length)) is not None:
+            return self._from_data(room[offset:], dtype, shape, size, field)
         if self._mapped is None and self._attachments is not None:
             self._mapped = self._attachments.map()
         raw = torch.frombuffer(self._mapped, dtype=torch.uint8, count=size, offset=offset)
@@ -189,6 +196,12 @@ class Incoming:
             raw = raw.clone()
         _check_bools(raw.view(dtype), field)
         return raw.view(dtype).view(shape).to(self._device)
+
+    def _kept(self, end: int) -> memoryview | None:
+        """The caller's file up to there, where it is mapped."""
+        if self._mapping is None or self._attachments is None:
+            return None
+        return self._mapping.room(self._attachments.descriptor, end)
 
 
 class Outgoing:
@@ -204,9 +217,11 @@ class Outgoing:
         *,
         keep: bool = False,
         file: Callable[[], int] = lanes.empty_file,
+        mapping: KeptMapping | None = None,
     ) -> None:
         """`keep`: the data of large tensors may be left out of messages, and be put into their places afterwards.
-        `file` gives the descriptor of a memory file for attachments, to be closed."""
+        `file` gives the descriptor of a memory file for attachments, to be closed; `mapping` is that of such files, or
+        of the caller's, kept from call to call."""
         self._welcome = attachments_welcome
         self._keep = keep and not attachments_welcome
         self.kept: list[memoryview] = []
@@ -214,6 +229,7 @@ class Outgoing:
         self._callers = memory if memory is not None and memory.callers else None
         self._from = _ATTACHED_FROM if self._callers is None else _SHARED_FROM
         self._file_for_attachments = file
+        self._mapping = mapping
         self._descriptor = -1
         self._end = 0 if self._callers is None else self._callers.end
         self._spans: list[tuple[int, int]] = []
@@ -247,6 +263,10 @@ class Outgoing:
         offset = -(-self._end // _ALIGNMENT) * _ALIGNMENT
         self._end = offset + data.nbytes
         self._spans.append((offset, data.nbytes))
+        room = None if self._mapping is None else self._mapping.room(descriptor, self._end)
+        if room is not None:
+            room[offset:] = data
+            data = data[:0]
         while data:
             written = os.pwrite(descriptor, data, offset)
             offset, data = offset + written, data[written:]

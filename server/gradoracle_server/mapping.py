@@ -1,0 +1,69 @@
+"""Memory files, mapped, and the one that was used last kept mapped, for as long as that one is used again.
+
+To map a file and to look at each of its pages for the first time costs as much as several copies of it: a megabyte is
+read in 0.06 ms and unmapped in 0.03 where it has to be mapped first, in 0.02 where it is. To write it takes 0.07 ms by
+`pwrite` and 0.02 through a mapping.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+
+_NOTHING = memoryview(b"")
+
+
+def mapped(descriptor: int, most: int, flags: int, access: int) -> memoryview:
+    """The bytes of a memory file, `most` at most; the mapping lives as long as the view. Closes the descriptor.
+
+    Only of a file that is sealed against shrinking: to read beyond the end of a shrunk file would be the end of the
+    process that reads, and the front must survive whatever a worker does.
+    """
+    try:
+        if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            raise ValueError("expected a memory file sealed against shrinking")
+        size = min(os.fstat(descriptor).st_size, most)
+        return memoryview(mmap.mmap(descriptor, size, flags=flags, prot=access))
+    finally:
+        os.close(descriptor)
+
+
+class KeptMapping:
+    """The shared mapping of one file, as far as the file went when it was mapped."""
+
+    def __init__(self, most: int, access: int = mmap.PROT_READ | mmap.PROT_WRITE) -> None:
+        """Of files of `most` bytes at most."""
+        self._most = most
+        self._access = access
+        self._which: tuple[int, int] | None = None
+        self._room = _NOTHING
+
+    def room(self, descriptor: int, end: int) -> memoryview | None:
+        """The first `end` bytes of a file; None where it has fewer, too many, or might shrink.
+
+        What is in them may change for as long as somebody else has the file.
+        """
+        about = os.fstat(descriptor)
+        which = (about.st_dev, about.st_ino)  # nobody else's while we have it mapped
+        if which != self._which or end > len(self._room):
+            self.drop()
+            if not 0 < end <= about.st_size <= self._most:
+                return None
+            try:
+                self._room = mapped(os.dup(descriptor), self._most, mmap.MAP_SHARED, self._access)
+            except (OSError, ValueError):
+                return None
+            self._which = which
+        return self._room[:end]
+
+    def keep_only(self, descriptor: int) -> None:
+        """Drops what is mapped, unless it is this file; -1 is none."""
+        if self._which is not None:
+            about = None if descriptor < 0 else os.fstat(descriptor)
+            if about is None or (about.st_dev, about.st_ino) != self._which:
+                self.drop()
+
+    def drop(self) -> None:
+        """Unmaps it, once nobody has a view of it. May be called again."""
+        self._room, self._which = _NOTHING, None
