@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The address of a server in a process of its own, with two workers."""
-    with go.local_server(workers=2) as address:
+    with go.local_server(workers=2, shared_memory=False) as address:  # as any other server, over gRPC alone
         yield address
 
 

@@ -45,14 +45,15 @@ class AsyncClient:
         token: str | None = None,
         timeout: float | None = None,
         channels: int = 1,
-        shared_memory: bool = False,
+        shared_memory: bool | None = None,
     ) -> None:
         self._target = channel.target(
             address, tls=tls, token=token, timeout=timeout, channels=channels, shared_memory=shared_memory
         )
         self._owned = contextlib.ExitStack()  # a server of its own, memory
-        path = self._target.memory
-        self._memory = None if path is None else self._owned.enter_context(contextlib.closing(Memory(path)))
+        self._memory = Memory.at(self._target)
+        if self._memory is not None:
+            self._owned.callback(self._memory.close)
         self._closed = False
         # Made by the first call: channels take the event loop that runs when they are made.
         self._channels: list[grpc.aio.Channel] = []

@@ -19,6 +19,9 @@ ADDRESS = "GRADORACLE_ADDRESS"
 PORT = 50051
 """Where servers listen."""
 
+MEMORY = ".memory"
+"""Behind the path of a server's Unix socket: where it takes memory files, if it was not told another place."""
+
 TIMEOUT = 600.0
 """Seconds for a call where neither it nor its client names any: as long as a server works on a request."""
 
@@ -125,7 +128,7 @@ class Target:
     """Seconds for a call that names no other; infinity for no limit."""
     channels: int
     memory: str | None = None
-    """The path of the Unix socket beside which the server is to share memory; None where it is not."""
+    """The path of the socket at which the server takes memory; None where it is not to be shared."""
 
     def connect(self) -> grpc.Channel:
         """A channel of the blocking kind."""
@@ -154,15 +157,18 @@ def target(
     token: str | None,
     timeout: float | None,
     channels: int,
-    shared_memory: bool = False,
+    shared_memory: bool | None = None,
 ) -> Target:
     """Checks what a client was given. Raises ValueError where it cannot be meant."""
+    own = getattr(address, "memory", None)  # of a server that was started here
     address = _address(address)
-    if shared_memory and not address.startswith("unix:"):
+    if shared_memory and own is None and not address.startswith("unix:"):
         raise ValueError(
             f'shared_memory: expected an address like "unix:/run/gradoracle.sock" beside it, of a server on this '
             f"machine, got {address!r}"
         )
+    if shared_memory and own is None:
+        own = beside(address)
     if timeout is not None and not timeout > 0:
         raise ValueError(f"timeout: expected seconds, more than 0, or None, got {timeout!r}")
     if channels < 1:
@@ -179,8 +185,13 @@ def target(
         metadata=(("authorization", f"Bearer {token}"),) if token is not None else (),
         timeout=TIMEOUT if timeout is None else timeout,
         channels=channels,
-        memory=address.removeprefix("unix:").removeprefix("//") if shared_memory else None,
+        memory=None if shared_memory is False else own,
     )
+
+
+def beside(address: str) -> str:
+    """The path of the socket at which a server at "unix:PATH" takes memory files."""
+    return address.removeprefix("unix:").removeprefix("//") + MEMORY
 
 
 def _address(given: str | None) -> str:

@@ -33,8 +33,9 @@ class Client:
     calls that name none: ten minutes unless said, math.inf for no limit. `channels` is the number of connections, over
     which calls are spread; over a single one to an IP address, localhost or a socket, small calls that several threads
     make at the same time go together. A call that a server cannot take just now is repeated, five times at most.
-    `shared_memory` hands large tensors to a server at "unix:PATH" as memory files; it must have been started with
-    --shared-memory.
+    `shared_memory` hands large tensors to a server on this machine as memory files, up to 256 MiB of which the client
+    keeps for the next ones: True to one at "unix:PATH", which must have been started with --shared-memory; None to
+    those that `local_server` started; False to none.
 
     In every method `graph` is a Graph or an expression, and `primals` holds a tensor for each of its inputs, by name: a
     numpy array, a number, nested lists of numbers, anything with `__dlpack__`, or one that the server makes (`normal`,
@@ -52,14 +53,15 @@ class Client:
         token: str | None = None,
         timeout: float | None = None,
         channels: int = 1,
-        shared_memory: bool = False,
+        shared_memory: bool | None = None,
     ) -> None:
         self._target = channel.target(
             address, tls=tls, token=token, timeout=timeout, channels=channels, shared_memory=shared_memory
         )
         self._owned = contextlib.ExitStack()  # a server of its own, memory
-        path = self._target.memory
-        self._memory = None if path is None else self._owned.enter_context(contextlib.closing(Memory(path)))
+        self._memory = Memory.at(self._target)
+        if self._memory is not None:
+            self._owned.callback(self._memory.close)
         self._closed = False
         self._channels = [self._target.connect() for _ in range(self._target.channels)]
         self._calls = channel.unary_calls(self._channels, [method.path for method in requests.METHODS])

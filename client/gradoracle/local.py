@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import queue
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,28 +14,37 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+from gradoracle.channel import MEMORY, beside
 from gradoracle.errors import ServerUnavailableError
 
 _READY = "gradoracle listening on "
 _STDERR_SHOWN = 4000  # characters
 _STOP_WITHIN = 15.0  # seconds, before the process is killed
+_LONGEST_PATH = 107  # bytes of a socket's
 
 
 class Address(str):
     """host:port of a server that was started here."""
 
-    __slots__ = ("metrics",)
+    __slots__ = ("memory", "metrics")
 
     metrics: str
     """host:port of its metrics."""
+    memory: str | None
+    """The path of the socket over which it is handed large tensors as memory files; None where it takes none."""
 
 
 @contextlib.contextmanager
-def local_server(workers: int | None = 1, *, start_timeout: float = 60.0, **settings: Any) -> Iterator[Address]:
+def local_server(
+    workers: int | None = 1, *, start_timeout: float = 60.0, shared_memory: bool = True, **settings: Any
+) -> Iterator[Address]:
     """Starts a server on a free port of this machine, gives its address, and stops it at the end.
 
         with local_server(workers=2) as address, Client(address) as client:
             …
+
+    Clients of the address that it gives hand over large tensors as memory files, without gRPC, where this system has
+    such files; not with `shared_memory=False`.
 
     `workers` is their number for each device; None is one a core, or one a GPU. `settings` are further flags of the
     server, as `gradoracle serve --help` lists them, with underscores: `device="cpu"`, `max_queue=4`; a list repeats the
@@ -50,6 +60,29 @@ def local_server(workers: int | None = 1, *, start_timeout: float = 60.0, **sett
             "install them with: pip install 'gradoracle[server]'"
         )
     flags = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "workers": workers, **settings}
+    with contextlib.ExitStack() as closing:
+        memory = _memory(str(flags["listen"]), closing) if shared_memory else None
+        flags["shared_memory"] = memory
+        process, stderr = closing.enter_context(_running(flags))
+        address = _ready(process, stderr, start_timeout)
+        address.memory = memory
+        yield address
+
+
+def _memory(listen: str, closing: contextlib.ExitStack) -> str | None:
+    """Where a server takes memory files from this user's processes; None where that cannot be."""
+    if not hasattr(os, "memfd_create") or not hasattr(socket, "SOCK_SEQPACKET"):  # another system than Linux
+        return None
+    if listen.startswith("unix:"):
+        return beside(listen)
+    folder = closing.enter_context(tempfile.TemporaryDirectory(prefix="gradoracle-", ignore_cleanup_errors=True))
+    path = f"{folder}/server{MEMORY}"
+    return path if len(os.fsencode(path)) <= _LONGEST_PATH else None
+
+
+@contextlib.contextmanager
+def _running(flags: Mapping[str, object]) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """The server's process, and what it writes to stderr."""
     # The server stops at the end of its stdin, and stdin ends with this process, however that ends.
     command = [sys.executable, "-m", "gradoracle_server", *_command_line(flags), "--stop-on-stdin-eof"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GRADORACLE_")}
@@ -63,7 +96,7 @@ def local_server(workers: int | None = 1, *, start_timeout: float = 60.0, **sett
             start_new_session=True,  # Ctrl-C is for this process, which then stops the server in order
         )
         try:
-            yield _ready(process, stderr, start_timeout)
+            yield process, stderr
         finally:
             _stop(process)
 

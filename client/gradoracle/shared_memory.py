@@ -21,12 +21,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from gradoracle import tensors, wire
+from gradoracle.channel import MEMORY, Target
 from gradoracle.errors import GradOracleError
 from gradoracle.requests import Request
 from gradoracle.tensors import Bytes, WireTensor
-
-SUFFIX = ".memory"
-"""Behind the path of gRPC's socket: where descriptors are handed over."""
 
 FROM = 256 * 1024
 """Bytes of a tensor from which on its request goes this way."""
@@ -250,13 +248,21 @@ class Use:
 class Memory:
     """What a client shares with its server. Any number of threads may use it at once."""
 
-    def __init__(self, path: str) -> None:
-        """`path` is that of gRPC's socket. Connects to nothing yet."""
+    def __init__(self, path: str, beside: str = "") -> None:
+        """`path` is where descriptors are handed over; `beside` is gRPC's, if a socket. Connects to nothing yet."""
         self._path = path
+        self._beside = beside
         self._lock = threading.Lock()
         self._connection: _Connection | None = None
         self._offered = False  # whether this server has ever had it
         self._closed = False
+
+    @classmethod
+    def at(cls, target: Target) -> Memory | None:
+        """What a client shares with a server; None where it is not to."""
+        if target.memory is None:
+            return None
+        return cls(target.memory, target.memory.removesuffix(MEMORY) if target.address.startswith("unix:") else "")
 
     @staticmethod
     def suits(request: Request[Any]) -> bool:
@@ -308,12 +314,12 @@ class Memory:
                 return None
             if self._connection is None or self._connection.closed:
                 try:
-                    self._connection = _Connection(self._path + SUFFIX)
+                    self._connection = _Connection(self._path)
                     self._offered = True
                 except OSError as error:
-                    if not self._offered and _listens(self._path):
+                    if not self._offered and self._beside and _listens(self._beside):
                         raise GradOracleError(
-                            f"the server at unix:{self._path} offers no shared memory to this client "
+                            f"the server at unix:{self._beside} offers no shared memory to this client "
                             f"({error.strerror or error}); start it with --shared-memory, or make the client without"
                         ) from error
                     return None

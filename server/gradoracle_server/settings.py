@@ -100,6 +100,10 @@ def _switch(text: str) -> bool:
     return text.lower() in ("1", "true", "yes", "on")
 
 
+def _shared(text: str) -> bool | Path:
+    return Path(text) if "/" in text else _switch(text)
+
+
 @dataclasses.dataclass(frozen=True)
 class Option:
     """One setting: `name` is the field of `Settings`, whence the flag and the environment variable."""
@@ -133,13 +137,13 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "shared_memory",
-        _switch,
-        _SWITCH,
-        "let callers on this machine hand over large tensors as memory files, over a second Unix socket at "
-        "PATH.memory beside --listen unix:PATH; for callers who trust one another: who may open the socket may try "
-        "to harm a worker by changing its tensors while it computes",
+        _shared,
+        '"true", "false" or the path of a socket like "/run/gradoracle.memory"',
+        "let callers on this machine hand over large tensors as memory files, over a second Unix socket at PATH, or "
+        "where none is given at that of --listen unix:..., with .memory behind it; for callers who trust one another: "
+        "who may open the socket may try to harm a worker by changing its tensors while it computes",
         "false",
-        "BOOL",
+        "PATH",
     ),
     Option(
         "metrics_listen",
@@ -254,7 +258,7 @@ class Settings:
     """All that the server is told, checked. Limits of 0 mean none; None means not given."""
 
     listen: Address
-    shared_memory: bool
+    shared_memory: bool | Path
     metrics_listen: Address | None
     device: tuple[str, ...]
     workers: int | None
@@ -287,9 +291,10 @@ class Settings:
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise SettingsError("--tls-cert: expected the path of a file beside --tls-client-ca, got none")
 
-        if self.shared_memory and not self.listen.path:
+        if self.shared_memory is True and not self.listen.path:
             raise SettingsError(
-                f'--shared-memory: expected an address of --listen like "unix:/run/gradoracle.sock", got {self.listen}'
+                "--shared-memory: expected the path of a socket, or an address of --listen like "
+                f'"unix:/run/gradoracle.sock", got {self.listen}'
             )
 
     @property
@@ -319,7 +324,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"gradoracle {version}")
     for option in OPTIONS:
         text = option.help.replace("%", "%%") + (f" (default: {option.default})" if option.default else "")
-        if option.parse is _switch:
+        if option.parse in (_switch, _shared):
             made.add_argument(option.flag, nargs="?", const="true", metavar=option.metavar, help=text)
         else:
             action = "append" if option.repeatable else "store"

@@ -1,8 +1,9 @@
 """What large tensors cost: an elementwise gradient through the service, beside a raw gRPC echo of the same bytes.
 
 The request is one float32 tensor of so many bytes, the answer a scalar and a gradient of the same size, so that as much
-goes each way as with the echo, whose messages are bytes that nobody parses. The client sends what is over its unary
-limit through a stream, in chunks. A unary message ends at 2 GiB; what is larger has no echo.
+goes each way as with the echo, whose messages are bytes that nobody parses. A client of its own private server hands
+tensors over in shared memory. A client of any other server sends what is over its unary limit through a stream, in
+chunks: the rows of gRPC alone. A unary message ends at 2 GiB; what is larger has no echo.
 """
 
 from __future__ import annotations
@@ -71,12 +72,21 @@ def copied(x: Array) -> Callable[[], Array]:
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    """1 MiB to 1 GiB over TCP, the same in shared memory, and 3 GiB."""
+    """1 MiB to 1 GiB to a private server, the same over gRPC alone and over a Unix socket, and 3 GiB."""
     torch.set_num_threads(1)
     sizes = {MIB: 40, 16 * MIB: 10, 64 * MIB: 5} if quick else {MIB: 100, 16 * MIB: 20, 64 * MIB: 8, 1024 * MIB: 2}
     graph = go.Graph.parse(EXPRESSION)
+    for name, options in (("Client.local()", {}), ("gRPC alone", {"shared_memory": False})):
+        with go.Client.local(**options, **LIMITS) as client:
+            yield from beside_an_echo(name, client, graph, sizes)
+    yield from in_shared_memory(sizes)
+    if not quick:
+        yield three_gib(graph)
+
+
+def beside_an_echo(name: str, client: go.Client, graph: go.Graph, sizes: dict[int, int]) -> Iterator[Row]:
+    """Rows of one client, in turn with an echo."""
     with (
-        go.Client.local(**LIMITS) as client,
         servers.echo_server() as address,
         grpc.insecure_channel(address, options=servers.UNLIMITED) as channel,
     ):
@@ -87,11 +97,8 @@ def rows(quick: bool) -> Iterator[Row]:
             work = {"vjp": gradient(client, graph, x), "echo": lambda: echo(payload)}  # noqa: B023 - called at once
             found = turns.median(work, repeats, warm=min(1, repeats // 5), seen={"vjp": is_right(x)})
             beside = f"raw unary echo, {found['echo'] * 1e3:,.1f} ms; ours {found['vjp'] * 1e3:,.1f} ms"
-            name = f"{size // MIB} MiB, elementwise vjp"
-            yield Row(name, found["vjp"] / found["echo"], "x", at_most(1), at_most(0.6), beside)
-    yield from in_shared_memory(sizes)
-    if not quick:
-        yield three_gib(graph)
+            title = f"{size // MIB} MiB, elementwise vjp, {name}"
+            yield Row(title, found["vjp"] / found["echo"], "x", at_most(1), at_most(0.6), beside)
 
 
 def in_shared_memory(sizes: dict[int, int]) -> Iterator[Row]:
@@ -116,7 +123,7 @@ def in_shared_memory(sizes: dict[int, int]) -> Iterator[Row]:
 def three_gib(graph: go.Graph) -> Row:
     """A tensor that no message could hold."""
     x = tensor(3 * 1024 * MIB)
-    with go.Client.local(**LIMITS) as client:
+    with go.Client.local(shared_memory=False, **LIMITS) as client:
         found = turns.median({"vjp": gradient(client, graph, x)}, 1, warm=0, seen={"vjp": is_right(x)})
     return Row(
         "3 GiB, elementwise vjp", found["vjp"] / 3, "s/GiB", None, None, "nothing: no message holds it", "streamed"

@@ -381,9 +381,25 @@ def test_it_goes_when_the_server_stops(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [("--shared-memory",), ("--shared-memory", "true")])
 def test_it_needs_a_unix_socket(given: tuple[str, ...]) -> None:
-    """With an address of TCP the server does not start, and says what it expects."""
-    expected = 'expected an address of --listen like "unix:/run/gradoracle.sock", got 127.0.0.1:0'
+    """With an address of TCP, and no path, the server does not start, and says what it expects."""
+    expected = 'expected the path of a socket, or an address of --listen like "unix:/run/gradoracle.sock"'
+    expected = f"{expected}, got 127.0.0.1:0"
     assert (2, f"gradoracle: --shared-memory: {expected}\n") == refused(*given)
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "unix:{folder}/g.sock"])
+def test_it_may_have_a_path_of_its_own(tmp_path: Path, listen: str) -> None:
+    """Beside any address of gRPC's; for whom that is, if it is a socket's, else for this user; gone with the server."""
+    path = tmp_path / "other"
+    with start("--listen", listen.format(folder=tmp_path), "--shared-memory", str(path)) as server:
+        caller = Caller(path)
+        with memory_file(b"abc") as descriptor:
+            assert caller.offer(descriptor)[0] == 0
+        like = tmp_path / "g.sock"
+        assert stat.S_IMODE(path.stat().st_mode) == (stat.S_IMODE(like.stat().st_mode) if like.exists() else 0o600)
+        caller.socket.close()
+        assert 0 == server.stop()
+    assert [] == list(tmp_path.iterdir())
 
 
 def test_its_path_must_be_free(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from engine_cases import CPU
 
 import gradoracle as go
-from gradoracle import channel, requests, shared_memory, stream
+from gradoracle import channel, local, requests, shared_memory, stream
 from gradoracle.v1 import service_pb2
 from gradoracle.v1 import tensor_pb2 as pb
 from gradoracle_server import frames, lanes
@@ -167,8 +168,27 @@ def test_spans_are_read_as_protobuf_reads_them() -> None:
 )
 def test_the_path_of_an_address(address: str, path: str) -> None:
     """The second socket is beside the one that gRPC connects to."""
-    assert path == channel.target(address, tls=None, token=None, timeout=None, channels=1, shared_memory=True).memory
-    assert channel.target(address, tls=None, token=None, timeout=None, channels=1).memory is None
+    assert f"{path}.memory" == target(address, shared_memory=True).memory
+    assert None is target(address).memory
+    assert None is target(address, shared_memory=False).memory
+
+
+def target(address: str, **options: bool) -> channel.Target:
+    """What a client of an address knows."""
+    return channel.target(address, tls=None, token=None, timeout=None, channels=1, **options)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:1234", "unix:/run/g.sock"])
+def test_an_address_that_says_where_memory_is_taken(text: str) -> None:
+    """That of a server that was started here does: its clients share memory unless they are told not to."""
+    address = local.Address(text)
+    assert None is target(address).memory  # one that was pickled without, say
+    address.memory = None
+    assert None is target(address).memory
+    address.memory = "/run/its.memory"
+    assert "/run/its.memory" == target(address).memory == target(address, shared_memory=True).memory
+    assert None is target(address, shared_memory=False).memory
+    assert "/run/its.memory" == pickle.loads(pickle.dumps(address)).memory  # noqa: S301 - made here
 
 
 def test_only_large_requests_are_shared() -> None:
@@ -180,7 +200,7 @@ def test_only_large_requests_are_shared() -> None:
 
 def test_where_no_server_is(tmp_path: object) -> None:
     """Where no server is at all, nothing is shared and nothing raised: gRPC says it in its words."""
-    memory = shared_memory.Memory(f"{tmp_path}/g.sock")
+    memory = shared_memory.Memory(f"{tmp_path}/g.sock.memory", f"{tmp_path}/g.sock")
 
     assert memory.put(requests.vjp("x.sum()", {"x": np.zeros(32_768)})) is None
     memory.close()

@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from gradoracle_server import environment, heap
 from gradoracle_server.addresses import Address
-from gradoracle_server.front import devices
+from gradoracle_server.front import devices, shared_memory
 from gradoracle_server.front.admission import Queue
 from gradoracle_server.front.auth import Tls, Tokens
 from gradoracle_server.front.health import Health
@@ -30,7 +30,7 @@ from gradoracle_server.front.metrics_http import MetricsServer
 from gradoracle_server.front.pool import Lane, Pool
 from gradoracle_server.front.processes import Processes
 from gradoracle_server.front.service import Service, register
-from gradoracle_server.front.shared_memory import SUFFIX, SharedMemory
+from gradoracle_server.front.shared_memory import SharedMemory
 from gradoracle_server.front.stream import Streams
 from gradoracle_server.settings import Settings, SettingsError
 
@@ -76,8 +76,8 @@ class Front:
         self._listen_to_signals()
         heap.keep_freed_memory(_KEPT)
         check_address("--listen", settings.listen)
-        if settings.shared_memory:
-            check_address("--shared-memory", Address("", 0, settings.listen.path + SUFFIX))
+        if (path := shared_memory.path_for(settings)) is not None:
+            check_address("--shared-memory", Address("", 0, str(path)))
         self._tls = Tls(settings) if settings.tls_cert else None
         if settings.token_file is not None:
             self._tokens = Tokens(settings.token_file, settings.health_without_token, self._refused)
@@ -148,12 +148,12 @@ class Front:
         address = _bind(server, settings.listen, self._tls)
         await self._health.start()
         await server.start()
-        if settings.shared_memory:
-            service.memory = SharedMemory(Path(address.path), service.budget)
+        if (path := shared_memory.path_for(settings)) is not None:
+            service.memory = SharedMemory(path, service.budget)
             try:
-                service.memory.open()
+                service.memory.open(Path(address.path) if address.path else None)
             except OSError as error:
-                place = Address("", 0, str(service.memory.path))
+                place = Address("", 0, str(path))
                 raise _cannot_listen("--shared-memory", place, error.strerror or str(error)) from None
         if settings.unguarded:
             missing = " and ".join(settings.unguarded)

@@ -26,9 +26,10 @@ from gradoracle.v1 import service_pb2
 from gradoracle_server.frames import Attachments
 from gradoracle_server.front import statuses, wire
 from gradoracle_server.front.uploads import Budget
+from gradoracle_server.settings import Settings
 
 SUFFIX = ".memory"
-"""Behind the path of gRPC's socket: where this one is."""
+"""Behind the path of gRPC's socket: where this one is, unless another place is named."""
 
 FILES_AT_MOST = 64
 """Files of one connection."""
@@ -56,6 +57,13 @@ class _File:
         self.uses = 0  # the number of the last one
 
 
+def path_for(settings: Settings) -> Path | None:
+    """Where the socket is to be; None where memory is not shared."""
+    if settings.shared_memory is True:
+        return Path(settings.listen.path + SUFFIX)
+    return settings.shared_memory or None
+
+
 class Use:
     """What one call takes of a file. Its bytes count against the budget until `close`."""
 
@@ -81,11 +89,9 @@ class Use:
 class SharedMemory:
     """The socket, the connections to it, and the files that they have offered."""
 
-    def __init__(self, beside: Path, budget: Budget) -> None:
-        """`beside` is the path of gRPC's socket."""
-        self.path = beside.with_name(beside.name + SUFFIX)
+    def __init__(self, path: Path, budget: Budget) -> None:
+        self.path = path
         self.files: dict[bytes, _File] = {}  # by token
-        self._beside = beside
         self._budget = budget
         # The rest of the descriptors that the process may have are for calls.
         self._room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
@@ -97,13 +103,13 @@ class SharedMemory:
         """Whether it takes no more connections or files."""
         return len(self._connections) + len(self.files) >= self._room
 
-    def open(self) -> None:
-        """Listens, with the permissions of gRPC's socket, which is there already. Raises OSError."""
+    def open(self, beside: Path | None = None) -> None:
+        """Listens, with the permissions of gRPC's socket, where there is one; else for this user. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()  # left behind by a server that is gone, as has been looked at
         self._socket = sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         sock.bind(str(self.path))
-        self.path.chmod(stat.S_IMODE(self._beside.stat().st_mode))
+        self.path.chmod(0o600 if beside is None else stat.S_IMODE(beside.stat().st_mode))
         sock.listen()
         asyncio.get_running_loop().add_reader(sock, self._accept)
 
