@@ -24,7 +24,6 @@ import gradoracle as go
 MIB = 1 << 20
 EXPRESSION = "sum(sin(x))"
 LIMITS = {
-    "threads": 1,  # as what it is measured against
     "max_tensor_bytes": "4GiB",
     "max_message_bytes": "2047MiB",
     "max_memory_bytes": "16GiB",
@@ -107,7 +106,8 @@ def in_shared_memory(sizes: dict[int, int]) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         listen = f"unix:{Path(folder) / 'gradoracle.sock'}"
         with (
-            go.local_server(listen=listen, shared_memory=True, **LIMITS) as address,
+            # One thread, as what it is measured against.
+            go.local_server(listen=listen, shared_memory=True, threads=1, **LIMITS) as address,
             go.Client(address, shared_memory=True) as client,
         ):
             for size, repeats in sizes.items():
