@@ -75,7 +75,7 @@ def rows(quick: bool) -> Iterator[Row]:
     torch.set_num_threads(1)
     sizes = {MIB: 40, 16 * MIB: 10, 64 * MIB: 5} if quick else {MIB: 100, 16 * MIB: 20, 64 * MIB: 8, 1024 * MIB: 2}
     graph = go.Graph.parse(EXPRESSION)
-    for name, options in (("Client.local()", {}), ("gRPC alone", {"shared_memory": False})):
+    for name, options in (("gRPC alone", {"shared_memory": False}), ("Client.local()", {})):
         with go.Client.local(**options, **LIMITS) as client:
             yield from beside_an_echo(name, client, graph, sizes)
     yield from in_shared_memory(sizes)
