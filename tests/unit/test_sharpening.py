@@ -125,9 +125,10 @@ def test_what_longer_steps_are_believed(longer, other, values, bars):
     passes = Passes(lambda point: point, [space.base], [torch.ones(2, dtype=F64)], device=space.base.device, seed=0)
 
     def measured(directions):
-        factor = float(directions[0, 0])
-        found = longer if factor in (8.0, 64.0) else other
-        return slopes_of(found, [1e-7, 1e-7]).scaled(factor)
+        """Of any number of lengths, two directions each."""
+        factors = [float(pair[0, 0]) for pair in directions.view(-1, 2, 2)]
+        pairs = [(longer if factor in (8.0, 64.0) else other, factor) for factor in factors]
+        return Slopes.joined([slopes_of(found, [1e-7, 1e-7]).scaled(factor) for found, factor in pairs])
 
     def one_output(space, passes, usual):
         return sharpened(measured, passes, space, torch.eye(2, dtype=F64), usual, wanted, again=False)

@@ -363,8 +363,11 @@ class Examiner:
         if bool(blurred.any()):
             found = found.replaced(blurred, self.measured(directions[blurred]))
         fine = tolerances.FAULT / 4 * size
-        if bool(((found.bar > fine) & (size > 0)).any()):
-            found = self._sharpened(directions, found, torch.where(size > 0, fine, torch.inf), again=False).slopes
+        off = (gradient[coordinates] * lengths - found.value).abs()
+        unclear = ((found.bar > fine) | (off > found.bar + tolerances.RELATIVE * size)) & (size > 0)
+        if bool(unclear.any()):
+            sharper = self._sharpened(directions[unclear], found.of(unclear), fine[unclear], again=False).slopes
+            found = found.replaced(unclear, sharper)
         if unrest is not None:
             noise = (found.coordinates.value != 0).to(unrest.dtype) @ (self.passes.strength * unrest)
             found = dataclasses.replace(found, bar=found.bar + noise / finite_difference.LADDERS[0])

@@ -12,7 +12,7 @@ moved: which stay the same in every bit when it moves a million times its size, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -81,8 +81,10 @@ def sharpened(
     alone = _Alone(measure, passes, directions, torch.zeros_like(usual.coordinates.value, dtype=torch.bool))
     found = Sharpened(usual, Reach.usual(usual))
     doubted = usual.kinked
-    for pair in _PAIRS:
-        doubted = doubted | _by_longer(alone, found, doubted, (pair[0] * shift, pair[1] * shift))
+    factors = [factor * shift for pair in _PAIRS for factor in pair]
+    measured = alone.longer(slice(None), factors)
+    for place in range(0, len(factors), 2):
+        doubted = doubted | _by_longer(found, doubted, factors[place], measured[place], measured[place + 1])
     rows = (found.slopes.bar > wanted) & ~doubted & found.slopes.bar.isfinite()
     if not bool(rows.any()) or not _is_worth_it(passes, space, int(rows.sum())):
         return found
@@ -102,10 +104,9 @@ def _is_worth_it(passes: Passes, space: Space, count: int) -> bool:
     return numbers <= _NUMBERS and bool((passes.epsilon <= finite_difference.EPSILON).all())
 
 
-def _by_longer(alone: _Alone, found: Sharpened, doubted: torch.Tensor, factors: tuple[float, float]) -> torch.Tensor:
-    """Takes slopes of steps that are longer by the first of two factors, where the second's agree and those found do
+def _by_longer(found: Sharpened, doubted: torch.Tensor, factor: float, longer: Slopes, other: Slopes) -> torch.Tensor:
+    """Takes slopes of steps that are longer by a factor, where others, of steps longer still, agree and those found do
     not contradict them. Returns where these do, (P,) of bool: short steps may have seen how the function rounds."""
-    longer, other = (alone.longer(slice(None), one) for one in factors)
     usual = found.slopes
     sure = ~longer.kinked & ~other.kinked & ~doubted & (other.bar <= 4 * longer.bar)
     sure &= (longer.value - other.value).abs() <= longer.bar + other.bar
@@ -117,7 +118,7 @@ def _by_longer(alone: _Alone, found: Sharpened, doubted: torch.Tensor, factors: 
         found.slopes = dataclasses.replace(usual, bar=bar)
     if bool(better.any()):
         found.slopes = found.slopes.replaced(better, longer.of(better))
-        found.reach.longer[better] = factors[0]
+        found.reach.longer[better] = factor
     return contradicted
 
 
@@ -154,9 +155,13 @@ class _Alone:
     directions: torch.Tensor  # (P, C)
     untouched: torch.Tensor  # (P, M) of bool
 
-    def longer(self, rows: torch.Tensor | slice, factor: float) -> Slopes:
-        """Slopes along some of the directions, with steps that are so many times as long."""
-        return self.measure(self.directions[rows] * factor).scaled(1 / factor)
+    def longer(self, rows: torch.Tensor | slice, factors: Sequence[float]) -> list[Slopes]:
+        """Slopes along some of the directions, with steps that are so many times as long; all measured together."""
+        directions = self.directions[rows]
+        count = len(directions)
+        found = self.measure(torch.cat([directions * factor for factor in factors]))
+        pieces = (found.of(slice(place * count, (place + 1) * count)) for place in range(len(factors)))
+        return [piece.scaled(1 / factor) for piece, factor in zip(pieces, factors, strict=True)]
 
     def repeated(self, rows: torch.Tensor, band: tuple[float, float]) -> Slopes:
         """Means of slopes whose steps are of several lengths; the bar is infinite where they do not agree within
@@ -169,7 +174,7 @@ class _Alone:
         """
         ratio = (band[1] / band[0]) ** (1 / _TIMES)  # no power of 2, whose ladders would share their steps
         factors = [band[0] * ratio ** (place + 1) for place in range(_TIMES)]
-        measured = [self.longer(rows, one) for one in factors]
+        measured = self.longer(rows, factors)
         values, bars = torch.stack([one.value for one in measured]), torch.stack([one.bar for one in measured])
         kinked = torch.stack([one.kinked for one in measured]).any(0)
         share = torch.tensor(factors, dtype=values.dtype, device=values.device)[:, None]
