@@ -220,6 +220,10 @@ class Examiner:
             return False
         return bool(self._unseen(gradient).any())
 
+    def unseen(self, gradient: torch.Tensor) -> list[int]:
+        """The elements in which that is so."""
+        return self._unseen(gradient).nonzero().flatten().tolist()
+
     def _unseen(self, gradient: torch.Tensor) -> torch.Tensor:
         """(C,) of bool: elements that are not negligible, and in which a small fault would show along no direction."""
         magnitude = gradient.abs()

@@ -13,14 +13,17 @@ _FOUND = 10  # wrong elements named, and blocks followed, at most
 _JOINT = 2  # directions, each of which must have the kink
 
 
-def suspects(examiner: Examiner, gradient: torch.Tensor, row: int | None = None) -> list[int] | None:
+def suspects(
+    examiner: Examiner, gradient: torch.Tensor, row: int | None = None, among: list[int] | None = None
+) -> list[int] | None:
     """Coordinates whose gradient, (C,), is wrong, the worst first; None where too many are to name them all.
 
     With `row`, those that make the error along that direction of the examiner's, were it as small as rounding: whether
-    they are wrong is for the caller to measure.
+    they are wrong is for the caller to measure. `among`: those that can be, where it is known and they are few.
     """
     if examiner.space.size <= ALL_UNITS:  # small faults where there are no loud ones
-        return (_by_units(examiner, gradient) if row is None else []) or _by_units(examiner, gradient, small=True)
+        loud = _by_units(examiner, gradient) if row is None else []
+        return loud or _by_units(examiner, gradient, small=True, among=among)
     if row is None:
         return _by_halves(examiner, gradient, examiner.space.drawn(1, examiner.generator), loudly=True)
     return _by_halves(examiner, gradient, examiner.directions[row : row + 1], loudly=False)
@@ -65,14 +68,17 @@ def _part(examiner: Examiner, mover: torch.Tensor, start: int, stop: int) -> tor
     return examiner.space.along(part)
 
 
-def _by_units(examiner: Examiner, gradient: torch.Tensor, *, small: bool = False) -> list[int]:
-    directions, _ = examiner.space.units(range(examiner.space.size))
+def _by_units(
+    examiner: Examiner, gradient: torch.Tensor, *, small: bool = False, among: list[int] | None = None
+) -> list[int]:
+    looked_at = list(range(examiner.space.size)) if among is None or examiner.units else among
+    directions, _ = examiner.space.units(looked_at)
     found = examiner.slopes
     if not examiner.units:
-        found, _ = examiner.element_slopes(list(range(examiner.space.size)), gradient if small else None)
+        found, _ = examiner.element_slopes(looked_at, gradient if small else None)
     judged = examiner.assessed(gradient, directions, found).judgements
     wrong = judged.failed.nonzero().flatten()
-    return wrong[judged.excess[wrong].argsort(descending=True)].tolist()
+    return [looked_at[place] for place in wrong[judged.excess[wrong].argsort(descending=True)].tolist()]
 
 
 def kinks(examiner: Examiner) -> list[int] | None:

@@ -240,7 +240,9 @@ class Judge:
         if examiner.units:
             return []
         row = int(torch.where(found.suspicious, found.judgements.excess, -1.0).argmax())
-        suspects = search.suspects(examiner, gradients.claimed, row)
+        # Where nothing looks wrong, it can only be where that would not show.
+        among = None if bool(found.suspicious.any()) else examiner.unseen(gradients.reference)
+        suspects = search.suspects(examiner, gradients.claimed, row, among)
         return self._wrong(place, examiner, gradients, mismatches.elements(examiner, suspects or []))[1]
 
     def _apart(self, place: int, examiner: Examiner, gradients: Gradients, apart: torch.Tensor) -> InputReport:
