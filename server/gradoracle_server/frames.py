@@ -22,7 +22,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from gradoracle_server import lanes
 from gradoracle_server.lanes import Inlet, Outlet
@@ -77,6 +77,8 @@ class Attachments:
     spans: Sequence[tuple[int, int]]
     callers: bool = False
     on_close: Callable[[], None] | None = dataclasses.field(default=None, compare=False, repr=False)
+    on_give: Callable[[Attachments, Any], None] | None = dataclasses.field(default=None, compare=False, repr=False)
+    """Called before a worker is passed the file, with the connection to it; may put another in its place."""
     room: memoryview | None = dataclasses.field(default=None, compare=False, repr=False)
     """The file up to the end of the attachments, where it is mapped already."""
 

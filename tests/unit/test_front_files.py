@@ -44,7 +44,7 @@ async def until(sizes: list[int]) -> None:
 async def at_rest(made: Files) -> None:
     """Waits until none is being made."""
     async with asyncio.timeout(10):
-        while made._is_making:
+        while made._making:
             await asyncio.sleep(0.001)
 
 
@@ -146,7 +146,7 @@ async def test_a_full_queue_leaves_no_room_for_it() -> None:
     """What is ready is within the queue's bytes, at the time."""
     budget = Budget(2 * SIZE - 1, 0)
     await run(budget)
-    assert budget.files._ready is None
+    assert budget.files.ready == 0
     await until([])
 
 
@@ -204,7 +204,7 @@ async def test_an_empty_attachment_can_be_mapped(ready: bool) -> None:
 
 
 async def test_nothing_is_written_into_what_a_worker_may_have() -> None:
-    """It might have been cut, and to write through the mapping of a cut file would be the front's end."""
+    """It cannot be cut, which would be the end of a front that writes through its mapping, but it may be read."""
     budget = Budget(0, 0)
     await run(budget)
     await until([SIZE])
@@ -212,11 +212,160 @@ async def test_nothing_is_written_into_what_a_worker_may_have() -> None:
     upload.add(0, memoryview(b"x" * SIZE))
     found = upload.attachments()
     assert found is not None
-    os.ftruncate(found.descriptor, 0)
+    with pytest.raises(PermissionError):
+        os.ftruncate(found.descriptor, 0)
     upload.add(0, memoryview(b"late"))
-    assert os.fstat(found.descriptor).st_size == 0
+    assert os.pread(found.descriptor, SIZE, 0) == b"x" * SIZE
+    assert os.fstat(found.descriptor).st_size == SIZE
     found.close()
     upload.close()
     await at_rest(budget.files)
     budget.files.close()
+    await until([])
+
+
+# ---- Files that are used again
+
+
+class Worker:
+    """A worker's process."""
+
+    is_closed = False
+
+
+async def call(
+    budget: Budget, data: bytes, worker: Worker, *, answered: bool = True
+) -> tuple[int, bytes, list[tuple[int, int]]]:
+    """A call whose upload is given to a worker: which file that got, all that is in it, and where the call's own is."""
+    upload = Upload(budget, 1)
+    for start in range(0, len(data), LARGE):
+        upload.add(0, memoryview(data)[start : start + LARGE])
+    found = upload.attachments()
+    assert found is not None
+    if found.on_give is not None:
+        found.on_give(found, worker)
+    about = os.fstat(found.descriptor)
+    seen = about.st_ino, os.pread(found.descriptor, about.st_size, 0), list(found.spans)
+    found.close()
+    upload.close(answered=answered)
+    await at_rest(budget.files)
+    return seen
+
+
+async def test_one_worker_gets_the_same_file_again() -> None:
+    """Mapped from the second time on, however large the uploads are; it grows."""
+    budget, worker = Budget(0, 0, again=True), Worker()
+    first, _, _ = await call(budget, b"a" * SIZE, worker)
+    for byte, size in ((b"b", SIZE), (b"c", 2 * LARGE), (b"d", SIZE + LARGE), (b"e", SIZE + LARGE)):
+        (ready,) = budget.files._ready
+        assert ready.room is not None
+        assert len(ready.room) == ready.size == os.fstat(ready.descriptor).st_size
+        number, contents, spans = await call(budget, byte * size, worker)
+        assert (number, spans) == (first, [(0, size)])
+        assert contents[:size] == byte * size
+    budget.files.close()
+
+
+async def test_another_worker_sees_its_own_request_and_no_more() -> None:
+    """One that has taken the place of the first, or tries what killed that, gets the call's bytes in another file."""
+    budget, worker, other = Budget(0, 0, again=True), Worker(), Worker()
+    first, _, _ = await call(budget, b"secret" * LARGE, worker)
+    number, contents, spans = await call(budget, b"x" * (2 * LARGE + 5), other)
+    assert number != first
+    assert spans == [(0, 2 * LARGE + 5)]
+    assert contents == b"x" * (2 * LARGE + 5)
+    budget.files.close()
+    await until([])
+
+
+async def test_an_upload_may_be_given_twice() -> None:
+    """In a file that held nothing else, as it is; whoever had it last may get that again."""
+    budget, worker, other = Budget(0, 0, again=True), Worker(), Worker()
+    upload = Upload(budget, 1)
+    upload.add(0, memoryview(b"x" * SIZE))
+    found = upload.attachments()
+    assert found is not None
+    assert found.on_give is not None
+    numbers = []
+    for one in (worker, worker, other):
+        found.on_give(found, one)
+        numbers.append(os.fstat(found.descriptor).st_ino)
+    assert len(set(numbers)) == 1
+    found.close()
+    upload.close(answered=True)
+    await at_rest(budget.files)
+    assert numbers[0] == (await call(budget, b"y" * SIZE, other))[0]
+    budget.files.close()
+
+
+async def test_what_a_worker_may_still_be_reading_is_not_used_again() -> None:
+    """A call that nobody waits for any more has not been answered: what its worker sees must not change."""
+    budget, worker = Budget(0, 0, again=True), Worker()
+    await call(budget, b"a" * SIZE, worker, answered=False)
+    await until([])
+    assert budget.files.ready == 0
+
+
+async def test_the_file_of_a_worker_that_has_gone_is_not_taken() -> None:
+    """Others would have to have a copy."""
+    budget, worker = Budget(0, 0, again=True), Worker()
+    first, _, _ = await call(budget, b"a" * SIZE, worker)
+    worker.is_closed = True
+    number, contents, _ = await call(budget, b"b" * SIZE, Worker())
+    assert number != first
+    assert contents == b"b" * SIZE
+    budget.files.close()
+    await until([])
+
+
+async def test_where_there_are_several_workers_no_file_is_used_again() -> None:
+    """The next request may be for another one."""
+    budget, worker = Budget(0, 0), Worker()
+    numbers = {(await call(budget, b"a" * SIZE, worker))[0] for _ in range(3)}
+    assert len(numbers) == 3
+    budget.files.close()
+    await until([])
+
+
+async def test_few_files_are_kept_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at most, of 64 MiB at most, within the queue's bytes, and for a while."""
+    budget, worker = Budget(5 * SIZE, 0, again=True), Worker()
+    for uploads, ready in ((3, 2), (1, 2)):
+        made = [Upload(budget, number) for number in range(uploads)]
+        for one in made:
+            one.add(0, memoryview(bytes(SIZE)))
+            found = one.attachments()
+            assert found is not None
+            assert found.on_give is not None
+            found.on_give(found, worker)
+            found.close()
+        for one in made:
+            one.close(answered=True)
+        await at_rest(budget.files)
+        await until([SIZE] * ready)
+    budget.files.close()
+    tight = Budget(2 * SIZE - 1, 0, again=True)
+    await call(tight, bytes(SIZE), worker)
+    assert tight.files.ready == SIZE
+    await call(tight, bytes(LARGE), worker)
+    small = Budget(SIZE - 1 + LARGE, 0, again=True)
+    monkeypatch.setattr(files, "_LARGEST", SIZE - 1)
+    await call(small, bytes(SIZE), worker)
+    assert small.files.ready == 0
+    monkeypatch.setattr(files, "_IDLE", 0.02)
+    await call(tight, bytes(LARGE), worker)
+    await until([])
+
+
+async def test_a_file_that_cannot_be_mapped_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next upload has a new one."""
+    budget = Budget(0, 0, again=True)
+
+    def none_left(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.mmap, "mmap", none_left)
+        await call(budget, bytes(SIZE), Worker())
+    assert budget.files.ready == 0
     await until([])

@@ -43,7 +43,8 @@ class Service:
         self.settings = settings
         self.tracing = tracing
         self.draining = False  # whether new calls are refused
-        self.budget = Budget(settings.max_queue_bytes, settings.max_tensor_bytes)
+        one = sum(lane.size for lane in pool.lanes.values()) == 1
+        self.budget = Budget(settings.max_queue_bytes, settings.max_tensor_bytes, again=one)
         self.memory: SharedMemory | None = None  # what callers share, where that is wanted
         self._pool = pool
         self._version = version

@@ -279,7 +279,7 @@ class _Stream:
         if ticket.job.attachments is not None:
             ticket.job.attachments.close()
         if upload is not None:
-            upload.close()
+            upload.close(answered=not ticket.future.cancelled() and ticket.future.exception() is None)
         code = grpc.StatusCode.OK
         if ticket.future.cancelled():
             code = grpc.StatusCode.CANCELLED

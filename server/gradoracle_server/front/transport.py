@@ -40,6 +40,11 @@ class Connection:
         sock.setblocking(False)
         self._loop.add_reader(sock, self._readable)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the worker has gone, or is to go."""
+        return self._closed
+
     def send(self, job: Job) -> bool:
         """Sends a job to a worker that has none; what the socket does not take at once follows when it can.
 

@@ -6,7 +6,7 @@ import os
 
 from gradoracle_server.frames import Attachments
 from gradoracle_server.front import statuses
-from gradoracle_server.front.files import LARGE, File, Files
+from gradoracle_server.front.files import LARGE, File, Files, Holder
 
 _ALIGNMENT = 64  # bytes; what the widest vector instructions like
 _RETRY_AFTER = 1.0  # seconds; how soon other calls' attachments are done with is anyone's guess
@@ -15,11 +15,16 @@ _RETRY_AFTER = 1.0  # seconds; how soon other calls' attachments are done with i
 class Budget:
     """The bytes of attachments that the front holds, for all streams together. A limit of 0 is none."""
 
-    def __init__(self, limit: int, tensor_limit: int) -> None:
+    def __init__(self, limit: int, tensor_limit: int, *, again: bool = False) -> None:
+        """`again`: files are used again, because one worker runs all requests."""
         self.limit = limit
         self.tensor_limit = tensor_limit
         self.held = 0
-        self.files = Files()
+        self.files = Files(again=again)
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes may be held beside what is held already."""
+        return not self.limit or self.held + size <= self.limit
 
     def over_tensor(self, what: str, length: int) -> statuses.Failure | None:
         """The failure of an attachment that is larger than a tensor may be."""
@@ -72,20 +77,35 @@ class Upload:
             os.ftruncate(file.descriptor, _ALIGNMENT)  # an empty file could not be mapped
         if max(file.size, self.held) < LARGE:
             return Attachments(file.descriptor, self.spans)
-        if not self._budget.limit or self._budget.held + self.held <= self._budget.limit:
+        if self._budget.has_room(self.held):
             self._budget.files.make_ready(self.held)
         # The file is kept as well: whoever closes it last gives its pages back, and that is to be another thread.
         self._given = file
-        return Attachments(os.dup(file.descriptor), self.spans)
+        return Attachments(os.dup(file.descriptor), self.spans, on_give=self._give)
 
-    def close(self) -> None:
-        """Gives everything back. May be called again."""
-        for one in (self._file, self._given):
-            if one is not None:
-                self._budget.files.discard(one, max(one.size, self.held))
-        self._file = self._given = None
-        self._budget.held -= self.held
-        self.held = 0
+    def close(self, *, answered: bool = False) -> None:
+        """Gives everything back. May be called again. `answered`: by whoever was given it, who is done with it."""
+        given, self._given = self._given, None
+        file, self._file = self._file, None
+        held, self.held = self.held, 0
+        self._budget.held -= held
+        if file is not None:
+            self._budget.files.discard(file, max(file.size, held))
+        if given is not None:
+            size = max(given.size, self._end())
+            again = answered and self._budget.has_room(self._budget.files.ready + size)
+            self._budget.files.discard(given, size, again=again)
+
+    def _give(self, attachments: Attachments, holder: Holder) -> None:
+        """A worker is about to be passed the file. Another than the one that may see what else is in it gets a copy."""
+        file = self._given
+        if file is None or file.holder is holder:
+            return
+        if file.is_used and file.holder is not None:
+            own, attachments.descriptor = attachments.descriptor, file.copied(attachments.end)
+            os.close(own)
+        else:
+            file.holder = holder
 
     def _add(self, attachment: int, data: memoryview) -> statuses.Failure | None:
         if attachment == len(self.spans):

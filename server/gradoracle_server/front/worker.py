@@ -129,6 +129,8 @@ class Worker:
         ticket.worker = self
         self._begin(ticket)
         try:
+            if (attachments := ticket.job.attachments) is not None and attachments.on_give is not None:
+                attachments.on_give(attachments, self._connection)
             # One that has just died is noticed later; the request did not reach it then, and may try another one.
             ticket.attempts += self._connection.send(ticket.job)
         except OSError as error:
