@@ -255,6 +255,7 @@ class Memory:
         self._lock = threading.Lock()
         self._connection: _Connection | None = None
         self._offered = False  # whether this server has ever had it
+        self._process = os.getpid()
         self._closed = False
 
     @classmethod
@@ -281,6 +282,8 @@ class Memory:
 
     def put(self, request: Request[Any]) -> Use | None:
         """The request in shared memory, or None where there is no room. Raises as `attempts` does."""
+        if os.getpid() != self._process:  # a child, forked off: its parent may be writing into the same files
+            return None
         placed, end = _placed(request)
         connection, file = self._file(end)
         if connection is None or file is None:

@@ -206,6 +206,15 @@ def test_where_no_server_is(tmp_path: object) -> None:
     memory.close()
 
 
+def test_a_process_that_was_forked_off_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parent has the same files, and may be using them."""
+    memory = shared_memory.Memory("/nowhere")
+    monkeypatch.setattr(memory, "connect", lambda: pytest.fail("it has looked for a server"))
+    monkeypatch.setattr(os, "getpid", lambda: 1 + memory._process)
+
+    assert memory.put(requests.vjp("x.sum()", {"x": np.zeros(32_768)})) is None
+
+
 def test_a_stream_that_has_broken_cannot_take_a_place_in_the_next(tmp_path: Path) -> None:
     """Who sends for a stream that has broken may put its call into memory late; the call's later use stays its own."""
 
