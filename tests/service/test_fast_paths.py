@@ -6,16 +6,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from real_server import start
+from real_server import start, workers
 
 import gradoracle as go
 
@@ -216,3 +218,29 @@ def test_large_answers_of_large_requests_are_their_own(fast: str) -> None:
         assert ask(0) == []
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(ask, range(4))) == [[]] * 4
+
+
+def test_large_uploads_are_their_own_while_workers_die() -> None:
+    """The file of an upload is used again for the worker's next one, and other workers take its place meanwhile."""
+    with start("--workers", "1", "--threads", "1") as server, go.Client(server.address, timeout=60) as client:
+
+        def one(seed: int) -> bool:
+            """Whether a gradient is right; a request whose worker was killed twice is asked again."""
+            drawn = np.random.default_rng(seed)
+            x = drawn.integers(-1000, 1000, int(drawn.integers(300_000, 1_500_000))).astype(np.float64)
+            for _ in range(5):
+                with contextlib.suppress(go.WorkerCrashedError):
+                    return np.array_equal(client.vjp("sum(x * x)", {"x": x}).gradients["x"], 2 * x)
+            return False
+
+        with ThreadPoolExecutor(3) as pool:
+            calls = [pool.submit(one, seed) for seed in range(45)]
+            killed = 0
+            while not all(call.done() for call in calls):
+                for pid in workers(server)[:1]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                        killed += 1
+                wait(calls, 0.25)
+        assert [True] * 45 == [call.result() for call in calls]
+        assert killed > 2
