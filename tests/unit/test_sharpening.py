@@ -144,6 +144,27 @@ def test_what_longer_steps_are_believed(longer, other, values, bars):
     assert (result.reach.longer > 1).tolist() == [bar == 1e-7 for bar in bars]
 
 
+@pytest.mark.parametrize("bent", [sharpening._BENT, math.inf])
+def test_beside_a_pole_nothing_is_measured_again(bent, monkeypatch):
+    """Where a function bends too much longer steps tell nothing, however often; of two elements, one is beside it."""
+    seen, means = [], sharpening._by_means
+
+    def noted(alone, found, rows, band):
+        seen.append(rows.tolist())
+        means(alone, found, rows, band)
+
+    monkeypatch.setattr(sharpening, "_by_means", noted)
+    monkeypatch.setattr(sharpening, "_BENT", bent)
+    case = Case(lambda x: 1 / (x - 1), torch.tensor([1.001, 3.0], dtype=F64))
+    nothing = torch.zeros(2, dtype=F64)
+    usual = measure(case.passes, Question(case.space, case.directions, nothing))
+    found = sharpened(case.measured, case.passes, case.space, case.directions, usual, nothing, again=False)
+    assert [beside for beside, _ in seen] == ([True] * 3 if bent == math.inf else [False] * len(seen))
+    assert any(apart for _, apart in seen)
+    assert found.slopes.bar[0] == usual.bar[0]  # nor would it have told more
+    assert found.slopes.bar[1] < usual.bar[1]
+
+
 # ---- Again and again
 
 

@@ -363,7 +363,7 @@ class Examiner:
             return self.measured(directions), lengths
         found = self.measured(directions, math.inf)
         size = gradient[coordinates].abs() * lengths
-        blurred = found.kinked | ~(found.bar <= _BLURRED * size)
+        blurred = (found.kinked | ~(found.bar <= _BLURRED * size)) & (size >= _NEGLIGIBLE * size.max())
         if bool(blurred.any()):
             found = found.replaced(blurred, self.measured(directions[blurred]))
         fine = tolerances.FAULT / 4 * size

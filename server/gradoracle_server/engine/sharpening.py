@@ -27,6 +27,9 @@ Measure = Callable[[torch.Tensor], Slopes]
 _FAR = 2.0**20  # times an input's size
 _PAIRS = ((8.0, 12.0), (64.0, 96.0))
 _BANDS = ((8.0, 64.0), (64.0, 512.0), (1.0, 8.0))  # of lengths among which slopes are measured again and again
+_BENT = 2.0**14
+"""Times the usual bar. One that is wider, of a step among those of a band, says that the function bends too much there
+for a mean to be sharper."""
 _TIMES = 8
 _NUMBERS = 1 << 24  # that one band may take: a second or so
 _SCATTER = 12.0
@@ -85,16 +88,17 @@ def sharpened(
     measured = alone.longer(slice(None), factors)
     for place in range(0, len(factors), 2):
         doubted = doubted | _by_longer(found, doubted, factors[place], measured[place], measured[place + 1])
+    straight = [one.bar <= _BENT * usual.bar for one in (measured[1], measured[3], measured[0])]
     rows = (found.slopes.bar > wanted) & ~doubted & found.slopes.bar.isfinite()
+    rows &= torch.stack(straight).any(0)
     if not bool(rows.any()) or not _is_worth_it(passes, space, int(rows.sum())):
         return found
     alone.untouched[rows] = _untouched(passes, space, directions[rows])
     found.reach.touched = ~alone.untouched
-    for band in _BANDS:
-        _by_means(alone, found, rows, (band[0] * shift, band[1] * shift))
-        rows = rows & (found.slopes.bar > wanted)
-        if not bool(rows.any()):
-            break
+    for band, suits in zip(_BANDS, straight, strict=True):
+        if bool((chosen := rows & suits).any()):
+            _by_means(alone, found, chosen, (band[0] * shift, band[1] * shift))
+            rows = rows & (found.slopes.bar > wanted)
     return found
 
 
