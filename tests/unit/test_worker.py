@@ -454,3 +454,26 @@ def test_list_operators(worker):
     assert {one.refused for one in refused if one.name == "aten.from_file.default"} == {
         "reads files, writes to the console or ends the process"
     }
+
+
+def test_what_a_job_took_is_given_back_after_its_reply(worker, monkeypatch):
+    """To unmap a large request takes as long as to compute a small one, and nobody need wait for it."""
+    ours, theirs = socket.socketpair()
+    request = service_pb2.EvaluateRequest(graph=square_graph(), primals=[array("x", np.ones(3))])
+    held = []
+    sending = main.send
+
+    def send(sock, reply, outlet=None):
+        held.append(worker._tensors is not None)
+        sending(sock, reply, outlet)
+
+    with ours, theirs, ThreadPoolExecutor(1) as thread:
+        monkeypatch.setattr(main, "send", send)
+        loop = thread.submit(main._answer_all, worker, theirs, 0)
+        for _ in range(2):
+            frames.send(ours, Job(METHODS.index("Evaluate"), request.SerializeToString()))
+            assert frames.Inbox(frames.Reply).wait(ours).code == 0
+        ours.close()
+        assert loop.result(60) is None
+    assert held == [True, True]
+    assert worker._tensors is None
