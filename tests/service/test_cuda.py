@@ -161,3 +161,41 @@ def test_the_gpus_memory_is_measured() -> None:
         assert process.wait(30) == 0
     found = re.search(r'gradoracle_device_memory_bytes\{(?=.*device="cuda:0")(?=.*kind="reserved").*\} (\S+)', text)
     assert float(found.group(1)) > 0
+
+
+@pytest.mark.parametrize("asked", [["x", "w"], ["w"]], ids=["both", "one"])
+def test_requests_that_come_again_have_eager_cudas_bits(client: go.Client, asked: list[str]) -> None:
+    """Also those that are replayed, which run after a few of their kind, with other numbers each time."""
+    for seed in range(8):
+        x, w = (one.detach() + 0.01 * seed for one in leaves(torch.float32))
+        x, w = x.requires_grad_(), w.requires_grad_()
+        y = eager(x, w)
+        cotangent = torch.full_like(y, 1.0 + seed)
+        want = dict(zip(("x", "w"), torch.autograd.grad(y, (x, w), cotangent), strict=True))
+        result = client.vjp(EXPRESSION, primals(x, w), {"out": cotangent.cpu().numpy()}, wrt=asked)
+        assert same_bits(result.outputs["out"], y)
+        assert set(result.gradients) == set(asked)
+        for name in asked:
+            assert same_bits(result.gradients[name], want[name])
+
+
+def test_random_requests_that_come_again_follow_their_seeds(client: go.Client) -> None:
+    """They are not replayed, or their numbers would be others."""
+    x = np.ones(1000, np.float32)
+    graph = go.Graph()
+    graph.output("y", graph.call("aten.dropout.default", graph.input("x"), 0.5, True))
+    found = [client.vjp(graph, {"x": x}, {"y": x}, seed=seed % 2).gradients["x"] for seed in range(10)]
+    assert all(np.array_equal(one, other) for one, other in zip(found[2:], found[:-2], strict=True))
+    assert not np.array_equal(found[0], found[1])
+
+
+def test_what_waits_for_the_device_is_run(client: go.Client) -> None:
+    """A boolean mask makes torch wait for its count, which no recording can: as often as it is asked."""
+    graph = go.Graph()
+    x = graph.input("x")
+    graph.output("y", graph.call("aten.sum.default", graph.call("aten.masked_select.default", x, x > 0)))
+    for seed in range(6):
+        values = np.random.default_rng(seed).normal(size=100).astype(np.float32)
+        gradient = client.vjp(graph, {"x": values}).gradients["x"]
+        assert gradient is not None
+        assert np.array_equal(gradient, (values > 0).astype(np.float32))

@@ -18,6 +18,7 @@ from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.limits import Work
 from gradoracle_server.engine.phases import Phases
 from gradoracle_server.engine.plan import Plan
+from gradoracle_server.engine.replay import Replays
 from gradoracle_server.launch import WorkerOptions
 from gradoracle_server.worker import checks, graphs
 from gradoracle_server.worker.tensors import NUMBERS, Incoming, Outgoing
@@ -79,6 +80,7 @@ class Context:
     options: WorkerOptions
     device: torch.device
     plans: Plans
+    replays: Replays
     phases: Phases
     incoming: Incoming
     outgoing: Outgoing
@@ -151,7 +153,7 @@ def compute_vjp(request: pb.ComputeVjpRequest, context: Context) -> pb.ComputeVj
     if request.batched:
         found = batching.vjp(made, primals, context.phases, batched=_once(request.batched, "batched"), **options)
     else:
-        found = autodiff.vjp(made, primals, context.phases, **options)
+        found = context.replays.vjp(context.graph, made, primals, context.phases, **options)
     response = pb.ComputeVjpResponse()
     with context.phases.measure("encode"):
         context.write(response.outputs, _outputs(made, found.outputs))

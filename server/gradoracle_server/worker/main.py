@@ -20,6 +20,7 @@ from gradoracle_server.engine import autodiff, memory, plan, shapes
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.graph import GraphSpec, InputSpec, NodeSpec, Ref
 from gradoracle_server.engine.phases import Phases
+from gradoracle_server.engine.replay import CudaRecorder, Replays
 from gradoracle_server.frames import METHODS, NOT_RUN, PHASES, Job, Reply, send
 from gradoracle_server.lanes import Outlet
 from gradoracle_server.launch import WorkerOptions
@@ -130,6 +131,7 @@ class Worker:
         self._device = torch.device(options.device)
         limit = options.max_memory_bytes
         self._plans = Plans(size=min(PLAN_BYTES, limit // 4)) if limit else Plans()
+        self._replays = Replays(CudaRecorder(self._device) if self._device.type == "cuda" else None)
         self._memory_seen, self._memory_time = (0, 0), 0.0
         self._tensors: tuple[Incoming, Outgoing] | None = None  # of the job that was answered last
         if self._device.type == "cuda":
@@ -154,6 +156,7 @@ class Worker:
             if reply is None:
                 # What the plans of others take is not to be missed by this request, which finds no memory.
                 self._plans.clear()
+                self._replays.clear()
                 self.kept.give_back()
                 reply = self._attempt(job, again=True)
             assert reply is not None  # noqa: S101 - there is no third attempt
@@ -184,7 +187,8 @@ class Worker:
             outgoing.close()
             if isinstance(error, message.DecodeError) and self._is_short_of(2 * len(job.payload)):
                 error = MemoryError(_UNREAD)  # protobuf gives one error for want of memory and for nonsense
-            if not again and memory.ran_out(error) and self._plans.held > _WORTH_GIVING_UP:
+            held = self._plans.held > _WORTH_GIVING_UP or not self._replays.is_empty
+            if not again and held and memory.ran_out(error):
                 return None
             reply = statuses.reply_for(error, method, limit)
         seconds = phases.seconds.get
@@ -206,7 +210,7 @@ class Worker:
             if graph is not None and request.HasField("graph"):  # it comes in pieces, with others in between
                 self._require(len(job.payload))
                 graph, request, incoming.data = None, request_type.FromString(cast(bytes, job.payload)), {}
-        context = Context(self._options, self._device, self._plans, phases, incoming, outgoing, graph)
+        context = Context(self._options, self._device, self._plans, self._replays, phases, incoming, outgoing, graph)
         response = handler(request, context)
         with phases.measure("encode"):
             try:

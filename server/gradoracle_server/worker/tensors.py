@@ -165,13 +165,14 @@ class Incoming:
             return torch.empty(shape, dtype=dtype, device=self._device)
         # A copy, because the message's memory is neither writable nor aligned, and kernels choose by alignment the
         # order in which they add: the same request must give the same bits.
-        own = torch.empty(shape, dtype=dtype)
+        own = torch.empty(shape, dtype=dtype) if self._on_cpu else staging(shape, dtype)
         if isinstance(data, bytes):
             ctypes.memmove(own.data_ptr(), data, size)
         else:
             own.view(-1).view(torch.uint8).numpy().data[:] = data
         _check_bools(own, field)
-        return own if self._on_cpu else own.to(self._device)
+        # From staging memory the device fetches it while the next tensor is read; torch keeps that memory until then.
+        return own if self._on_cpu else own.to(self._device, non_blocking=True)
 
     def _from_attachment(
         self, place: int, dtype: torch.dtype, shape: tuple[int, ...], size: int, field: str
@@ -189,13 +190,15 @@ class Incoming:
             return self._from_data(room[offset:], dtype, shape, size, field)
         if self._mapped is None and self._attachments is not None:
             self._mapped = self._attachments.map()
+        if not self._on_cpu and self._mapped is not None:
+            return self._from_data(memoryview(self._mapped)[offset : offset + length], dtype, shape, size, field)
         raw = torch.frombuffer(self._mapped, dtype=torch.uint8, count=size, offset=offset)
         # Operators check indices, and use them later: no caller may change them in between.
         may_change = self._attachments is not None and self._attachments.callers
         if raw.data_ptr() % _ALIGNMENT or (may_change and not (dtype.is_floating_point or dtype.is_complex)):
             raw = raw.clone()
         _check_bools(raw.view(dtype), field)
-        return raw.view(dtype).view(shape).to(self._device)
+        return raw.view(dtype).view(shape)
 
     def _kept(self, end: int) -> memoryview | None:
         """The caller's file up to there, where it is mapped."""
@@ -306,10 +309,19 @@ def row_major(tensor: torch.Tensor) -> torch.Tensor:
     if plain._is_zerotensor():  # autograd's shorthand, which has no memory of its own
         plain = torch.zeros_like(plain)
     if not plain.is_cpu:
-        plain = plain.cpu()
+        return staging(tuple(plain.shape), plain.dtype).copy_(plain)
     if plain.is_conj() or plain.is_neg():
         plain = plain.resolve_conj().resolve_neg()
     return plain if plain.is_contiguous() else plain.contiguous()
+
+
+def staging(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """An empty tensor in memory that a GPU reads and writes by itself (page-locked), where there is such memory; torch
+    keeps what was used once for the next time."""
+    try:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    except RuntimeError:  # none, or no more of it
+        return torch.empty(shape, dtype=dtype)
 
 
 def _to_draw(message: pb.Random, dtype: torch.dtype, count: int) -> int:
