@@ -33,8 +33,12 @@ def test_a_misspelt_variable_is_one_warning() -> None:
     ],
     ids=["nothing", "a count", "a policy"],
 )
-def test_idle_threads_of_workers_let_go_of_their_core(given: dict[str, str], expected: set[bytes]) -> None:
+def test_idle_threads_of_workers_let_go_of_their_core(
+    given: dict[str, str], expected: set[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """OpenMP's default is to wait for the next operator in a loop. Who sets how long in the environment is heard."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):  # another test may have started a fork server in this process
+        monkeypatch.delenv(name, raising=False)
     with real_server.start("--workers", "1", "--threads", "2", environment=given) as server:
         (worker,) = real_server.workers(server)[:1]
         found = set(Path(f"/proc/{worker}/environ").read_bytes().split(b"\0"))

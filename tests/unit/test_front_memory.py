@@ -48,7 +48,7 @@ def service(**pool: Any) -> Service:
     calls = types.SimpleNamespace(started=0, finished=lambda *_: None)
     metrics: Any = types.SimpleNamespace(calls=collections.defaultdict(lambda: calls))
     told = dataclasses.replace(settings.load([], {}), max_message_bytes=100)
-    return Service(types.SimpleNamespace(**pool), metrics, told, "")  # type: ignore[arg-type]
+    return Service(types.SimpleNamespace(lanes={}, **pool), metrics, told, "")  # type: ignore[arg-type]
 
 
 def full(*_: object) -> None:
