@@ -107,23 +107,24 @@ class Replays:
         phases: Phases,
         *,
         cotangents: Tensors,
-        wrt: Sequence[str] = (),
-        retain: Sequence[str] = (),
+        **asked: Sequence[str],
     ) -> Gradients:
-        """What `autodiff.vjp` gives, in every bit. `graph` are the bytes of the plan's graph; None: not known."""
+        """What `autodiff.vjp` gives, in every bit; `asked` are its further options. `graph` are the bytes of the plan's
+        graph; None: not known."""
         if self._recorder is None or graph is None:
-            return autodiff.vjp(plan, primals, phases, cotangents=cotangents, wrt=wrt, retain=retain)
-        key = graph, _kinds(primals), _kinds(cotangents), tuple(wrt), tuple(retain)
+            return autodiff.vjp(plan, primals, phases, cotangents=cotangents, **asked)
+        names = tuple((option, tuple(value)) for option, value in asked.items())
+        key = graph, _kinds(primals), _kinds(cotangents), names
         if (recording := self._recordings.get(key)) is not None:
             self._recordings.move_to_end(key)
             with phases.measure("forward"):
                 return recording.again(primals, cotangents)
-        found = autodiff.vjp(plan, primals, phases, cotangents=cotangents, wrt=wrt, retain=retain)
+        found = autodiff.vjp(plan, primals, phases, cotangents=cotangents, **asked)
         count = self._counts[key] = self._counts.pop(key, 0) + 1
         if len(self._counts) > _COUNTED:
             self._counts.popitem(last=False)
         if count == AFTER and _suits(plan, primals, cotangents):
-            made = self._recorded(plan, primals, cotangents, {"wrt": wrt, "retain": retain}, found)
+            made = self._recorded(plan, primals, cotangents, asked, found)
             if made is not None:
                 self._recordings[key] = made
                 self._counts[key] = 0  # it may be given up, and come again

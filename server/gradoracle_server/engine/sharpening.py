@@ -88,7 +88,9 @@ def sharpened(
     measured = alone.longer(slice(None), factors)
     for place in range(0, len(factors), 2):
         doubted = doubted | _by_longer(found, doubted, factors[place], measured[place], measured[place + 1])
-    straight = [one.bar <= _BENT * usual.bar for one in (measured[1], measured[3], measured[0])]
+    # Of each band, a length in it or at its end, of those that were measured.
+    seen = measured[1], measured[3], measured[0]
+    straight = [one.bar <= _BENT * usual.bar for one in seen]
     rows = (found.slopes.bar > wanted) & ~doubted & found.slopes.bar.isfinite()
     rows &= torch.stack(straight).any(0)
     if not bool(rows.any()) or not _is_worth_it(passes, space, int(rows.sum())):
