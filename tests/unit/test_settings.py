@@ -222,3 +222,18 @@ def test_variables_are_named_where_they_gave_the_value(
     """Flags that were typed stay; those that variables stood for, or that are missing beside such, are variables."""
     given = {f"GRADORACLE_{name}": value for name, value in environment.items()}
     assert shown == as_given(message, arguments, given)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("true", True), ("off", False), ("/run/g.memory", Path("/run/g.memory")), ("./memory", Path("./memory"))],
+)
+def test_shared_memory_is_on_or_off_or_has_a_path(given: str, expected: bool | Path) -> None:
+    """A path has a slash, so that no word is taken for one."""
+    arguments = ["--listen", "unix:/run/g.sock", "--shared-memory", given]
+    assert expected == load(arguments, {}).shared_memory
+    with pytest.raises(SettingsError) as caught:
+        load(["--shared-memory", "memory"], {})
+    assert str(caught.value) == (
+        '--shared-memory: expected "true", "false" or the path of a socket like "/run/gradoracle.memory", got "memory"'
+    )

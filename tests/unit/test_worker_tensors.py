@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gradoracle.v1 import tensor_pb2 as pb
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.frames import Attachments
-from gradoracle_server.worker.tensors import DTYPES, NUMBERS, Incoming, Outgoing
+from gradoracle_server.worker.tensors import DTYPES, NUMBERS, Incoming, Outgoing, staging
 
 SHAPES = st.lists(st.integers(0, 4), max_size=4)
 
@@ -296,3 +296,20 @@ def test_a_number_that_the_dtype_cannot_hold_is_refused() -> None:
         "inputs[0]: torch cannot make a float16 tensor of shape [2], got "
         '"value cannot be converted to type c10::Half without overflow"'
     )
+
+
+@pytest.mark.parametrize("page_locked", [True, False])
+def test_memory_for_copies_from_a_device_is_plain_where_there_is_no_other(monkeypatch, page_locked):
+    """Page-locked is asked for first; a machine without a GPU, or without more of it, has an ordinary tensor."""
+    asked, empty = [], torch.empty
+
+    def made(shape, *, dtype, pin_memory=False):
+        asked.append(pin_memory)
+        if pin_memory and not page_locked:
+            raise RuntimeError("Cannot access accelerator device when none is available.")
+        return empty(shape, dtype=dtype)
+
+    monkeypatch.setattr(torch, "empty", made)
+    found = staging((2, 3), torch.float16)
+    assert ([True] if page_locked else [True, False]) == asked
+    assert (torch.float16, (2, 3)) == (found.dtype, tuple(found.shape))
