@@ -30,7 +30,7 @@ from conformance.corpus import known
 from conformance.corpus.subjects import wrapped
 from conformance.samples import Case, cases, full_name, operators
 
-from gradoracle_server.engine import slopes, trial
+from gradoracle_server.engine import ladders, slopes, trial
 from gradoracle_server.engine.evaluate import seed_everything
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
@@ -111,10 +111,10 @@ def measured(function: Callable[..., Any], inputs: list[torch.Tensor]) -> Iterat
         claimed = terms.sum(1)
         # The truth itself is known to rounding only.
         rounding = 4 * EPSILON * terms.abs().sum(1)
-        slope = slopes.measure(passes, question)
+        slope = ladders.measure(passes, question)
         if passes.batching and not bool(((claimed - slope.value).abs() <= slope.bar + rounding).all()):
             passes.batching = False  # as a check does: vmap rolls a tensor without axes along the axis of points
-            slope = slopes.measure(passes, question)
+            slope = ladders.measure(passes, question)
             passes.batching = True
         errors = (claimed - slope.value).abs()
         scale = torch.maximum(terms.norm(dim=1), claimed.abs())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from check_cases import F64, check, planted
 
-from gradoracle_server.engine import curves, jacobians, slopes, trial
+from gradoracle_server.engine import curves, jacobians, ladders, trial
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.passes import Passes
@@ -291,7 +291,7 @@ def test_rounding_inside_a_backward_is_no_wrong_element():
 @pytest.mark.parametrize("everywhere", [False, True], ids=["at the usual steps only", "at others too"])
 def test_an_element_is_wrong_where_other_steps_say_so_too(everywhere, monkeypatch):
     """A bar that does not hold, as some of thousands may not, is no wrong element unless other steps agree with it."""
-    measure = slopes.measure
+    measure = ladders.measure
 
     def off(passes, question):
         found = measure(passes, question)
@@ -300,7 +300,7 @@ def test_an_element_is_wrong_where_other_steps_say_so_too(everywhere, monkeypatc
             found.coordinates.value[0, 0] += 2 * found.coordinates.bar[0, 0] + 1e-9
         return found
 
-    monkeypatch.setattr(slopes, "measure", off)
+    monkeypatch.setattr(ladders, "measure", off)
     found = one(check(mixing, torch.ones(5, dtype=F64), mode=Mode.FULL))
     assert found.verdict is (Verdict.FAIL if everywhere else Verdict.PASS)
     assert [mismatch.index for mismatch in found.worst] == ([(0,)] if everywhere else [])

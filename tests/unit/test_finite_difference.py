@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradoracle_server.engine import finite_difference as fd
-from gradoracle_server.engine import slopes
+from gradoracle_server.engine import kinks, ladders
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.slopes import Question
@@ -27,7 +27,7 @@ def along(function, x, direction=None, wanted=1e-10):
     lengths = torch.ones(1, dtype=F64)
     if direction is None:
         direction, lengths = space.units(range(space.size))
-    found = slopes.measure(passes, Question(space, direction, torch.full((len(direction),), wanted, dtype=F64)))
+    found = ladders.measure(passes, Question(space, direction, torch.full((len(direction),), wanted, dtype=F64)))
     return found, lengths, passes
 
 
@@ -113,6 +113,39 @@ def test_steps_over_whole_periods_deceive_nobody():
     assert abs(float(found.value / lengths) - 1) <= float(found.bar / lengths)
 
 
+def test_what_longer_steps_do_not_move_may_still_have_a_slope():
+    """A sawtooth whose period divides the first ladder's steps stands still for them; shorter ones see its slope."""
+    x = torch.tensor([1 + 2.0**-11], dtype=F64)
+    found, _, passes = along(lambda x: torch.remainder(x, 2.0**-10), x, torch.ones((1, 1), dtype=F64), wanted=0.0)
+    assert abs(float(found.value) - 1) <= float(found.bar) <= 1e-9
+    assert passes.count > 1 + 2 * fd.RUNGS * len(fd.LADDERS)
+
+
+def test_what_no_step_moves_is_not_extrapolated_again(monkeypatch):
+    """Where no step of any ladder moves a value, that is all there is to know."""
+    central = fd.central
+    ladders_seen = []
+    monkeypatch.setattr(fd, "central", lambda *given: ladders_seen.append(given[2][0]) or central(*given))
+    found, _, passes = along(lambda x: torch.zeros_like(x) + 2, [1.0, 3.0], wanted=0.0)
+    assert ladders_seen == [fd.LADDERS[0]]
+    assert passes.count == 1 + 2 * 2 * fd.RUNGS * len(fd.LADDERS)
+    assert found.value.tolist() == [0, 0]
+    assert not found.kinked.any()
+
+
+def test_a_kink_is_looked_for_once_no_shorter_steps_follow(monkeypatch):
+    """What looks like one may be a pole nearby; on the last ladder it is one."""
+    looked_at = []
+    kinks_found = kinks.found
+    monkeypatch.setattr(kinks, "found", lambda *given: looked_at.append(given[1].ladder[0]) or kinks_found(*given))
+    found, _, _ = along(torch.tan, [1.57])
+    assert looked_at == []
+    assert not found.kinked.any()
+    found, _, _ = along(lambda x: torch.relu(x) * x.exp(), [0.0])
+    assert looked_at[-1] == fd.LADDERS[-1]
+    assert found.kinked.all()
+
+
 def test_quanta_on_a_line_are_no_slope():
     """Rounding to decimals moves in steps; a few of them on a line must not give a slope with a narrow bar."""
     for x in torch.linspace(-5, 5, 101, dtype=F64):
@@ -145,7 +178,7 @@ def test_a_loop_and_a_batch_agree():
         passes = Passes(lambda inputs: (torch.tanh(inputs[0] @ weight),), [x], [torch.ones(4, 2, dtype=F64)],
                         device=CPU, seed=0)  # fmt: skip
         passes.batching = batching
-        found = slopes.measure(passes, Question(space, directions, torch.full((3,), 1e-10, dtype=F64)))
+        found = ladders.measure(passes, Question(space, directions, torch.full((3,), 1e-10, dtype=F64)))
         results.append((found, passes.count))
     (batched, first), (looped, second) = results
     assert first == second == 3 * 2 * fd.RUNGS + 1
@@ -184,7 +217,7 @@ def test_nothing_to_extrapolate(directions, outputs):
     ladder = fd.steps(fd.LADDERS[0])
     found = fd.central(values, torch.zeros(outputs, dtype=F64), ladder)
     assert found.value.shape == found.bar.shape == (directions, outputs)
-    side = fd.one_sided(values[:, 0], torch.zeros(outputs, dtype=F64), ladder, 1.0)
+    side = fd.one_sided(values[:, 0], torch.zeros(outputs, dtype=F64), ladder, torch.ones((1, 1), dtype=F64))
     assert side.value.shape == (directions, outputs)
 
 

@@ -10,11 +10,12 @@ from check_cases import F64, check, planted
 
 from gradoracle_server.engine import examine, sharpening
 from gradoracle_server.engine.finite_difference import Derivative
+from gradoracle_server.engine.ladders import measure
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.report import Diagnosis, Mode, Verdict
 from gradoracle_server.engine.sharpening import sharpened
-from gradoracle_server.engine.slopes import Question, Slopes, measure
+from gradoracle_server.engine.slopes import Question, Slopes
 
 ALL = slice(None)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gradoracle_server.engine import finite_difference, slopes, tolerances
+from gradoracle_server.engine import finite_difference, ladders, tolerances
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.products import Assessment, Products, distance, root_mean_square
@@ -95,7 +95,7 @@ class Examiner:
     def measured(self, directions: torch.Tensor, enough: float = 0.0) -> Slopes:
         """Slopes along directions, (P, C), with bars of about `enough`."""
         wanted = self._wanted(Products.of(self._expected, directions)).clamp(min=enough)
-        return slopes.measure(self.passes, Question(self.space, directions, wanted))
+        return ladders.measure(self.passes, Question(self.space, directions, wanted))
 
     def _wanted(self, expected: Products) -> torch.Tensor:
         """Bars, (P,), that are narrow enough to look no further."""
@@ -300,10 +300,10 @@ class Examiner:
         """Measures the directions that fail worst on every ladder: a slope that shorter steps contradict is no
         evidence."""
         if self.slopes.coordinates.value.shape[1] != self.passes.centre.numel():  # measured in groups
-            self.slopes = slopes.measure(self.passes, self.question)
+            self.slopes = ladders.measure(self.passes, self.question)
         rows = assessment.judgements.failed if self._quickly else self._worst_rows(assessment)
         nothing = torch.zeros(int(rows.sum()), dtype=torch.float64, device=self.directions.device)
-        finer = slopes.measure(self.passes, Question(self.space, self.directions[rows], nothing))
+        finer = ladders.measure(self.passes, Question(self.space, self.directions[rows], nothing))
         if self._reach is not None:
             again = self._sharpened(self.directions[rows], finer, self._fine()[rows], again=True)
             finer, self._reach = again.slopes, self._reach.replaced(rows, again.reach)
@@ -324,7 +324,7 @@ class Examiner:
             return
         if not self.passes.batches_agree(self.space.place):
             self.passes.batching = False
-            self.slopes = slopes.measure(self.passes, self.question)
+            self.slopes = ladders.measure(self.passes, self.question)
             return
         rows = self._worst_rows(assessment)
         batched = self.measured(self.directions[rows]) if self._quickly else self.slopes.of(rows)
@@ -337,7 +337,7 @@ class Examiner:
         if bool((same & (alone.kinked == batched.kinked)).all()):
             self.passes.batching = True
         else:
-            self.slopes = slopes.measure(self.passes, self.question)
+            self.slopes = ladders.measure(self.passes, self.question)
 
     def narrow(self) -> None:
         """Measures again with steps relative to each element alone: for inputs that span many magnitudes."""

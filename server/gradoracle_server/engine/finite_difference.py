@@ -137,11 +137,13 @@ def central(values: torch.Tensor, centre: torch.Tensor, ladder: list[float], eps
 
 
 def one_sided(
-    values: torch.Tensor, centre: torch.Tensor, ladder: list[float], side: float, epsilon: Epsilon = EPSILON
+    values: torch.Tensor, centre: torch.Tensor, ladder: list[float], side: torch.Tensor, epsilon: Epsilon = EPSILON
 ) -> Derivative:
-    """The one-sided derivative at 0 from values at side * h alone, of shape (P, K, M), side being +1 or -1."""
-    triangle = _one_sided_triangle(tuple(ladder), side, values.device)
-    return _in_slices(values, centre, epsilon, triangle)
+    """The one-sided derivative at 0 from values at side * h alone, of shape (P, K, M), side being +1 or -1, (P, 1)."""
+    triangle = _one_sided_triangle(tuple(ladder), values.device)
+    found = _in_slices(values, centre, epsilon, triangle)
+    found.value *= side
+    return found
 
 
 def least_change(values: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
@@ -162,16 +164,19 @@ def faint(centre: torch.Tensor, epsilon: Epsilon) -> float:
     return _FAINT * float(torch.where(centre.isfinite(), centre.abs() * epsilon, 0.0).max())
 
 
-def diverges(values: torch.Tensor, centre: torch.Tensor, ladder: list[float], side: float) -> torch.Tensor:
+def diverges(
+    values: torch.Tensor, centre: torch.Tensor, ladder: list[float], side: torch.Tensor, loud: float
+) -> torch.Tensor:
     """The limit, +inf or -inf, of difference quotients that grow at every rung; 0 where they do not. Shape (P, M).
 
     A square root's quotients grow by a factor of 1.41 a rung, a jump's by 2; a smooth function's tend to a constant. A
-    jump as small as rounding beside the largest output is none.
+    jump as small as rounding beside the largest output, `loud` at most, is none.
     """
     lengths = torch.tensor(ladder, dtype=torch.float64, device=values.device)[:, None]
-    quotients = side * (values - centre) / lengths
+    moves = values - centre
+    quotients = side[:, None] * moves / lengths
     growth = quotients[:, 1:] / quotients[:, :-1]
-    jumps = (values - centre).abs().amin(1) > loud(centre)
+    jumps = moves.abs().amin(1) > loud
     growing = (growth > 1.05).all(1) & quotients.isfinite().all(1) & jumps
     return torch.where(growing, torch.copysign(torch.full_like(quotients[:, -1], torch.inf), quotients[:, -1]), 0.0)
 
@@ -209,10 +214,10 @@ def _central_triangle(ladder: tuple[float, ...], device: torch.device) -> _Trian
 
 
 @functools.lru_cache(maxsize=16)
-def _one_sided_triangle(ladder: tuple[float, ...], side: float, device: torch.device) -> _Triangle:
-    """For quotients of one side, whose error is a series in the step itself."""
+def _one_sided_triangle(ladder: tuple[float, ...], device: torch.device) -> _Triangle:
+    """For quotients of one side, as if it were that of +h, whose error is a series in the step itself."""
     lengths = torch.tensor(ladder, dtype=torch.float64)
-    quotients = torch.diag(side / lengths)
+    quotients = torch.diag(1 / lengths)
     weights, farther, rung, amplified = _romberg(len(ladder), 2.0)
     rows = torch.cat([weights @ quotients, farther @ quotients])
     return _finished(rows, lengths, weights != 0, rung, amplified, 1, device)

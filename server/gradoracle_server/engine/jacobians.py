@@ -12,8 +12,8 @@ import torch
 from gradoracle_server.engine import (
     autodiff,
     finite_difference,
+    ladders,
     shadow,
-    slopes,
     sparse_jacobian,
     tolerances,
     trial,
@@ -181,7 +181,7 @@ def measure(passes: Passes, examiner: Examiner, jacobian: Jacobian) -> Slopes:
         if found is not None:
             found.first = examiner.element_slopes([0])[0].first
             return found
-    return slopes.measure(passes, examiner.question)
+    return ladders.measure(passes, examiner.question)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -105,6 +105,16 @@ class Passes:
         return finite_difference.SAFETY * self.rounding / step
 
     @functools.cached_property
+    def loud(self) -> float:
+        """What a difference of values is above where it is no rounding."""
+        return finite_difference.loud(self.centre)
+
+    @functools.cached_property
+    def faint(self) -> float:
+        """What a difference of values is above where it is no rounding on the way to the largest of them."""
+        return finite_difference.faint(self.centre, self.epsilon)
+
+    @functools.cached_property
     def settled(self) -> torch.Tensor:
         """(M,): bars that are narrow beside the output itself."""
         return self.centre.abs().nan_to_num_(0.0, 0.0).mul_(_SETTLED)

@@ -9,7 +9,7 @@ import dataclasses
 
 import torch
 
-from gradoracle_server.engine import slopes
+from gradoracle_server.engine import ladders
 from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.finite_difference import Derivative
 from gradoracle_server.engine.passes import Passes
@@ -80,7 +80,7 @@ def measure(passes: Passes, examiner: Examiner, jacobian: SparseJacobian) -> Slo
     group = _groups(jacobian)
     members = torch.arange(int(group.max()) + 1, device=group.device)[:, None] == group
     mover = space.drawn(1, examiner.generator)
-    moved = slopes.measure(passes, Question(space, mover * members, mover.new_zeros(len(members))))
+    moved = ladders.measure(passes, Question(space, mover * members, mover.new_zeros(len(members))))
     found = moved.coordinates
     owned = torch.zeros_like(found.value, dtype=torch.bool)
     live = jacobian.value != 0

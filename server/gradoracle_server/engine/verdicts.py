@@ -13,11 +13,11 @@ from gradoracle_server.engine import (
     evidence,
     inconclusive,
     jacobians,
+    ladders,
     mismatches,
     passing,
     search,
     shadow,
-    slopes,
     ties,
     tolerances,
 )
@@ -74,7 +74,7 @@ class Judge:
                     one.slopes = jacobians.measure(self._passes, one, matrix)
         else:
             for one, measured in zip(
-                moving, slopes.measure_all(self._passes, [one.question for one in moving]), strict=True
+                moving, ladders.measure_all(self._passes, [one.question for one in moving]), strict=True
             ):
                 one.slopes = measured
 

@@ -1,0 +1,208 @@
+"""Measures slopes: climbs down ladders of steps along directions, as far as it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from gradoracle_server.engine import finite_difference, kinks
+from gradoracle_server.engine.finite_difference import Derivative
+from gradoracle_server.engine.passes import Passes
+from gradoracle_server.engine.probes import Space
+from gradoracle_server.engine.slopes import Question, Slopes, Values
+
+_HOPELESS = 1e3  # times the wanted bar: then shorter steps are tried, however little they promise
+_VALUES = 1 << 22  # coordinates of points and outputs that are worked on together
+
+
+def measure(passes: Passes, question: Question) -> Slopes:
+    """Slopes along directions, with further ladders for those whose bar is wider than wanted."""
+    together = max(1, _VALUES // max(1, _values(passes, question.space)))
+    count = question.directions.shape[0]
+    if count <= together:
+        return _measured(passes, question)
+    pieces = []
+    for start in range(0, count, together):
+        pieces.append(_measured(passes, question.of(slice(start, start + together))))
+    return Slopes.joined(pieces)
+
+
+def measure_all(passes: Passes, questions: Sequence[Question]) -> list[Slopes]:
+    """The same for several inputs, whose first ladders are climbed down in one batch where that is small."""
+    sizes = [one.directions.shape[0] * _values(passes, one.space) for one in questions]
+    alone = len(questions) < 2 or not passes.batching or sum(sizes) * len(questions) > _VALUES
+    if alone or any(one.quickly for one in questions):
+        return [measure(passes, one) for one in questions]
+    values = _sampled_together(passes, questions, questions[0].ladder)
+    both = _on_ladder(passes, values)
+    found, start = [], 0
+    for one in questions:
+        stop = start + one.directions.shape[0]
+        found.append(_climbed(passes, one, both.of(passes, slice(start, stop)), _further(passes, one)))
+        start = stop
+    return found
+
+
+def _values(passes: Passes, space: Space) -> int:
+    """The numbers that one direction makes on a ladder."""
+    return 2 * finite_difference.RUNGS * (passes.centre.numel() + space.size)
+
+
+def sample(passes: Passes, space: Space, directions: torch.Tensor, ladder: list[float]) -> Values:
+    """Evaluates one ladder along directions of shape (P, C): 2 K passes a direction."""
+    lengths = _both_ways(ladder)
+    count = directions.shape[0]
+    found = []
+    # Directions one after another where the points of all would be large.
+    together = count if passes.batching else 1
+    for start in range(0, count, together):
+        points = space.moved(directions[start : start + together], lengths)
+        found.append(passes.at({space.place: points}, points.shape[0]))
+    values = torch.cat(found) if len(found) > 1 else found[0]
+    return Values(ladder, values.reshape(count, 2, len(ladder), passes.centre.numel()))
+
+
+def _sampled_together(passes: Passes, questions: Sequence[Question], ladder: list[float]) -> Values:
+    """The same for the directions of several inputs, one input's after another's."""
+    lengths = _both_ways(ladder)
+    count = sum(one.directions.shape[0] for one in questions)
+    total, start = count * len(lengths), 0
+    points: dict[int, torch.Tensor] = {}
+    for one in questions:
+        moved = one.space.moved(one.directions, lengths)
+        base = one.space.base.expand(total, *one.space.base.shape)
+        stop = start + moved.shape[0]
+        points[one.space.place] = torch.cat([base[:start], moved, base[stop:]])
+        start = stop
+    values = passes.at(points, total)
+    return Values(ladder, values.reshape(count, 2, len(ladder), passes.centre.numel()))
+
+
+def _both_ways(ladder: list[float]) -> list[float]:
+    return [*ladder, *(-step for step in ladder)]
+
+
+def _measured(passes: Passes, question: Question) -> Slopes:
+    values = sample(passes, question.space, question.directions, question.ladder)
+    return _climbed(passes, question, _on_ladder(passes, values), _further(passes, question))
+
+
+def _further(passes: Passes, question: Question) -> list[float]:
+    """The longest steps of the ladders after the first one."""
+    return [longest for longest in question.further if longest >= passes.shortest]
+
+
+@dataclasses.dataclass(slots=True)
+class _Seen:
+    """What one ladder saw."""
+
+    values: Values
+    slopes: Slopes  # as if no output had a kink
+    doubtful: torch.Tensor | None  # (P, M) of bool: where an output may have one; None where none may
+
+    def of(self, passes: Passes, rows: slice) -> _Seen:
+        """The same of some directions."""
+        values = Values(self.values.ladder, self.values.found[rows])
+        slopes = self.slopes.of(rows)
+        slopes.first = _first(passes, values)
+        return _Seen(values, slopes, None if self.doubtful is None else self.doubtful[rows])
+
+
+def _climbed(
+    passes: Passes, question: Question, seen: _Seen, further: Sequence[float], least: torch.Tensor | None = None
+) -> Slopes:
+    """From what one ladder saw down to shorter steps, for those directions that want them; `least`, (P, M), is the
+    smallest change that longer ladders saw."""
+    slopes, wide = _told(passes, question, seen, last=not further)
+    if wide is None or not further:
+        return slopes
+    wide = _moving(passes, question, seen, wide, further)
+    if not bool(wide.any()):
+        return slopes
+    change = finite_difference.least_change(seen.values.found, passes.centre)
+    least = (change if least is None else torch.minimum(least, change))[wide]
+    every = bool(wide.all())
+    part = question if every else question.of(wide)
+    known = seen.slopes.coordinates if every else seen.slopes.coordinates.of(wide)
+    values = sample(passes, part.space, part.directions, finite_difference.steps(further[0]))
+    finer = _climbed(passes, part, _on_ladder(passes, values, known, least), further[1:], least)
+    if not every:
+        return slopes.replaced(wide, finer)
+    finer.first = slopes.first + finer.first
+    return finer
+
+
+def _told(passes: Passes, question: Question, seen: _Seen, *, last: bool) -> tuple[Slopes, torch.Tensor | None]:
+    """The slopes that a ladder gives, and the directions, (P,) of bool, that shorter steps may tell more of; None where
+    there are none. What looks like a kink may be one that is near, and what it is does not matter while shorter steps
+    follow anyway."""
+    slopes = seen.slopes
+    wide = _wide(passes, question, slopes)
+    if seen.doubtful is None:
+        return slopes, wide
+    looked_at = seen.doubtful.any(1)
+    if wide is not None and not last:
+        looked_at &= ~wide | slopes.bar.isinf()
+    if bool(looked_at.any()):
+        slopes = kinks.found(passes, seen.values, slopes, seen.doubtful & looked_at[:, None])
+        wide = _wide(passes, question, slopes)
+    return slopes, wide
+
+
+def _wide(passes: Passes, question: Question, slopes: Slopes) -> torch.Tensor | None:
+    """(P,) of bool: directions that shorter steps may tell more of; None where there are none."""
+    bar = slopes.noise(passes.weight) if question.quickly else slopes.bar
+    narrow = bar <= question.wanted
+    if slopes.smooth and bool(narrow.all()):
+        return None
+    wide = ~narrow
+    if slopes.coordinates.settled is not None and bool(wide.any()):
+        open_ = kinks.weighted(torch.where(slopes.coordinates.settled, 0.0, slopes.coordinates.bar), passes.weight)
+        wide = wide & ((open_ > question.wanted) | ~(bar <= _HOPELESS * question.wanted))
+    wide = wide | slopes.kinked
+    return wide if bool(wide.any()) else None
+
+
+def _moving(
+    passes: Passes, question: Question, seen: _Seen, wide: torch.Tensor, further: Sequence[float]
+) -> torch.Tensor:
+    """Of wide directions, (P,) of bool, those that still are when shorter steps move a value, where none of the first
+    ladder did; whether they do takes no extrapolation, and all their lengths at once."""
+    still = seen.slopes.coordinates.still
+    if still is None or not bool((still := wide & still.all(1)).any()):
+        return wide
+    lengths = [step for longest in further for step in finite_difference.steps(longest)]
+    values = sample(passes, question.space, question.directions[still], lengths)
+    wide = wide.clone()
+    wide[still] = (values.found != passes.centre).flatten(1).any(1)
+    return wide
+
+
+def _first(passes: Passes, values: Values) -> list[Values]:
+    return [Values(values.ladder, values.found[:1] @ passes.weight)]
+
+
+def _on_ladder(
+    passes: Passes, values: Values, known: Derivative | None = None, least: torch.Tensor | None = None
+) -> _Seen:
+    """Slopes from values; `known` and `least` are what longer ladders gave."""
+    found = finite_difference.central(values.found, passes.centre, values.ladder, passes.epsilon)
+    if passes.unsteady:
+        found.bar += (found.value.abs() * (passes.unsteady / values.ladder[-1])).nan_to_num(0.0, 0.0)
+    if known is not None and least is not None:
+        found = found.with_longer(known, least, values.ladder[0], passes.loud, passes.faint)
+    weight, first = passes.weight, _first(passes, values)
+    settled = found.bar <= torch.maximum(1e-3 * found.value.abs(), passes.settled)
+    if bool(settled.all()):
+        total, bar = found.value @ weight, found.bar @ passes.strength
+        kinked = torch.zeros_like(bar, dtype=torch.bool)
+        return _Seen(values, Slopes(total, bar, total, total, kinked, found, True, first), None)
+    total = (found.value * weight).nan_to_num().sum(1)
+    bar = kinks.weighted(found.bar, weight)
+    # Coordinates whose two-sided derivative is so unsure that a kink may be the cause.
+    doubtful = ~settled & (weight != 0)
+    smooth = not doubtful.any()
+    plain = Slopes(total, bar, total, total, torch.zeros_like(bar, dtype=torch.bool), found, smooth, first)
+    return _Seen(values, plain, None if smooth else doubtful)
