@@ -206,7 +206,7 @@ def test_means_hold_whatever_the_rounding_is_of(function, exact):
         x = draw(20, seed=seed)
         case = Case(function, x)
         truth = torch.autograd.functional.jacobian(lambda x: exact(x).sum(), x) * case.lengths
-        alone = sharpening._Alone(case.measured, case.passes, case.directions, torch.zeros((20, 20), dtype=torch.bool))
+        alone = sharpening._Alone(case.passes, case.space, case.directions, torch.zeros((20, 20), dtype=torch.bool))
         for band in sharpening._BANDS:
             found = alone.repeated(torch.ones(20, dtype=torch.bool), band)
             known = found.bar.isfinite()

@@ -192,8 +192,7 @@ def _passes(case: Case, options: Options) -> Passes:
         return point if as_is else [one.to(dtype) for one, dtype in zip(point, dtypes, strict=True)]
 
     def function(point: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        with torch.no_grad():
-            return program(lowered(point))
+        return program(lowered(point))
 
     def gradients(point: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         return twin.tape(lowered(point)).pull(case.twin_cotangents)

@@ -128,9 +128,17 @@ class Examiner:
         return self._assessed(gradient, self._products(gradient), self.slopes, wider, likely)
 
     def assessed(
-        self, gradient: torch.Tensor, directions: torch.Tensor, found: Slopes, allowance: torch.Tensor | None = None
+        self,
+        gradient: torch.Tensor,
+        directions: torch.Tensor,
+        found: Slopes,
+        allowance: torch.Tensor | None = None,
+        *,
+        generous: bool = True,
     ) -> Assessment:
-        """The same along other directions, generously."""
+        """The same along other directions."""
+        if not generous:
+            return self._assessed(gradient, Products.of(gradient, directions), found, None, None)
         spread = self._spread() if allowance is None else torch.maximum(self._spread(), allowance)
         moves = Products.of(spread, directions)
         return self._assessed(gradient, Products.of(gradient, directions), found, moves.total, moves.size)
@@ -283,7 +291,7 @@ class Examiner:
 
     def _sharpened(self, directions: torch.Tensor, found: Slopes, wanted: torch.Tensor, *, again: bool) -> Sharpened:
         return sharpened(
-            lambda moved: self.measured(moved, math.inf),
+            lambda moved: ladders.first(self.passes, self.space, moved),
             self.passes,
             self.space,
             directions,

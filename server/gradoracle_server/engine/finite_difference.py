@@ -32,6 +32,9 @@ LADDERS = (2.0**-4, 2.0**-10, 2.0**-17, 2.0**-25)
 SAFETY = 8.0
 """What an error estimate is multiplied by to become a bar that holds."""
 
+FLOOR = SAFETY / (0.5**RUNGS * LADDERS[0])
+"""What the shortest steps of the first ladder make, about, of the rounding of a value."""
+
 EPSILON = torch.finfo(torch.float64).eps
 
 Epsilon: TypeAlias = float | torch.Tensor

@@ -19,14 +19,34 @@ _VALUES = 1 << 22  # coordinates of points and outputs that are worked on togeth
 
 def measure(passes: Passes, question: Question) -> Slopes:
     """Slopes along directions, with further ladders for those whose bar is wider than wanted."""
-    together = max(1, _VALUES // max(1, _values(passes, question.space)))
-    count = question.directions.shape[0]
-    if count <= together:
-        return _measured(passes, question)
     pieces = []
-    for start in range(0, count, together):
-        pieces.append(_measured(passes, question.of(slice(start, start + together))))
-    return Slopes.joined(pieces)
+    for rows in _groups(passes, question.space, question.directions.shape[0]):
+        part = question if rows is None else question.of(rows)
+        values = sample(passes, part.space, part.directions, part.ladder)
+        pieces.append(_climbed(passes, part, _on_ladder(passes, values), _further(passes, part)))
+    return Slopes.joined(pieces) if len(pieces) > 1 else pieces[0]
+
+
+def first(passes: Passes, space: Space, directions: torch.Tensor, *, plainly: bool = False) -> Slopes:
+    """Slopes along directions, (P, C), on the first ladder alone; `plainly`, as if no output had a kink."""
+    pieces = []
+    for rows in _groups(passes, space, directions.shape[0]):
+        part = directions if rows is None else directions[rows]
+        values = sample(passes, space, part, finite_difference.steps(finite_difference.LADDERS[0]))
+        seen = _on_ladder(passes, values)
+        if seen.doubtful is None or plainly:
+            pieces.append(seen.slopes)
+        else:
+            pieces.append(kinks.found(passes, values, seen.slopes, seen.doubtful))
+    return Slopes.joined(pieces) if len(pieces) > 1 else pieces[0]
+
+
+def _groups(passes: Passes, space: Space, count: int) -> Sequence[slice | None]:
+    """Directions, so many, whose values are worked on together; None for all of them."""
+    together = max(1, _VALUES // max(1, _values(passes, space)))
+    if count <= together:
+        return [None]
+    return [slice(start, start + together) for start in range(0, count, together)]
 
 
 def measure_all(passes: Passes, questions: Sequence[Question]) -> list[Slopes]:
@@ -82,11 +102,6 @@ def _sampled_together(passes: Passes, questions: Sequence[Question], ladder: lis
 
 def _both_ways(ladder: list[float]) -> list[float]:
     return [*ladder, *(-step for step in ladder)]
-
-
-def _measured(passes: Passes, question: Question) -> Slopes:
-    values = sample(passes, question.space, question.directions, question.ladder)
-    return _climbed(passes, question, _on_ladder(passes, values), _further(passes, question))
 
 
 def _further(passes: Passes, question: Question) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,18 +60,17 @@ class Passes:
         self.unsteady = epsilon if epsilon > finite_difference.EPSILON else 0.0
         """How far a moved coordinate is off, relative to itself: in low precision it is rounded."""
         self._looked_at = [one is not None for one in weights]
-        outputs = self._once(self.base)
+        with torch.no_grad():
+            outputs = self._once(self.base)
+        self._like = [
+            (one.new_empty(0), one.shape) for one, looked in zip(outputs, self._looked_at, strict=True) if looked
+        ]
         self.centre = self._gathered([one[None] for one in outputs])[0]
         """The outputs' real coordinates at the base point, of shape (M,)."""
         self.weight = self._gathered([None if one is None else one[None] for one in weights])[0]
         """The cotangents', likewise."""
         self.epsilon = _joined(
-            [
-                _per_coordinate(max(epsilon, torch.finfo(output.dtype).eps), output)
-                for output, looked in zip(outputs, self._looked_at, strict=True)
-                if looked
-            ],
-            0,
+            [_per_coordinate(max(epsilon, torch.finfo(one.dtype).eps), one, shape) for one, shape in self._like], 0
         )
         """The machine epsilon of each."""
         self.strength = self.weight.abs()
@@ -101,8 +101,12 @@ class Passes:
     @functools.cached_property
     def floor(self) -> float:
         """About the narrowest bar that rounding of the outputs allows."""
-        step = 0.5**finite_difference.RUNGS * finite_difference.LADDERS[0]
-        return finite_difference.SAFETY * self.rounding / step
+        return finite_difference.FLOOR * self.rounding
+
+    @functools.cached_property
+    def floors(self) -> torch.Tensor:
+        """(M,): the same of each output alone, whatever its weight."""
+        return finite_difference.FLOOR * (self.centre.abs() * self.epsilon).nan_to_num_(0.0, 0.0)
 
     @functools.cached_property
     def loud(self) -> float:
@@ -119,6 +123,7 @@ class Passes:
         """(M,): bars that are narrow beside the output itself."""
         return self.centre.abs().nan_to_num_(0.0, 0.0).mul_(_SETTLED)
 
+    @torch.no_grad()
     def at(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor:
         """The outputs' real coordinates, of shape (count, M): each input named by its place has a leading axis."""
         if self.batching and count > 1:
@@ -126,17 +131,14 @@ class Passes:
             if found is not None:
                 return found
             self.batching = False
-        rows = torch.empty((count, self.centre.numel()), dtype=torch.float64, device=self._device)
-        for row in range(count):
-            # Copies, because as_strided and its like see the memory behind a tensor.
-            point = [points[k][row].clone() if k in points else one for k, one in enumerate(self.base)]
-            rows[row] = self._value(point)
-        return rows
+        return self._in_turn(points, count)
 
+    @torch.no_grad()
     def tried(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor | None:
         """The same at points that the map may refuse; None where it does, or has no batches."""
         return self._in_batches(points, count) if self.batching else None
 
+    @torch.no_grad()
     def batches_agree(self, place: int) -> bool:
         """Whether a batch that moves an input gives at the base point what one pass gives there, up to the order of
         additions: batching rules can be wrong."""
@@ -147,13 +149,14 @@ class Passes:
         size = float(self.centre[known].abs().max()) if bool(known.any()) else 0.0
         return bool(((found - self.centre).abs()[:, known] <= _REORDERED * self.epsilon[known] * size).all())
 
+    @torch.no_grad()
     def unrest(self, roundings: Iterable[contextlib.AbstractContextManager[object]]) -> torch.Tensor:
         """(M,): how far each output moves in contexts that round inside of the function: what is lost where large
         numbers cancel on the way to small ones."""
         widest = torch.zeros_like(self.centre)
         for rounding in roundings:
             with rounding:
-                moved = self._value(self.base)
+                moved = self._in_turn({}, 1)[0]
             widest = torch.maximum(widest, (moved - self.centre).abs().nan_to_num(0.0, 0.0))
         # What is exactly 0 may be 1 - 1 inside of one operator, as ndtr is far from 0; and what moves by more than some
         # thousand last places is no rounding, but another branch, as another of the numbers that a quantile is between.
@@ -161,14 +164,33 @@ class Passes:
         widest = torch.where(self.centre == 0, widest.clamp(min=least), widest)
         return torch.minimum(widest, (_ILL * self.centre.abs()).nan_to_num(0.0, 0.0).clamp(min=least))
 
-    def _value(self, point: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(M,); NaN where an operator refuses the point: the base point is at the edge of its domain."""
-        try:
-            return self._gathered([one[None] for one in self._once(point)])[0]
-        except (Fault, RuntimeError) as error:
-            if isinstance(error, Fault) and error.reason != "COMPUTATION_FAILED":
-                raise
-            return torch.full_like(self.centre, math.nan)
+    def _in_turn(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor:
+        """One pass after another; NaN where an operator refuses the point, or gives outputs of other shapes there: the
+        base point is at the edge of its domain."""
+        kept = [one.new_empty((count, *shape)) for one, shape in self._like]
+        rows = zip(*(one.unbind() for one in kept), strict=True)
+        moved = [(place, one.unbind()) for place, one in points.items()]
+        point = list(self.base)
+        for number, row in enumerate(rows):
+            for place, one in moved:
+                point[place] = one[number].clone()  # because as_strided and its like see the memory behind a tensor
+            try:
+                self._put(self._once(point), row)
+            except (Fault, RuntimeError) as error:
+                if isinstance(error, Fault) and error.reason != "COMPUTATION_FAILED":
+                    raise
+                for one in row:
+                    one.fill_(math.nan)
+        return _joined([real_coordinates(one) for one in kept], 1)
+
+    def _put(self, outputs: Sequence[torch.Tensor], row: Sequence[torch.Tensor]) -> None:
+        """Copies the outputs that are looked at: the map may use their memory again. Raises RuntimeError where one has
+        another shape."""
+        kept = outputs if len(row) == len(outputs) else itertools.compress(outputs, self._looked_at)
+        for one, output in zip(row, kept, strict=True):
+            if one.shape != output.shape:
+                raise RuntimeError(f"an output of shape {tuple(output.shape)}, at the base point {tuple(one.shape)}")
+            one.copy_(output.detach())
 
     def _once(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         self.count += 1
@@ -227,9 +249,9 @@ def _joined(parts: list[torch.Tensor], axis: int) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
-def _per_coordinate(value: float, output: torch.Tensor) -> torch.Tensor:
-    count = output.numel() * (2 if output.dtype.is_complex else 1)
-    return torch.full((count,), value, dtype=torch.float64, device=output.device)
+def _per_coordinate(value: float, like: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    count = shape.numel() * (2 if like.dtype.is_complex else 1)
+    return torch.full((count,), value, dtype=torch.float64, device=like.device)
 
 
 def real_coordinates(stacked: torch.Tensor) -> torch.Tensor:

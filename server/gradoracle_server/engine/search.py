@@ -76,6 +76,8 @@ def _by_units(
     found = examiner.slopes
     if not examiner.units:
         found, _ = examiner.element_slopes(looked_at, gradient if small else None)
+    if not bool(examiner.assessed(gradient, directions, found, generous=False).judgements.failed.any()):
+        return []  # what rounding does need not be known
     judged = examiner.assessed(gradient, directions, found).judgements
     wrong = judged.failed.nonzero().flatten()
     return [looked_at[place] for place in wrong[judged.excess[wrong].argsort(descending=True)].tolist()]

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gradoracle_server.engine import finite_difference
+from gradoracle_server.engine import finite_difference, ladders
+from gradoracle_server.engine.kinks import weighted
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.slopes import Slopes
@@ -30,6 +31,7 @@ _BANDS = ((8.0, 64.0), (64.0, 512.0), (1.0, 8.0))  # of lengths among which slop
 _BENT = 2.0**14
 """Times the usual bar. One that is wider, of a step among those of a band, says that the function bends too much there
 for a mean to be sharper."""
+_NOISE = 1024.0  # times what rounding of an output makes of its bar; inside of a function more is rounded
 _TIMES = 8
 _NUMBERS = 1 << 24  # that one band may take: a second or so
 _SCATTER = 12.0
@@ -80,19 +82,18 @@ def sharpened(
 ) -> Sharpened:
     """Of slopes found along directions, (P, C), each as sharp as it takes for a bar of `wanted`, (P,); `again`: at
     other lengths than the first time."""
+    if bool(_bends(passes, usual, wanted).all()):
+        return Sharpened(usual, Reach.usual(usual))
     shift = _SHIFT if again else 1.0
-    alone = _Alone(measure, passes, directions, torch.zeros_like(usual.coordinates.value, dtype=torch.bool))
+    alone = _Alone(passes, space, directions, torch.zeros_like(usual.coordinates.value, dtype=torch.bool))
     found = Sharpened(usual, Reach.usual(usual))
     doubted = usual.kinked
-    factors = [factor * shift for pair in _PAIRS for factor in pair]
-    measured = alone.longer(slice(None), factors)
-    for place in range(0, len(factors), 2):
-        doubted = doubted | _by_longer(found, doubted, factors[place], measured[place], measured[place + 1])
+    longer = _Lengthened.measured(measure, directions, [factor * shift for pair in _PAIRS for factor in pair])
+    for place in range(0, len(longer.factors), 2):
+        doubted = doubted | _by_longer(found, doubted, longer, place)
     # Of each band, a length in it or at its end, of those that were measured.
-    seen = measured[1], measured[3], measured[0]
-    straight = [one.bar <= _BENT * usual.bar for one in seen]
-    rows = (found.slopes.bar > wanted) & ~doubted & found.slopes.bar.isfinite()
-    rows &= torch.stack(straight).any(0)
+    straight = longer.bar[[1, 3, 0]] <= _BENT * usual.bar
+    rows = (found.slopes.bar > wanted) & ~doubted & found.slopes.bar.isfinite() & straight.any(0)
     if not bool(rows.any()) or not _is_worth_it(passes, space, int(rows.sum())):
         return found
     alone.untouched[rows] = _untouched(passes, space, directions[rows])
@@ -104,27 +105,39 @@ def sharpened(
     return found
 
 
+def _bends(passes: Passes, usual: Slopes, wanted: torch.Tensor) -> torch.Tensor:
+    """(P,) of bool: where the function bends too much for the bar wanted, so that longer steps could only be worse:
+    the shortest were the best, and rounding of the outputs is not why."""
+    coordinates = usual.coordinates
+    if coordinates.settled is None:
+        return torch.zeros_like(usual.kinked)
+    rounded = coordinates.settled | (coordinates.bar <= _NOISE * passes.floors)
+    return weighted(torch.where(rounded, 0.0, coordinates.bar), passes.weight) > wanted
+
+
 def _is_worth_it(passes: Passes, space: Space, count: int) -> bool:
     """Whether slopes along so many directions are to be measured again and again."""
     numbers = count * _TIMES * 2 * finite_difference.RUNGS * (passes.centre.numel() + space.size)
     return numbers <= _NUMBERS and bool((passes.epsilon <= finite_difference.EPSILON).all())
 
 
-def _by_longer(found: Sharpened, doubted: torch.Tensor, factor: float, longer: Slopes, other: Slopes) -> torch.Tensor:
-    """Takes slopes of steps that are longer by a factor, where others, of steps longer still, agree and those found do
-    not contradict them. Returns where these do, (P,) of bool: short steps may have seen how the function rounds."""
+def _by_longer(found: Sharpened, doubted: torch.Tensor, longer: _Lengthened, place: int) -> torch.Tensor:
+    """Takes slopes of longer steps, where others, of steps longer still, agree and those found do not contradict them.
+    Returns where these do, (P,) of bool: short steps may have seen how the function rounds."""
     usual = found.slopes
-    sure = ~longer.kinked & ~other.kinked & ~doubted & (other.bar <= 4 * longer.bar)
-    sure &= (longer.value - other.value).abs() <= longer.bar + other.bar
-    apart = (longer.value - usual.value).abs()
-    contradicted = sure & (apart > longer.bar + usual.bar)
-    better = sure & ~contradicted & (longer.bar < usual.bar)
+    value, other = longer.value[place], longer.value[place + 1]
+    bar, other_bar = longer.bar[place], longer.bar[place + 1]
+    sure = ~doubted & ~longer.kinked[place : place + 2].any(0)
+    sure &= (other_bar <= 4 * bar) & ((value - other).abs() <= bar + other_bar)
+    apart = (value - usual.value).abs()
+    contradicted = sure & (apart > bar + usual.bar)
+    better = sure & ~contradicted & (bar < usual.bar)
     if bool(contradicted.any()):
-        bar = torch.where(contradicted, torch.maximum(usual.bar, apart), usual.bar)
-        found.slopes = dataclasses.replace(usual, bar=bar)
+        wider = torch.where(contradicted, torch.maximum(usual.bar, apart), usual.bar)
+        found.slopes = dataclasses.replace(usual, bar=wider)
     if bool(better.any()):
-        found.slopes = found.slopes.replaced(better, longer.of(better))
-        found.reach.longer[better] = factor
+        found.slopes = found.slopes.replaced(better, longer.at(place).of(better))
+        found.reach.longer[better] = longer.factors[place]
     return contradicted
 
 
@@ -153,21 +166,42 @@ def _untouched(passes: Passes, space: Space, directions: torch.Tensor) -> torch.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class _Lengthened:
+    """Slopes along P directions with steps that are F times as long each, for one direction of the usual length."""
+
+    factors: Sequence[float]
+    value: torch.Tensor  # (F, P)
+    bar: torch.Tensor  # (F, P)
+    kinked: torch.Tensor  # (F, P)
+    found: Slopes  # as they were measured, length after length
+
+    @classmethod
+    def measured(cls, measure: Measure, directions: torch.Tensor, factors: Sequence[float]) -> _Lengthened:
+        """Along directions, (P, C), all lengths together."""
+        column = directions.new_tensor(factors)[:, None]
+        found = measure((column[..., None] * directions).flatten(0, 1))
+        value, bar, kinked = (one.view(len(factors), -1) for one in (found.value, found.bar, found.kinked))
+        return cls(factors, value / column, bar / column, kinked, found)
+
+    def at(self, place: int) -> Slopes:
+        """Those of one length."""
+        count = self.value.shape[1]
+        return self.found.of(slice(place * count, (place + 1) * count)).scaled(1 / self.factors[place])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Alone:
     """Directions, along which slopes are measured, and the outputs that these do not move."""
 
-    measure: Measure
     passes: Passes
+    space: Space
     directions: torch.Tensor  # (P, C)
     untouched: torch.Tensor  # (P, M) of bool
 
-    def longer(self, rows: torch.Tensor | slice, factors: Sequence[float]) -> list[Slopes]:
-        """Slopes along some of the directions, with steps that are so many times as long; all measured together."""
-        directions = self.directions[rows]
-        count = len(directions)
-        found = self.measure(torch.cat([directions * factor for factor in factors]))
-        pieces = (found.of(slice(place * count, (place + 1) * count)) for place in range(len(factors)))
-        return [piece.scaled(1 / factor) for piece, factor in zip(pieces, factors, strict=True)]
+    def _plainly(self, directions: torch.Tensor) -> Slopes:
+        """Slopes as if no output had a kink: none has one at the point itself, or the usual steps would have seen it,
+        and one that longer steps reach makes what they see scatter."""
+        return ladders.first(self.passes, self.space, directions, plainly=True)
 
     def repeated(self, rows: torch.Tensor, band: tuple[float, float]) -> Slopes:
         """Means of slopes whose steps are of several lengths; the bar is infinite where they do not agree within
@@ -180,17 +214,15 @@ class _Alone:
         """
         ratio = (band[1] / band[0]) ** (1 / _TIMES)  # no power of 2, whose ladders would share their steps
         factors = [band[0] * ratio ** (place + 1) for place in range(_TIMES)]
-        measured = self.longer(rows, factors)
-        values, bars = torch.stack([one.value for one in measured]), torch.stack([one.bar for one in measured])
-        kinked = torch.stack([one.kinked for one in measured]).any(0)
-        share = torch.tensor(factors, dtype=values.dtype, device=values.device)[:, None]
+        measured = _Lengthened.measured(self._plainly, self.directions[rows], factors)
+        share = measured.value.new_tensor(factors)[:, None]
         share /= share.sum()
-        mean = (share * values).sum(0)
-        off = (values - mean).abs()
+        mean = (share * measured.value).sum(0)
+        off = (measured.value - mean).abs()
         error = torch.linalg.vector_norm(share * off / (1 - share), dim=0)
-        longest = measured[-1]
+        longest = measured.at(_TIMES - 1)
         moved = longest.coordinates.value.abs() * (factors[-1] * finite_difference.LADDERS[0])
         hardly = moved <= _HARDLY * self.passes.epsilon * self.passes.centre.abs()
         left = torch.where(hardly & ~self.untouched[rows], longest.coordinates.bar, 0.0) @ self.passes.strength
-        bar = torch.where(kinked | ~(off <= bars).all(0), torch.inf, _SCATTER * error + left)
+        bar = torch.where((off <= measured.bar).all(0), _SCATTER * error + left, torch.inf)
         return dataclasses.replace(longest, value=mean, low=mean, high=mean, bar=bar)
