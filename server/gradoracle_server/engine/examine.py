@@ -61,7 +61,7 @@ class Examiner:
         self._directions = None if self.units else space.drawn(probes, generator)
         self._alone = space.lengths() if self.units and not space.kind else None
         self.slopes: Slopes
-        self._refined = False
+        self._refined = self._looked_at = False
         self._reach: Reach | None = None  # where elements are moved alone
         self._blind: torch.Tensor | None = None
         self._last: tuple[torch.Tensor, torch.Tensor | None, Products] | None = None
@@ -224,7 +224,7 @@ class Examiner:
     def overlooks(self, gradient: torch.Tensor) -> bool:
         """Whether a small fault in an element that is not small itself would show along none of the directions, where
         each element can still be looked at alone."""
-        if self.units or self.space.size > ALL_UNITS or not self.passes.batching:
+        if self.units or self._looked_at or self.space.size > ALL_UNITS or not self.passes.batching:
             return False
         return bool(self._unseen(gradient).any())
 
@@ -239,11 +239,13 @@ class Examiner:
         return looked_at & (self.blind(gradient) > tolerances.FAULT)
 
     def refine(self, gradient: torch.Tensor) -> bool:
-        """Adds directions that move fewer elements, of one magnitude, for those in which a fault would not show; once.
-        Whether there were any.
+        """Adds directions that move fewer elements, of one magnitude, for those in which a fault would not show, and
+        after that such that move one each, if few are left. Whether there were any.
 
         Elements that are small beside the others are left out: their faults are.
         """
+        if self._refined and self.overlooks(gradient):
+            return self._add_alone(gradient)
         if self._refined or not self.passes.batching:
             return False
         at_floor = float(self.slopes.bar.min()) <= _FLOORS * self.passes.floor  # fewer at once would not be narrower
@@ -287,6 +289,26 @@ class Examiner:
         self._blind = None
         self._reach = Reach.usual(self.slopes).replaced(rows, after.reach)
         self.slopes = self.slopes.replaced(rows, after.slopes)
+        return True
+
+    def _add_alone(self, gradient: torch.Tensor) -> bool:
+        """Adds directions that move each of the elements alone in which a fault would not show, if they are few.
+        Whether any of them tells more."""
+        coordinates = self.unseen(gradient)
+        if len(coordinates) > _BLOCKS:
+            return False
+        directions, lengths = self.space.units(coordinates)
+        found = self.measured(directions, math.inf)
+        fine = tolerances.FAULT / 4 * gradient[coordinates].abs() * lengths
+        after = self._sharpened(directions, found, fine, again=False)
+        known = after.slopes.bar.isfinite() & ~after.slopes.kinked
+        if not bool(known.any()):
+            return False
+        self._blind = None
+        self._reach = Reach.usual(self.slopes).joined(after.reach.of(known))
+        self._directions = torch.cat([self.directions, directions[known]])
+        self.slopes = Slopes.joined([self.slopes, after.slopes.of(known)])
+        self._looked_at = True
         return True
 
     def _sharpened(self, directions: torch.Tensor, found: Slopes, wanted: torch.Tensor, *, again: bool) -> Sharpened:

@@ -143,10 +143,7 @@ def _climbed(
     known = seen.slopes.coordinates if every else seen.slopes.coordinates.of(wide)
     values = sample(passes, part.space, part.directions, finite_difference.steps(further[0]))
     finer = _climbed(passes, part, _on_ladder(passes, values, known, least), further[1:], least)
-    if not every:
-        return slopes.replaced(wide, finer)
-    finer.first = slopes.first + finer.first
-    return finer
+    return slopes.replaced(wide, finer)
 
 
 def _told(passes: Passes, question: Question, seen: _Seen, *, last: bool) -> tuple[Slopes, torch.Tensor | None]:

@@ -55,11 +55,19 @@ class Reach:
         """Of the usual steps, of which it is not known what they touch."""
         return cls(torch.ones_like(found.bar), torch.ones_like(found.coordinates.value, dtype=torch.bool))
 
+    def of(self, rows: torch.Tensor) -> Reach:
+        """That of some directions, (P,) of bool."""
+        return Reach(self.longer[rows], self.touched[rows])
+
     def replaced(self, rows: torch.Tensor, others: Reach) -> Reach:
         """This with some directions', (P,) of bool, taken from others, which has one for each of those."""
         longer, touched = self.longer.clone(), self.touched.clone()
         longer[rows], touched[rows] = others.longer, others.touched
         return Reach(longer, touched)
+
+    def joined(self, others: Reach) -> Reach:
+        """This and those of other directions."""
+        return Reach(torch.cat([self.longer, others.longer]), torch.cat([self.touched, others.touched]))
 
 
 @dataclasses.dataclass(slots=True)

@@ -35,12 +35,13 @@ class Slopes:
         """(P,): how far the slopes are off, as far as the outputs' errors are independent of each other.
 
         Bars are added up as if all errors pointed the same way; these are not: it is no bound, but a reason to look.
+        A bar can be narrower than its outputs' are, where it is that of a mean.
         """
         if self._noise is None:
             bars = self.coordinates.bar * weight
             if not self.smooth:
                 bars = torch.where(weight == 0, 0.0, bars)
-            self._noise = torch.linalg.vector_norm(bars, dim=1)
+            self._noise = torch.minimum(torch.linalg.vector_norm(bars, dim=1), self.bar)
         return self._noise
 
     def of(self, rows: torch.Tensor | slice) -> Slopes:
@@ -83,6 +84,9 @@ class Slopes:
 
     def replaced(self, rows: torch.Tensor, others: Slopes) -> Slopes:
         """These with some directions' slopes (P of bool) taken from others, which has one for each such direction."""
+
+        if bool(rows.all()):
+            return dataclasses.replace(others, first=self.first + others.first)
 
         def mixed(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
             result = mine.clone()
