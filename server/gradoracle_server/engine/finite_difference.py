@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 
@@ -198,7 +198,7 @@ class _Triangle:
     finest: int  # the first of the entries that reach the finest rung, which stand last
     uses: torch.Tensor  # (E, columns), 1 for the values that an entry is made of, and else 0
     rounding: torch.Tensor  # (E, 1): what an entry makes of the values' rounding, if that is 1
-    still: torch.Tensor  # (E, 1): the same where no step moves the value
+    still: float  # what the best of them makes of it where no step moves the value
     steps: torch.Tensor  # (K, 1)
     rung: list[int]  # the finest rung of each entry
     sides: int  # 2 where the columns are those of +h and then those of -h
@@ -242,7 +242,7 @@ def _finished(
         rung.index(len(lengths) - 1),
         uses.to(device, torch.float64),
         rounding.to(device),
-        (rounding * lengths[rung][:, None] / lengths[0]).to(device),
+        min(amplified) / float(lengths[0]),
         lengths[:, None].to(device),
         rung,
         sides,
@@ -311,14 +311,47 @@ def _joined(parts: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor], 
 
 
 def _extrapolated(triangle: _Triangle, values: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon) -> Derivative:
-    """The best entry of each coordinate, from values of shape (P, columns, M).
+    """The derivative of each coordinate, from values of shape (P, columns, M).
+
+    Where no step moves a value, its derivative is below what the longest would have shown: most outputs depend on few
+    of the elements that are moved alone, so that the rest is worth being left out.
+    """
+    count, shape = values.shape[1], (values.shape[0], values.shape[2])
+    # The axis that all is reduced along comes first, and N = P * M last.
+    columns = values.transpose(0, 1).reshape(count, -1)
+    centre = centre.repeat(shape[0])
+    units = epsilon.repeat(shape[0]) if isinstance(epsilon, torch.Tensor) else epsilon
+    moves = columns - centre
+    if int(moves.count_nonzero()) == moves.numel():
+        best = _best(triangle, columns, moves, centre, units)
+        return Derivative(best.value.view(shape), best.bar.view(shape), None, best.settled.view(shape))
+    live = moves.any(0)
+    place = live.nonzero().flatten()
+    value, settled = torch.zeros_like(centre), torch.ones_like(live)
+    bar = centre.abs() * units * (SAFETY * triangle.still)
+    if place.numel():
+        unit = units[place] if isinstance(units, torch.Tensor) else units
+        best = _best(triangle, columns[:, place], moves[:, place], centre[place], unit)
+        value[place], bar[place], settled[place] = best.value, best.bar, best.settled
+    return Derivative(value.view(shape), bar.view(shape), ~live.view(shape), settled.view(shape))
+
+
+class _Best(NamedTuple):
+    """Of N coordinates, all of shape (N,), as in Derivative."""
+
+    value: torch.Tensor
+    bar: torch.Tensor
+    settled: torch.Tensor
+
+
+def _best(
+    triangle: _Triangle, columns: torch.Tensor, moves: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon
+) -> _Best:
+    """The best entry of each coordinate, from values of shape (columns, N), and their differences from the centre.
 
     The best entry at the finest rung must not contradict it: where it does, as where longer steps jump over whole
     periods, neither is believed beyond the distance between them.
     """
-    shape = values.shape[0], values.shape[2]
-    columns = values.transpose(0, 1)  # the axis that all is reduced along comes first, and N = P * M last
-    moves = (columns - centre).reshape(values.shape[1], shape[0] * shape[1])
     size = torch.maximum(columns.abs().amax(0), centre.abs())
     finite = None
     if size.numel() and not float(size.max()) < _LARGE:
@@ -328,8 +361,7 @@ def _extrapolated(triangle: _Triangle, values: torch.Tensor, centre: torch.Tenso
     found = triangle.rows @ moves
     entries, spreads = found[: triangle.count], found[triangle.count :]
     estimates = spreads.abs_().view(spreads.shape[0] // triangle.count, triangle.count, moves.shape[1]).amax(0)
-    floor, never = _floor(triangle, moves, (size * epsilon).reshape(-1))
-    errors = torch.maximum(estimates, floor)
+    errors = torch.maximum(estimates, _floor(triangle, moves, size * epsilon))
     if finite is not None:
         unusable = triangle.uses @ (~finite).to(torch.float64) > 0
         errors = torch.where(unusable, torch.inf, errors.nan_to_num(nan=torch.inf, posinf=torch.inf))
@@ -342,10 +374,7 @@ def _extrapolated(triangle: _Triangle, values: torch.Tensor, centre: torch.Tenso
             error = torch.where(apart, distance, error)
     if finite is not None:
         value = torch.where(error.isinf(), torch.nan, value)
-    settled = (place < triangle.finest).view(shape)
-    return Derivative(
-        value.view(shape), (SAFETY * error).view(shape), None if never is None else never.view(shape), settled
-    )
+    return _Best(value, SAFETY * error, place < triangle.finest)
 
 
 def _smallest(values: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -354,26 +383,19 @@ def _smallest(values: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor,
     return values.gather(0, place[None])[0], smallest, place
 
 
-def _floor(triangle: _Triangle, moves: torch.Tensor, rounded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What rounding of the values, `rounded` at most, (N,), does to each entry, (E, N), and where no step moves the
-    value, (N,), if anywhere.
+def _floor(triangle: _Triangle, moves: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+    """What rounding of the values, `rounded` at most, (N,), does to each entry, (E, N).
 
-    Where no step moves a value, its derivative is below what the longest would have shown. Where only the longer ones
-    do, the function moves in quanta, as rounding to decimals does, and the smallest change seen is one: a few quanta
-    can lie on a straight line by accident.
+    Where only the longer steps move a value, the function moves in quanta, as rounding to decimals does, and the
+    smallest change seen is one: a few quanta can lie on a straight line by accident.
     """
     floor = triangle.rounding * rounded
-    zeros = moves.numel() - int(moves.count_nonzero())
-    if not zeros:
-        return floor, None
-    never = ~moves.any(0)
-    floor = torch.where(never, triangle.still * rounded, floor)
-    if triangle.sides == 1 or zeros == moves.shape[0] * int(never.count_nonzero()):
-        return floor, never
+    if triangle.sides == 1 or int(moves.count_nonzero()) == moves.numel():
+        return floor
     steps = moves.view(2, moves.shape[0] // 2, moves.shape[1])
     still = ~steps.any(0)
-    stepwise = still.any(0) ^ never
+    stepwise = still.any(0)
     if not stepwise.any():
-        return floor, never
+        return floor
     quantum = torch.where(still, torch.inf, steps.abs().amax(0)).amin(0)
-    return torch.where(stepwise, torch.maximum(floor, quantum / triangle.steps[triangle.rung]), floor), never
+    return torch.where(stepwise, torch.maximum(floor, quantum / triangle.steps[triangle.rung]), floor)

@@ -200,7 +200,7 @@ def _on_ladder(
     passes: Passes, values: Values, known: Derivative | None = None, least: torch.Tensor | None = None
 ) -> _Seen:
     """Slopes from values; `known` and `least` are what longer ladders gave."""
-    found = finite_difference.central(values.found, passes.centre, values.ladder, passes.epsilon)
+    found = finite_difference.central(values.found, passes.centre, values.ladder, passes.units)
     if passes.unsteady:
         found.bar += (found.value.abs() * (passes.unsteady / values.ladder[-1])).nan_to_num(0.0, 0.0)
     if known is not None and least is not None:

@@ -73,6 +73,10 @@ class Passes:
             [_per_coordinate(max(epsilon, torch.finfo(one.dtype).eps), one, shape) for one, shape in self._like], 0
         )
         """The machine epsilon of each."""
+        self.units: finite_difference.Epsilon = self.epsilon
+        """That of all, if they have the same."""
+        if len({one.dtype for one, _ in self._like}) == 1:
+            self.units = max(epsilon, torch.finfo(self._like[0][0].dtype).eps)
         self.strength = self.weight.abs()
         """(M,): |weight|."""
         self._size = sum(one.numel() for one in self.base) + self.centre.numel()
