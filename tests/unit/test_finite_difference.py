@@ -229,8 +229,8 @@ def test_a_contradiction_leaves_room_for_both() -> None:
 
     least = torch.full((1, 1), torch.inf, dtype=F64)
     for faint in (0.0, 1e9):
-        found = one(6.497, 0.01).with_longer(one(6.195, 0.022), least, 1.0, 1.0, faint)
+        found = one(6.497, 0.01).with_longer(one(6.195, 0.022), lambda: least, 1.0, 1.0, faint)
         assert float(found.value) == 6.497
         assert float(found.bar) == pytest.approx(6.497 - 6.195 + 0.022)
-    agreed = one(6.2, 0.01).with_longer(one(6.195, 0.022), least, 1.0, 1.0, 0.0)
+    agreed = one(6.2, 0.01).with_longer(one(6.195, 0.022), lambda: least, 1.0, 1.0, 0.0)
     assert float(agreed.bar) == 0.01

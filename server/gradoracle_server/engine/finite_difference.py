@@ -17,11 +17,13 @@ Measured on the float64 samples of PyTorch's operator database: see tests/bench/
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
+
+from gradoracle_server.engine import romberg
+from gradoracle_server.engine.romberg import Triangle
 
 RUNGS = 6
 """Steps of one ladder, each half the one before."""
@@ -57,23 +59,30 @@ class Derivative:
     doubt: torch.Tensor | None = None  # what no later bar is less than; None where there is no doubt
 
     def with_longer(
-        self, longer: Derivative, least: torch.Tensor, longest: float, loud: float, faint: float
+        self, longer: Derivative, least: Callable[[], torch.Tensor], longest: float, loud: float, faint: float
     ) -> Derivative:
         """Of each coordinate, this or what longer steps gave, whichever has the narrower bar.
 
         Where the two contradict each other this stands, with a bar that holds what longer steps had for possible, too.
         Not so where longer steps were good and limited by noise: that grows with every shorter step, though the bar
-        here may not tell. `least`, (P, M), is the smallest change that the longer steps saw. A value that these steps,
-        up to `longest`, do not move may have such a grain. That is rounding inside of the function; or, where it is
-        more than `loud`, stairs, and then the slope is nothing between 0 and what the longer steps made of them.
+        here may not tell. `least` gives the smallest change, (P, M), that the longer steps saw. A value that they move,
+        and these steps, up to `longest`, do not, may have such a grain. That is rounding inside of the function; or,
+        where it is more than `loud`, stairs, and then the slope is nothing between 0 and what the longer steps made of
+        them.
 
         A contradiction that is too faint in the values to be anything but rounding, `faint` at most, stays a doubt:
         steps that are shorter still see the same rounding, and agree with it.
         """
-        own = self.bar
+        own, stopped, still = self.bar, None, None
         if self.still is not None:
-            grain = torch.where(least.isfinite(), least, 0.0)  # infinite where no step of any length moved the value
-            own = torch.where(self.still, torch.maximum(own, grain / longest), own)
+            still = self.still & longer.still if longer.still is not None else None
+            stopped = self.still if longer.still is None else self.still & ~longer.still
+            if not bool(stopped.any()):
+                stopped = None
+        if stopped is not None:
+            change = least()
+            grain = torch.where(change.isfinite(), change, 0.0)  # infinite where only one side moved the value
+            own = torch.where(stopped, torch.maximum(own, grain / longest), own)
         distance = (self.value - longer.value).abs()
         noise, closer = longer.bar, longer.bar < own
         if longer.settled is not None:
@@ -89,14 +98,14 @@ class Derivative:
         if longer.doubt is not None:
             doubt = torch.maximum(doubt, longer.doubt)
         bar = torch.maximum(bar, doubt)
-        if self.still is not None:
-            stairs = self.still & (grain > loud)
+        if stopped is not None:
+            stairs = stopped & (grain > loud)
             value = torch.where(stairs, self.value, value)
             bar = torch.where(stairs, distance + longer.bar, bar)
         settled = self.settled
         if settled is not None and longer.settled is not None:
             settled = torch.where(closer, longer.settled, settled)
-        return Derivative(value, bar, settled=settled, doubt=doubt)
+        return Derivative(value, bar, still, settled, doubt)
 
     def scaled(self, factor: float) -> Derivative:
         """Those along directions so many times as long."""
@@ -135,7 +144,7 @@ def central(values: torch.Tensor, centre: torch.Tensor, ladder: list[float], eps
 
     `epsilon` is the machine epsilon of the precision in which the values were computed; (M,) where outputs differ.
     """
-    triangle = _central_triangle(tuple(ladder), values.device)
+    triangle = romberg.central(tuple(ladder), values.device)
     return _in_slices(values.flatten(1, 2), centre, epsilon, triangle)
 
 
@@ -143,7 +152,7 @@ def one_sided(
     values: torch.Tensor, centre: torch.Tensor, ladder: list[float], side: torch.Tensor, epsilon: Epsilon = EPSILON
 ) -> Derivative:
     """The one-sided derivative at 0 from values at side * h alone, of shape (P, K, M), side being +1 or -1, (P, 1)."""
-    triangle = _one_sided_triangle(tuple(ladder), values.device)
+    triangle = romberg.one_sided(tuple(ladder), values.device)
     found = _in_slices(values, centre, epsilon, triangle)
     found.value *= side
     return found
@@ -184,103 +193,7 @@ def diverges(
     return torch.where(growing, torch.copysign(torch.full_like(quotients[:, -1], torch.inf), quotients[:, -1]), 0.0)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Triangle:
-    """Romberg's triangle as one linear map from the differences f(x + h) - f(x) of a ladder to all that is wanted.
-
-    Of its E entries, those of three rungs or more, `rows`, of shape (E + S E, columns), gives the values first, then S
-    error estimates each: the distance from the farther of the two entries that each is made of, and what the even half
-    knows.
-    """
-
-    rows: torch.Tensor
-    count: int  # E
-    finest: int  # the first of the entries that reach the finest rung, which stand last
-    uses: torch.Tensor  # (E, columns), 1 for the values that an entry is made of, and else 0
-    rounding: torch.Tensor  # (E, 1): what an entry makes of the values' rounding, if that is 1
-    still: float  # what the best of them makes of it where no step moves the value
-    steps: torch.Tensor  # (K, 1)
-    rung: list[int]  # the finest rung of each entry
-    sides: int  # 2 where the columns are those of +h and then those of -h
-
-
-@functools.lru_cache(maxsize=16)
-def _central_triangle(ladder: tuple[float, ...], device: torch.device) -> _Triangle:
-    """For the odd half, whose error is a series in the square of the step; the even half's limit, 0, is known."""
-    lengths = torch.tensor(ladder, dtype=torch.float64)
-    odd = torch.cat([torch.diag(0.5 / lengths), torch.diag(-0.5 / lengths)], 1)
-    weights, farther, rung, amplified = _romberg(len(ladder), 4.0)
-    even = torch.cat([weights, weights], 1) / (2 * lengths[rung])[:, None]
-    rows = torch.cat([weights @ odd, farther @ odd, even])
-    uses = torch.cat([weights, weights], 1) != 0
-    return _finished(rows, lengths, uses, rung, amplified, 2, device)
-
-
-@functools.lru_cache(maxsize=16)
-def _one_sided_triangle(ladder: tuple[float, ...], device: torch.device) -> _Triangle:
-    """For quotients of one side, as if it were that of +h, whose error is a series in the step itself."""
-    lengths = torch.tensor(ladder, dtype=torch.float64)
-    quotients = torch.diag(1 / lengths)
-    weights, farther, rung, amplified = _romberg(len(ladder), 2.0)
-    rows = torch.cat([weights @ quotients, farther @ quotients])
-    return _finished(rows, lengths, weights != 0, rung, amplified, 1, device)
-
-
-def _finished(
-    rows: torch.Tensor,
-    lengths: torch.Tensor,
-    uses: torch.Tensor,
-    rung: list[int],
-    amplified: list[float],
-    sides: int,
-    device: torch.device,
-) -> _Triangle:
-    rounding = torch.tensor(amplified, dtype=torch.float64)[:, None] / lengths[rung][:, None]
-    return _Triangle(
-        rows.to(device),
-        len(rung),
-        rung.index(len(lengths) - 1),
-        uses.to(device, torch.float64),
-        rounding.to(device),
-        min(amplified) / float(lengths[0]),
-        lengths[:, None].to(device),
-        rung,
-        sides,
-    )
-
-
-def _romberg(count: int, base: float) -> tuple[torch.Tensor, torch.Tensor, list[int], list[float]]:
-    """For expansions in powers of the step (base 2) or of its square (base 4), each step half the one before.
-
-    Of each entry: its weights of the rungs, its distance from the coarser of the two entries that it is made of (that
-    from the finer is always less), its finest rung, and how much more rounding than that it has; by their finest rungs.
-    """
-    rows = torch.eye(count, dtype=torch.float64)
-    kept: list[torch.Tensor] = []
-    farther: list[torch.Tensor] = []
-    rung: list[int] = []
-    amplified: list[float] = []
-    growth = 1.0
-    for level in range(1, count):
-        power = base**level - 1
-        growth *= (power + 2) / power
-        finer, coarser = rows[1:], rows[:-1]
-        rows = finer + (finer - coarser) / power
-        if level > 1:
-            kept.append(rows)
-            farther.append(rows - coarser)
-            rung += range(level, count)
-            amplified += [growth if base == 2 else 1.0] * (count - level)
-    order = sorted(range(len(rung)), key=lambda entry: rung[entry])
-    return (
-        torch.cat(kept)[order],
-        torch.cat(farther)[order],
-        [rung[entry] for entry in order],
-        [amplified[entry] for entry in order],
-    )
-
-
-def _in_slices(values: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon, triangle: _Triangle) -> Derivative:
+def _in_slices(values: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon, triangle: Triangle) -> Derivative:
     """Output coordinates are worked on in slices that a core's cache holds."""
     width = max(1, _SLICE // max(1, values.shape[0]))
     if centre.shape[0] <= width:
@@ -310,7 +223,7 @@ def _joined(parts: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor], 
     return torch.cat([torch.zeros_like(x, dtype=dtype) if one is None else one for one, x in pairs], dim)
 
 
-def _extrapolated(triangle: _Triangle, values: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon) -> Derivative:
+def _extrapolated(triangle: Triangle, values: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon) -> Derivative:
     """The derivative of each coordinate, from values of shape (P, columns, M).
 
     Where no step moves a value, its derivative is below what the longest would have shown: most outputs depend on few
@@ -345,7 +258,7 @@ class _Best(NamedTuple):
 
 
 def _best(
-    triangle: _Triangle, columns: torch.Tensor, moves: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon
+    triangle: Triangle, columns: torch.Tensor, moves: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon
 ) -> _Best:
     """The best entry of each coordinate, from values of shape (columns, N), and their differences from the centre.
 
@@ -383,7 +296,7 @@ def _smallest(values: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor,
     return values.gather(0, place[None])[0], smallest, place
 
 
-def _floor(triangle: _Triangle, moves: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+def _floor(triangle: Triangle, moves: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
     """What rounding of the values, `rounded` at most, (N,), does to each entry, (E, N).
 
     Where only the longer steps move a value, the function moves in quanta, as rounding to decimals does, and the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -14,6 +14,7 @@ from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.slopes import Question, Slopes, Values
 
 _HOPELESS = 1e3  # times the wanted bar: then shorter steps are tried, however little they promise
+_Change = Callable[[], torch.Tensor]
 _VALUES = 1 << 22  # coordinates of points and outputs that are worked on together
 
 
@@ -126,18 +127,21 @@ class _Seen:
 
 
 def _climbed(
-    passes: Passes, question: Question, seen: _Seen, further: Sequence[float], least: torch.Tensor | None = None
+    passes: Passes, question: Question, seen: _Seen, further: Sequence[float], before: _Change | None = None
 ) -> Slopes:
-    """From what one ladder saw down to shorter steps, for those directions that want them; `least`, (P, M), is the
-    smallest change that longer ladders saw."""
+    """From what one ladder saw down to shorter steps, for those directions that want them; `before` gives the smallest
+    change that longer ladders saw."""
     slopes, wide = _told(passes, question, seen, last=not further)
     if wide is None or not further:
         return slopes
     wide = _moving(passes, question, seen, wide, further)
     if not bool(wide.any()):
         return slopes
-    change = finite_difference.least_change(seen.values.found, passes.centre)
-    least = (change if least is None else torch.minimum(least, change))[wide]
+
+    def least() -> torch.Tensor:
+        change = finite_difference.least_change(seen.values.found[wide], passes.centre)
+        return change if before is None else torch.minimum(before()[wide], change)
+
     every = bool(wide.all())
     part = question if every else question.of(wide)
     known = seen.slopes.coordinates if every else seen.slopes.coordinates.of(wide)
@@ -196,9 +200,7 @@ def _first(passes: Passes, values: Values) -> list[Values]:
     return [Values(values.ladder, values.found[:1] @ passes.weight)]
 
 
-def _on_ladder(
-    passes: Passes, values: Values, known: Derivative | None = None, least: torch.Tensor | None = None
-) -> _Seen:
+def _on_ladder(passes: Passes, values: Values, known: Derivative | None = None, least: _Change | None = None) -> _Seen:
     """Slopes from values; `known` and `least` are what longer ladders gave."""
     found = finite_difference.central(values.found, passes.centre, values.ladder, passes.units)
     if passes.unsteady:

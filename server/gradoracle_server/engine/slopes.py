@@ -46,11 +46,12 @@ class Slopes:
 
     def of(self, rows: torch.Tensor | slice) -> Slopes:
         """Those of some directions, (P,) of bool or a slice."""
+        value = self.value[rows]
         return Slopes(
-            self.value[rows],
+            value,
             self.bar[rows],
-            self.low[rows],
-            self.high[rows],
+            value if self.smooth else self.low[rows],
+            value if self.smooth else self.high[rows],
             self.kinked[rows],
             self.coordinates.of(rows),
             self.smooth,
@@ -58,11 +59,12 @@ class Slopes:
 
     def scaled(self, factor: float) -> Slopes:
         """Those along directions so many times as long."""
+        value = self.value * factor
         return Slopes(
-            self.value * factor,
+            value,
             self.bar * factor,
-            self.low * factor,
-            self.high * factor,
+            value if self.smooth else self.low * factor,
+            value if self.smooth else self.high * factor,
             self.kinked,
             self.coordinates.scaled(factor),
             self.smooth,
@@ -93,14 +95,16 @@ class Slopes:
             result[rows] = theirs
             return result
 
+        value = mixed(self.value, others.value)
+        alike = self.smooth and others.smooth
         return Slopes(
-            mixed(self.value, others.value),
+            value,
             mixed(self.bar, others.bar),
-            mixed(self.low, others.low),
-            mixed(self.high, others.high),
+            value if alike else mixed(self.low, others.low),
+            value if alike else mixed(self.high, others.high),
             mixed(self.kinked, others.kinked),
             self.coordinates.replaced(rows, others.coordinates),
-            self.smooth and others.smooth,
+            alike,
             self.first + others.first if rows[0] else self.first,
         )
 
