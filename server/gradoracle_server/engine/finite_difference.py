@@ -230,23 +230,23 @@ def _extrapolated(triangle: Triangle, values: torch.Tensor, centre: torch.Tensor
     of the elements that are moved alone, so that the rest is worth being left out.
     """
     count, shape = values.shape[1], (values.shape[0], values.shape[2])
-    # The axis that all is reduced along comes first, and N = P * M last.
-    columns = values.transpose(0, 1).reshape(count, -1)
-    centre = centre.repeat(shape[0])
-    units = epsilon.repeat(shape[0]) if isinstance(epsilon, torch.Tensor) else epsilon
-    moves = columns - centre
-    if int(moves.count_nonzero()) == moves.numel():
-        best = _best(triangle, columns, moves, centre, units)
+    moves = values - centre
+    live = moves.any(1)
+    if bool(live.all()):
+        # The axis that all is reduced along comes first, and N = P * M last.
+        columns, moves = (one.transpose(0, 1).reshape(count, -1) for one in (values, moves))
+        units = epsilon.repeat(shape[0]) if isinstance(epsilon, torch.Tensor) else epsilon
+        best = _best(triangle, columns, moves, centre.repeat(shape[0]), units)
         return Derivative(best.value.view(shape), best.bar.view(shape), None, best.settled.view(shape))
-    live = moves.any(0)
-    place = live.nonzero().flatten()
-    value, settled = torch.zeros_like(centre), torch.ones_like(live)
-    bar = centre.abs() * units * (SAFETY * triangle.still)
-    if place.numel():
-        unit = units[place] if isinstance(units, torch.Tensor) else units
-        best = _best(triangle, columns[:, place], moves[:, place], centre[place], unit)
-        value[place], bar[place], settled[place] = best.value, best.bar, best.settled
-    return Derivative(value.view(shape), bar.view(shape), ~live.view(shape), settled.view(shape))
+    value, settled = values.new_zeros(shape), torch.ones_like(live)
+    bar = (centre.abs() * epsilon * (SAFETY * triangle.still)).repeat(shape[0], 1)
+    row, place = live.nonzero(as_tuple=True)
+    if len(row):
+        columns, part = values[row, :, place].t().contiguous(), centre[place]
+        units = epsilon[place] if isinstance(epsilon, torch.Tensor) else epsilon
+        best = _best(triangle, columns, columns - part, part, units)
+        value[row, place], bar[row, place], settled[row, place] = best.value, best.bar, best.settled
+    return Derivative(value, bar, ~live, settled)
 
 
 class _Best(NamedTuple):
