@@ -106,7 +106,10 @@ def sharpened(
         return found
     alone.untouched[rows] = _untouched(passes, space, directions[rows])
     found.reach.touched = ~alone.untouched
-    for band, suits in zip(_BANDS, straight, strict=True):
+    bands = list(zip(_BANDS, straight, strict=True))
+    if bool((longer.bar[2] > longer.bar[0])[rows].all()):  # the shortest lengths first where the longest tell less
+        bands = [bands[-1], *bands[:-1]]
+    for band, suits in bands:
         if bool((chosen := rows & suits).any()):
             _by_means(alone, found, chosen, (band[0] * shift, band[1] * shift))
             rows = rows & (found.slopes.bar > wanted)
