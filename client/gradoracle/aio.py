@@ -15,12 +15,13 @@ import grpc
 import grpc.aio
 
 from gradoracle import channel, checks, requests, results, spans, status, stream
+from gradoracle.direct_async import AsyncDirect
 from gradoracle.errors import GradOracleError, ServerUnavailableError
 from gradoracle.gathering_async import AsyncGathering
 from gradoracle.graph import Graph
 from gradoracle.outbox import AsyncOutbox
 from gradoracle.requests import Method, Names, Request, Tensors
-from gradoracle.shared_memory import Memory
+from gradoracle.shared_memory import Memory, Use
 
 R = TypeVar("R")
 
@@ -52,6 +53,7 @@ class AsyncClient:
         )
         self._owned = contextlib.ExitStack()  # a server of its own, memory
         self._memory = Memory.at(self._target)
+        self._direct = AsyncDirect(self._target)
         if self._memory is not None:
             self._owned.callback(self._memory.close)
         self._closed = False
@@ -101,6 +103,7 @@ class AsyncClient:
     async def close(self) -> None:
         """Closes the connections. Calls that are still running fail."""
         self._closed = True
+        await self._direct.close()
         if self._channels:
             await self._gathering.close()
         for one in self._channels:
@@ -307,13 +310,23 @@ class AsyncClient:
             # In a thread, because it copies.
             while (use := await asyncio.to_thread(next, attempts, None)) is not None:
                 with use:
-                    response = request.method.response(await self._unary(request.method, b"".join(use.pieces), timeout))
-                    return request.method.read(response, use.answered(response))
+                    return await self._in_memory(request, use, timeout)
         if request.tensor_bytes > stream.UNARY_AT_MOST:
             conversation = stream.Conversation(window=1)
             (result,) = [one async for one in self._converse(_asynchronous((request,)), conversation, timeout)]
             return result
-        return await self._gathering.answer(request, timeout, self._alone)
+        began = time.monotonic()
+        if (found := await self._direct.result(request, timeout)) is not None:
+            return found
+        return await self._gathering.answer(request, timeout, channel.left(timeout, began), self._alone)
+
+    async def _in_memory(self, request: Request[R], use: Use, timeout: float | None) -> R:
+        began = time.monotonic()
+        if (found := await self._direct.result(request, timeout, use)) is not None:
+            return found
+        data = await self._unary(request.method, b"".join(use.pieces), timeout, channel.left(timeout, began))
+        response = request.method.response(data)
+        return request.method.read(response, use.answered(response))
 
     async def _alone(self, request: Request[R], timeout: float | None, left: float | None) -> R:
         return request.method.answer(await self._unary(request.method, request.to_bytes(), timeout, left))

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -21,6 +22,9 @@ PORT = 50051
 
 MEMORY = ".memory"
 """Behind the path of a server's Unix socket: where it takes memory files, if it was not told another place."""
+
+CALLS = ".calls"
+"""Behind that path: where it takes calls without gRPC."""
 
 TIMEOUT = 600.0
 """Seconds for a call where neither it nor its client names any: as long as a server works on a request."""
@@ -187,6 +191,11 @@ def target(
         channels=channels,
         memory=None if shared_memory is False else own,
     )
+
+
+def left(timeout: float | None, began: float) -> float | None:
+    """What is left of a timeout, in seconds, of what began at that time.monotonic()."""
+    return None if timeout is None else max(0.0, began + timeout - time.monotonic())
 
 
 def beside(address: str) -> str:

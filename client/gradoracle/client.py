@@ -12,12 +12,13 @@ from typing import Any, Literal, TypeVar, overload
 import grpc
 
 from gradoracle import channel, checks, requests, results, spans, status, stream
+from gradoracle.direct import Direct
 from gradoracle.errors import GradOracleError, ServerUnavailableError
 from gradoracle.gathering import Gathering
 from gradoracle.graph import Graph
 from gradoracle.outbox import Outbox
 from gradoracle.requests import Method, Names, Request, Tensors
-from gradoracle.shared_memory import Memory
+from gradoracle.shared_memory import Memory, Use
 
 R = TypeVar("R")
 
@@ -60,8 +61,10 @@ class Client:
         )
         self._owned = contextlib.ExitStack()  # a server of its own, memory
         self._memory = Memory.at(self._target)
+        self._direct = Direct(self._target)
         if self._memory is not None:
             self._owned.callback(self._memory.close)
+        self._owned.callback(self._direct.close)
         self._closed = False
         self._channels = [self._target.connect() for _ in range(self._target.channels)]
         self._calls = channel.unary_calls(self._channels, [method.path for method in requests.METHODS])
@@ -339,12 +342,22 @@ class Client:
         if self._memory is not None and self._memory.suits(request):
             for use in self._memory.attempts(request):
                 with use:
-                    response = request.method.response(self._unary(request.method, b"".join(use.pieces), timeout))
-                    return request.method.read(response, use.answered(response))
+                    return self._in_memory(request, use, timeout)
         if request.tensor_bytes > stream.UNARY_AT_MOST:
             (result,) = self._converse(iter((request,)), stream.Conversation(window=1), timeout)
             return result
-        return self._gathering.answer(request, timeout, self._alone)
+        began = time.monotonic()
+        if (found := self._direct.result(request, timeout)) is not None:
+            return found
+        return self._gathering.answer(request, timeout, channel.left(timeout, began), self._alone)
+
+    def _in_memory(self, request: Request[R], use: Use, timeout: float | None) -> R:
+        began = time.monotonic()
+        if (found := self._direct.result(request, timeout, use)) is not None:
+            return found
+        data = self._unary(request.method, b"".join(use.pieces), timeout, channel.left(timeout, began))
+        response = request.method.response(data)
+        return request.method.read(response, use.answered(response))
 
     def _alone(self, request: Request[R], timeout: float | None, left: float | None) -> R:
         return request.method.answer(self._unary(request.method, request.to_bytes(), timeout, left))

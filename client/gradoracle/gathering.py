@@ -27,6 +27,7 @@ from gradoracle.channel import StreamCall, Target
 from gradoracle.errors import DeadlineExceededError, GradOracleError
 from gradoracle.outbox import Bundle
 from gradoracle.requests import Request
+from gradoracle.shared_memory import Use
 from gradoracle.tensors import Bytes
 from gradoracle.v1 import service_pb2
 
@@ -71,11 +72,12 @@ def is_small(request: Request[Any]) -> bool:
     return len(request.graph) + request.tensor_bytes <= SMALL and not spans.are_made()
 
 
-def result_of(answer: Answer | None, request: Request[Any]) -> Any:
-    """A call's result, or an error, which is not raised; None where it is to be asked for by itself."""
+def result_of(answer: Answer | None, request: Request[Any], use: Use | None = None) -> Any:
+    """A call's result, or an error, which is not raised; None where it is to be asked for by itself. `use` is the
+    memory that its request was put into."""
     if answer is None:
         return None
-    found = stream.result_of(answer[0], request, answer[1])
+    found = stream.result_of(answer[0], request, answer[1] if use is None else use)
     return None if stream.pause_after(found) is not None else found
 
 
@@ -95,15 +97,15 @@ class Gathering:
         self._shared: _Shared | None = None
         self._starting = threading.Lock()
 
-    def answer(self, request: Request[R], timeout: float | None, alone: Alone[R]) -> R:
-        """A call's result: over the stream that others share, or as `alone` gives it, in what is left of the timeout.
-        Raises GradOracleError."""
-        mine, left = threading.get_ident(), timeout
+    def answer(self, request: Request[R], timeout: float | None, left: float | None, alone: Alone[R]) -> R:
+        """A call's result: over the stream that others share, or as `alone` gives it, in what is left of the timeout,
+        of which `left` was left before. Raises GradOracleError."""
+        mine = threading.get_ident()
         self._under_way.add(mine)
         try:
             if self._may and len(self._under_way) > BUSY and is_small(request):
-                end = None if timeout is None else time.monotonic() + timeout
-                found: R | GradOracleError | None = result_of(self._together(request, timeout), request)
+                end = None if left is None else time.monotonic() + left
+                found: R | GradOracleError | None = result_of(self._together(request, timeout, left), request)
                 if isinstance(found, GradOracleError):
                     raise found
                 if found is not None:
@@ -113,13 +115,13 @@ class Gathering:
         finally:
             self._under_way.discard(mine)
 
-    def _together(self, request: Request[Any], timeout: float | None) -> Answer | None:
+    def _together(self, request: Request[Any], timeout: float | None, left: float | None) -> Answer | None:
         call_id, waiter = next(self._ids), _Waiter()
-        message = b"".join(stream.parts(call_id, request, timeout))
+        message = b"".join(stream.parts(call_id, request, left))
         while not (shared := self._current()).ask(call_id, waiter, message):
             pass  # it has ended just now
         try:
-            if waiter.wait(timeout):
+            if waiter.wait(left):
                 return waiter.found
         except BaseException:  # Ctrl-C
             shared.forget(call_id)

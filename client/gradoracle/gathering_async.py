@@ -38,15 +38,15 @@ class AsyncGathering:
         self,
         request: Request[R],
         timeout: float | None,
+        left: float | None,
         alone: Callable[[Request[R], float | None, float | None], Awaitable[R]],
     ) -> R:
         """As `Gathering.answer`."""
-        left = timeout
         self._under_way += 1
         try:
             if self._may and self._under_way > BUSY and is_small(request):
-                end = None if timeout is None else time.monotonic() + timeout
-                found: R | GradOracleError | None = result_of(await self._together(request, timeout), request)
+                end = None if left is None else time.monotonic() + left
+                found: R | GradOracleError | None = result_of(await self._together(request, timeout, left), request)
                 if isinstance(found, GradOracleError):
                     raise found
                 if found is not None:
@@ -61,13 +61,13 @@ class AsyncGathering:
         if self._shared is not None:
             await self._shared.close()
 
-    async def _together(self, request: Request[Any], timeout: float | None) -> Answer | None:
+    async def _together(self, request: Request[Any], timeout: float | None, left: float | None) -> Answer | None:
         if self._shared is None or not self._shared.open:
             self._shared = _Shared(next(self._streams)(metadata=self._target.metadata))
         shared, call_id = self._shared, next(self._ids)
-        future = shared.ask(call_id, b"".join(stream.parts(call_id, request, timeout)))
+        future = shared.ask(call_id, b"".join(stream.parts(call_id, request, left)))
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(left):
                 return await future
         except TimeoutError:
             raise late(self._target, timeout) from None

@@ -71,6 +71,11 @@ def parts(call_id: int, request: Request[Any], timeout: float | None = None) -> 
     yield _call(call_id, request, pieces, attachments, timeout)
 
 
+def whole(call_id: int, request: Request[Any], use: Use, timeout: float | None = None) -> bytes:
+    """A call as one message, of a request that has been put into memory."""
+    return _call(call_id, request, use.pieces, 0, timeout)
+
+
 def cancelled(call_id: int) -> bytes:
     """A message that says that nobody waits for a call any more."""
     return wire.number_field(_CANCELLED, call_id)
@@ -180,7 +185,7 @@ class Conversation:
             yield from parts(call_id, request)
         else:
             self._uses[stream, call_id] = use
-            yield _call(call_id, request, use.pieces, 0)
+            yield whole(call_id, request, use)
 
     def receive(self, data: bytes) -> None:
         """Takes in a message from the server."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +14,15 @@ import front_server
 import grpc
 import numpy as np
 import pytest
-from front_server import command, eventually
+from callers import by_tasks, by_threads, told
+from front_server import eventually
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from tcp_proxy import proxy
 
 import gradoracle as go
 from gradoracle import channel, gathering, gathering_async, spans
-from gradoracle.requests import EVALUATE, Request
+from gradoracle.requests import Request
 from gradoracle.v1 import service_pb2
 
 _STREAM = 'grpc_method="Stream",grpc_service="gradoracle.v1.GradientService",grpc_type="bidi_stream"'
@@ -38,35 +37,9 @@ def fake() -> Iterator[front_server.Server]:
         yield server
 
 
-def told(text: str) -> Request[Any]:
-    """A request that tells a fake worker what to do."""
-    method = dataclasses.replace(EVALUATE, read=lambda message, attached: message)
-    return Request(method, b"", command(text).SerializeToString())
-
-
 def streams(server: front_server.Server) -> float:
     """How many the server has seen."""
     return server.metric(STARTED)
-
-
-def by_threads(count: int, call: Callable[[int], Any]) -> list[Any]:
-    """What so many threads get, all of which begin at the same time; exceptions too."""
-    together = threading.Barrier(count)
-
-    def one(number: int) -> Any:
-        together.wait(10)
-        try:
-            return call(number)
-        except Exception as error:
-            return error
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(one, range(count)))
-
-
-async def by_tasks(count: int, call: Callable[[int], Any]) -> list[Any]:
-    """The same of tasks."""
-    return await asyncio.gather(*(call(number) for number in range(count)), return_exceptions=True)
 
 
 # ---- Answers
@@ -356,7 +329,7 @@ def test_what_falls_back_has_what_is_left_of_its_timeout(monkeypatch: pytest.Mon
     for under_way in ({-1}, {-1, -2, -3}):
         gathered._under_way = under_way
         for timeout in (5.0, 0.01, None):
-            gathered.answer(told("echo"), timeout, alone)
+            gathered.answer(told("echo"), timeout, timeout, alone)
     assert [(5.0, 5.0), (0.01, 0.01), (None, None)] == asked[:3]
     (whole, left), late, unlimited = asked[3:]
     assert whole == 5.0

@@ -36,7 +36,7 @@ class Context:
 @asynccontextmanager
 async def writing(context: Context, unanswered: int, waiting: int) -> AsyncIterator[Any]:
     """A stream with so many unanswered calls, on two workers for which so many calls wait."""
-    made = stream._Stream(SimpleNamespace(), SimpleNamespace(), context, None)  # type: ignore[arg-type]
+    made = stream.Stream(SimpleNamespace(), SimpleNamespace(), context, None)  # type: ignore[arg-type]
     made._calls = dict.fromkeys(range(1000, 1000 + unanswered))  # type: ignore[assignment]
     made._lane = SimpleNamespace(queue=SimpleNamespace(depth=waiting), size=2)  # type: ignore[assignment]
     writer = asyncio.create_task(made._write())

@@ -55,13 +55,13 @@ class Tokens(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if self._health_without_token and method.startswith(_HEALTH):
             return await continuation(handler_call_details)
-        problem = self._problem(handler_call_details.invocation_metadata)
+        problem = self.problem(handler_call_details.invocation_metadata)
         if not problem:
             return await continuation(handler_call_details)
         self._on_refused(method)
         return statuses.refusal(statuses.unauthenticated(problem))
 
-    def _problem(self, metadata: Sequence[tuple[str, str | bytes]] | None) -> str:
+    def problem(self, metadata: Sequence[tuple[str, str | bytes]] | None) -> str:
         """What is wrong with a call's credentials; empty where nothing is."""
         found = [value for key, value in metadata or () if key == "authorization"]
         if not found:

@@ -24,6 +24,7 @@ from gradoracle_server.addresses import Address
 from gradoracle_server.front import devices, shared_memory
 from gradoracle_server.front.admission import Queue
 from gradoracle_server.front.auth import Tls, Tokens
+from gradoracle_server.front.direct import DirectCalls
 from gradoracle_server.front.health import Health
 from gradoracle_server.front.metrics import SERVICE, Metrics
 from gradoracle_server.front.metrics_http import MetricsServer
@@ -31,7 +32,7 @@ from gradoracle_server.front.pool import Lane, Pool
 from gradoracle_server.front.processes import Processes
 from gradoracle_server.front.service import Service, register
 from gradoracle_server.front.shared_memory import SharedMemory
-from gradoracle_server.front.stream import Streams
+from gradoracle_server.front.streams import Streams
 from gradoracle_server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Front:
         self._tokens: Tokens | None = None
         self._tls: Tls | None = None
         self._tracing: Tracing | None = None
+        self._calls: DirectCalls | None = None
 
     async def run(self) -> None:
         """Serves until told to stop. Raises SettingsError or StartError where it cannot come up."""
@@ -77,7 +79,8 @@ class Front:
         heap.keep_freed_memory(_KEPT)
         check_address("--listen", settings.listen)
         if (path := shared_memory.path_for(settings)) is not None:
-            check_address("--shared-memory", Address("", 0, str(path)))
+            for one in (path, shared_memory.calls_beside(path)):
+                check_address("--shared-memory", Address("", 0, str(one)))
         self._tls = Tls(settings) if settings.tls_cert else None
         if settings.token_file is not None:
             self._tokens = Tokens(settings.token_file, settings.health_without_token, self._refused)
@@ -149,12 +152,7 @@ class Front:
         await self._health.start()
         await server.start()
         if (path := shared_memory.path_for(settings)) is not None:
-            service.memory = SharedMemory(path, service.budget)
-            try:
-                service.memory.open(Path(address.path) if address.path else None)
-            except OSError as error:
-                place = Address("", 0, str(path))
-                raise _cannot_listen("--shared-memory", place, error.strerror or str(error)) from None
+            await self._share(path, address, service, streams)
         if settings.unguarded:
             missing = " and ".join(settings.unguarded)
             _log.warning("listening on %s, which other machines can reach, without %s", address, missing)
@@ -162,10 +160,26 @@ class Front:
             print(f"gradoracle listening on {address} (metrics {http.address if http else 'off'})", flush=True)
         await self._stop.wait()
         await self._drain(server, service, streams)
+        if self._calls is not None:
+            self._calls.close()
         if service.memory is not None:
             service.memory.close()
         if address.path:
             Path(address.path).unlink(missing_ok=True)
+
+    async def _share(self, path: Path, address: Address, service: Service, streams: Streams) -> None:
+        """Listens to callers on this machine, beside gRPC."""
+        service.memory = SharedMemory(path, service.budget)
+        try:
+            service.memory.open(Path(address.path) if address.path else None)
+            # Without gRPC a call has neither a certificate nor a span.
+            if self._tls is None and self._tracing is None:
+                path = shared_memory.calls_beside(path)
+                self._calls = DirectCalls(path, streams, self._tokens)
+                await self._calls.open(service.memory.path)
+        except OSError as error:
+            place = Address("", 0, str(path))
+            raise _cannot_listen("--shared-memory", place, error.strerror or str(error)) from None
 
     def _make_server(self, service: Service, streams: Streams) -> grpc.aio.Server:
         settings = self._settings
@@ -230,6 +244,8 @@ class Front:
                 _log.info("%s: read again", type(what).__name__)
             except SettingsError as error:
                 _log.error("%s: kept as before: %s", type(what).__name__, error)
+        if self._calls is not None:
+            self._calls.check_credentials()
 
 
 def check_address(flag: str, address: Address) -> None:

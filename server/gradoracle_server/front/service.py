@@ -10,7 +10,7 @@ import asyncio
 import platform
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 
@@ -28,6 +28,23 @@ if TYPE_CHECKING:
     from gradoracle_server.front.tracing import Tracing
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Connection(Protocol):
+    """What calls come over, gRPC's context or another."""
+
+    async def read(self) -> Any:
+        """The next message, or grpc.aio.EOF."""
+
+    async def write(self, message: bytes) -> None:
+        """Sends a message, once there is room for it."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds until its deadline; None where it has none."""
+
+    def peer(self) -> str:
+        """Whose it is: what waits is served in turn by this."""
+
 
 _FOREVER = 1e9  # seconds
 _LIST_OPERATORS = METHODS.index("ListOperators")
@@ -92,7 +109,7 @@ class Service:
             ),
         ).SerializeToString()
 
-    def seconds(self, context: Context, timeout: float = 0.0) -> float | None:
+    def seconds(self, context: Connection, timeout: float = 0.0) -> float | None:
         """What is left to a call's deadline, to its own timeout, or to the server's, whichever is sooner; None where
         there is none. A timeout of 0 is none."""
         remaining = context.time_remaining()
@@ -116,7 +133,7 @@ class Service:
         method: int,
         request: bytes | memoryview,
         device: str,
-        context: Context,
+        context: Connection,
         arrived: float,
         attachments: Attachments | None = None,
         attachments_welcome: bool = False,
@@ -230,7 +247,7 @@ def _is_misplaced(came: Attachments | None, gone: Attachments | None) -> bool:
     return gone is not None and gone.callers != (came is not None and came.callers)
 
 
-def gone(context: Context) -> grpc.StatusCode:
+def gone(context: Connection) -> grpc.StatusCode:
     """What a call that gRPC cancelled ended with."""
     remaining = context.time_remaining()
     return grpc.StatusCode.CANCELLED if remaining is None or remaining > 0 else grpc.StatusCode.DEADLINE_EXCEEDED

@@ -31,6 +31,9 @@ from gradoracle_server.settings import Settings
 SUFFIX = ".memory"
 """Behind the path of gRPC's socket: where this one is, unless another place is named."""
 
+CALLS = ".calls"
+"""Behind the path of this socket: where calls are taken without gRPC."""
+
 FILES_AT_MOST = 64
 """Files of one connection."""
 
@@ -62,6 +65,11 @@ def path_for(settings: Settings) -> Path | None:
     if settings.shared_memory is True:
         return Path(settings.listen.path + SUFFIX)
     return settings.shared_memory or None
+
+
+def calls_beside(path: Path) -> Path:
+    """Where the socket for calls is, beside that for memory."""
+    return Path(f"{path}{CALLS}")
 
 
 class Use:

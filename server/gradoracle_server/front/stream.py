@@ -1,7 +1,8 @@
 """The bidirectional Stream: many calls by id, answered as they are ready, large tensors in chunks.
 
 One task reads, one writes; a call costs no task of its own. What a stream may have unanswered is bounded by not reading
-on, so a client that sends faster than its calls are served, or reads no answers, is held up by gRPC's flow control.
+on, so a client that sends faster than its calls are served, or reads no answers, is held up by gRPC's flow control, or
+that of whatever else the calls come over.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -20,7 +21,7 @@ from gradoracle_server.frames import METHODS
 from gradoracle_server.front import statuses, stream_wire, wire
 from gradoracle_server.front.admission import Ticket
 from gradoracle_server.front.pool import Lane
-from gradoracle_server.front.service import Context, Service, gone
+from gradoracle_server.front.service import Connection, Service, gone
 from gradoracle_server.front.stream_wire import Answer, Call, Chunk
 from gradoracle_server.front.uploads import Budget, Upload
 
@@ -41,61 +42,14 @@ _SMALL = 4096  # bytes of a request that is quicker to copy than to view
 _FIELDS_AT_ONCE = 256  # calls and chunks of one message before others have a go
 
 
-class Streams:
-    """The handler of Stream, and the streams that are open."""
+class Stream:
+    """One stream: its calls, whatever they come over."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._budget = service.budget
-        self._open: set[_Stream] = set()
-
-    def handler(self) -> grpc.RpcMethodHandler[Any, Any]:
-        return grpc.stream_stream_rpc_method_handler(self._handle)
-
-    def drain(self) -> None:
-        """Lets every stream finish what it has and end."""
-        for stream in self._open:
-            stream.drain()
-
-    async def _handle(self, _: object, context: Context) -> None:
-        arrived = time.perf_counter()
-        calls = self._service.metrics.calls["Stream"]
-        calls.started += 1
-        tracing = self._service.tracing
-        trace = None if tracing is None else tracing.stream(context, arrived)
-        stream = _Stream(self._service, self._budget, context, trace)
-        self._open.add(stream)
-        try:
-            if self._service.draining:
-                raise statuses.shutting_down()
-            await stream.run()
-        except asyncio.CancelledError:
-            code = gone(context)
-            calls.finished(code, time.perf_counter() - arrived)
-            if trace is not None:
-                trace.end(code)
-            raise
-        except Exception as error:
-            failure = error if isinstance(error, statuses.Failure) else statuses.internal(error, "Stream")
-            calls.finished(failure.code, time.perf_counter() - arrived)
-            if trace is not None:
-                trace.end(failure.code, failure)
-            await failure.abort(context)
-        finally:
-            self._open.discard(stream)
-        calls.finished(grpc.StatusCode.OK, time.perf_counter() - arrived)
-        if trace is not None:
-            trace.end(grpc.StatusCode.OK)
-
-
-class _Stream:
-    """One stream."""
-
-    def __init__(self, service: Service, budget: Budget, context: Context, trace: StreamTrace | None) -> None:
+    def __init__(self, service: Service, budget: Budget, connection: Connection, trace: StreamTrace | None) -> None:
         self._service = service
         self._trace = trace
         self._budget = budget
-        self._context = context
+        self._connection = connection
         self._uploads: dict[int, Upload] = {}  # by call, which has not come yet
         self._calls: dict[int, tuple[Lane, Ticket, Upload | None]] = {}  # by id, not yet answered
         self._ready: deque[Answer] = deque()  # not yet sent
@@ -142,7 +96,7 @@ class _Stream:
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()
-        reason = "deadline" if gone(self._context) is grpc.StatusCode.DEADLINE_EXCEEDED else "cancelled"
+        reason = "deadline" if gone(self._connection) is grpc.StatusCode.DEADLINE_EXCEEDED else "cancelled"
         for lane, ticket, _ in list(self._calls.values()):
             lane.abandon(ticket, reason)  # its done callback gives the rest back
         for upload in self._uploads.values():
@@ -159,7 +113,7 @@ class _Stream:
             while self._is_full():
                 self._room.clear()
                 await self._room.wait()
-            message = await self._context.read()
+            message = await self._connection.read()
             if message is grpc.aio.EOF:
                 return
             try:
@@ -257,7 +211,7 @@ class _Stream:
                 call.method,
                 request,
                 device,
-                self._context,
+                self._connection,
                 arrived,
                 attachments,
                 attachments_welcome=True,
@@ -357,7 +311,7 @@ class _Stream:
                 if self._timer is not None:
                     self._timer.cancel()
                     self._timer = None
-                await self._context.write(message)
+                await self._connection.write(message)
                 self._room.set()
             elif self._ready or self._sending is not None:
                 continue  # the last part of a large answer was sent, and the next one waits
