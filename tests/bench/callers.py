@@ -4,7 +4,7 @@ The echo is driven by the same kind of client: threads over one channel for the 
 for the asynchronous one. Callers and servers share the machine's cores, as in a container. The figures that count are
 those of threads, which is what most callers are; asyncio's stand beside them and are judged alike. Small calls that are
 under way at the same time go over a stream together (`gradoracle/gathering.py`); what each by itself gets, as a client
-in another language would, stands beside them.
+in another language would, stands beside them, and what clients of a private server get, who ask without gRPC.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def rows(quick: bool) -> Iterator[Row]:
     graph, x = go.Graph.parse(small_vjp.POLYNOMIAL), np.array(2.0)
     payload = small_vjp.request_bytes(graph, x)
     with go.local_server(None) as address, servers.echo_server() as other:
-        with go.Client(address) as client, grpc.insecure_channel(other) as channel:
+        with go.Client(address, shared_memory=False) as client, grpc.insecure_channel(other) as channel:
             echo = channel.unary_unary(servers.ECHO)
             best = 0.0
             for callers in (8, 64):
@@ -118,23 +118,39 @@ def rows(quick: bool) -> Iterator[Row]:
             yield _row(
                 "client.map", found, "map", at_least(1), at_least(2), f"8 threads of unary echoes; best {best:,.0f}/s"
             )
+        with go.Client(address) as client, grpc.insecure_channel(other) as channel:
+            echo = channel.unary_unary(servers.ECHO)
+            for callers in (8, 64):
+                work = {
+                    "vjp": threads(lambda: client.vjp(graph, {"x": x}), callers),
+                    "echo": threads(lambda: echo(payload), callers),
+                }
+                name = f"{callers} callers, private server (threads)"
+                yield _row(name, turns.rates(work, window, repeats), "vjp", WANTED, GOAL)
         with asyncio.Runner() as runner:
-            yield from _tasks(runner.run, address, other, graph, payload, window, repeats)
+            for shared_memory in (False, None):
+                client = runner.run(_opened(address, shared_memory))
+                yield from _tasks(runner.run, client, other, graph, payload, window, repeats)
+
+
+async def _opened(address: str, shared_memory: bool | None) -> go.AsyncClient:
+    return go.AsyncClient(address, shared_memory=shared_memory)
 
 
 def _tasks(
     run: Callable[[Coroutine[Any, Any, Any]], Any],
-    address: str,
+    client: go.AsyncClient,
     other: str,
     graph: go.Graph,
     payload: bytes,
     window: float,
     repeats: int,
 ) -> Iterator[Row]:
-    async def opened() -> tuple[go.AsyncClient, grpc.aio.Channel]:
-        return go.AsyncClient(address), grpc.aio.insecure_channel(other)
+    async def opened() -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(other)
 
-    client, channel = run(opened())
+    channel = run(opened())
+    kind = "" if client._target.memory is None else ", private server"
     echo = channel.unary_unary(servers.ECHO)
     primals = {"x": np.array(2.0)}
 
@@ -147,7 +163,7 @@ def _tasks(
             "vjp": tasks(lambda: client.vjp(graph, primals), callers, run),
             "echo": tasks(echoed, callers, run),
         }
-        yield _row(f"{callers} callers (asyncio)", turns.rates(work, window, repeats), "vjp", WANTED, GOAL)
+        yield _row(f"{callers} callers{kind} (asyncio)", turns.rates(work, window, repeats), "vjp", WANTED, GOAL)
 
     async def closed() -> None:
         await client.close()

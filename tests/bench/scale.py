@@ -61,7 +61,7 @@ def by_workers(window: float, repeats: int) -> Iterator[Row]:
 def of_the_front(window: float) -> Iterator[Row]:
     """Its processor time for a small request, and the rate at which one core would be full of them."""
     graph, x = go.Graph.parse(small_vjp.POLYNOMIAL), np.array(2.0)
-    with go.Client.local(None) as client:
+    with go.Client.local(None, shared_memory=False) as client:
         pid = servers.front_pid()
         together = callers.threads(lambda: client.vjp(graph, {"x": x}), 8)
         for name, rate in (("unary", together), ("8 callers together", together), ("map", callers.mapped(client))):

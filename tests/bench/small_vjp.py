@@ -2,7 +2,8 @@
 
 Three things are timed in turn, again and again in one run, so that a slow moment of the machine falls on all of them:
 
-    vjp     the tutorial's polynomial, client -> server -> worker and back, over loopback
+    vjp     the tutorial's polynomial, client -> server -> worker and back, over loopback by gRPC; in the table also as
+            the client of a private server asks, which goes without gRPC
     echo    the same request's bytes to a bare grpc.aio server in a process of its own, and back
     eager   the same autograd with torch, in this process
 
@@ -74,11 +75,11 @@ def new_graphs(client: go.Client, count: int) -> Callable[[], object]:
 
 
 @contextmanager
-def both() -> Iterator[tuple[go.Client, Callable[[bytes], bytes]]]:
-    """A client of a server with one worker, and the echo."""
+def both(direct: bool = False) -> Iterator[tuple[go.Client, Callable[[bytes], bytes]]]:
+    """A client of a server with one worker, through gRPC or as the client of a private server, and the echo."""
     torch.set_num_threads(1)
     with (
-        go.Client.local() as client,
+        go.Client.local(shared_memory=direct) as client,
         servers.echo_server() as address,
         grpc.insecure_channel(address, options=servers.UNLIMITED) as channel,
     ):
@@ -87,24 +88,29 @@ def both() -> Iterator[tuple[go.Client, Callable[[bytes], bytes]]]:
 
 def rows(quick: bool) -> Iterator[Row]:
     """What a small request costs beside its floor: an echo of its bytes and the same work in process."""
-    repeats = 300 if quick else 3000
+    for direct in (False, True):
+        yield from _rows(300 if quick else 3000, direct)
+
+
+def _rows(repeats: int, direct: bool) -> Iterator[Row]:
+    name = ", Client.local()" if direct else ""
     few = repeats // 10
-    with both() as (client, echo):
+    with both(direct) as (client, echo):
         things = work(client, echo)
         found = turns.seconds(things, repeats)
         first = turns.seconds({**things, "first": new_graphs(client, few + 5)}, few, warm=5)
-    p50 = {name: float(np.median(taken)) for name, taken in found.items()}
+    p50 = {thing: float(np.median(taken)) for thing, taken in found.items()}
     floor = p50["echo"] + p50["eager"]
     beside = f"raw echo {p50['echo'] * 1e3:.2f} ms + eager {p50['eager'] * 1e3:.3f} ms, p50"
-    yield Row("small vjp, p50", p50["vjp"] / floor, "x", at_most(1.5), at_most(1.25), beside)
-    p99 = {name: float(np.percentile(taken, 99)) for name, taken in found.items()}
+    yield Row(f"small vjp, p50{name}", p50["vjp"] / floor, "x", at_most(1.5), at_most(1.25), beside)
+    p99 = {thing: float(np.percentile(taken, 99)) for thing, taken in found.items()}
     beside = f"its p50, {p50['vjp'] * 1e3:.2f} ms"
     note = f"the echo's own: {p99['echo'] / p50['echo']:.2f}"
-    yield Row("small vjp, p99", p99["vjp"] / p50["vjp"], "x", at_most(2), None, beside, note)
-    p50 = {name: float(np.median(taken)) for name, taken in first.items()}
+    yield Row(f"small vjp, p99{name}", p99["vjp"] / p50["vjp"], "x", at_most(2), None, beside, note)
+    p50 = {thing: float(np.median(taken)) for thing, taken in first.items()}
     floor = p50["echo"] + p50["eager"]
     beside = f"raw echo + eager, {floor * 1e3:.2f} ms"
-    yield Row("small vjp, first with a new graph", p50["first"] / floor, "x", at_most(3), None, beside)
+    yield Row(f"small vjp, first with a new graph{name}", p50["first"] / floor, "x", at_most(3), None, beside)
 
 
 def report(seconds: dict[str, np.ndarray]) -> dict[str, object]:
