@@ -45,6 +45,7 @@ _FAINT = 1024.0  # units in the last place, of what may have been summed up on t
 _GOOD = 1e-6  # relative to the derivative: a bar that is good enough not to look for a better one
 _GROWTH = 2.0**3  # of noise from a good step of the first ladder to its longest, about
 _LARGE = 1e290  # from which on differences over steps may overflow
+_FEW = 1 << 14  # numbers, of which to leave some out costs more than it saves
 _SLICE = 1 << 16  # output coordinates times directions worked on together: what a core's cache holds
 
 
@@ -229,24 +230,43 @@ def _extrapolated(triangle: Triangle, values: torch.Tensor, centre: torch.Tensor
     Where no step moves a value, its derivative is below what the longest would have shown: most outputs depend on few
     of the elements that are moved alone, so that the rest is worth being left out.
     """
-    count, shape = values.shape[1], (values.shape[0], values.shape[2])
+    shape = values.shape[0], values.shape[2]
     moves = values - centre
+    nonzero = int(moves.count_nonzero())
+    if nonzero == moves.numel():
+        return Derivative(*_best_of_all(triangle, values, moves, centre, epsilon, stepwise=False))
     live = moves.any(1)
-    if bool(live.all()):
-        # The axis that all is reduced along comes first, and N = P * M last.
-        columns, moves = (one.transpose(0, 1).reshape(count, -1) for one in (values, moves))
-        units = epsilon.repeat(shape[0]) if isinstance(epsilon, torch.Tensor) else epsilon
-        best = _best(triangle, columns, moves, centre.repeat(shape[0]), units)
-        return Derivative(best.value.view(shape), best.bar.view(shape), None, best.settled.view(shape))
-    value, settled = values.new_zeros(shape), torch.ones_like(live)
-    bar = (centre.abs() * epsilon * (SAFETY * triangle.still)).repeat(shape[0], 1)
+    still = (centre.abs() * epsilon * (SAFETY * triangle.still)).expand(shape)
+    count = int(live.count_nonzero())
+    stepwise = triangle.sides == 2 and nonzero < count * values.shape[1]
+    if moves.numel() <= _FEW:
+        value, bar, _, settled = _best_of_all(triangle, values, moves, centre, epsilon, stepwise=stepwise)
+        return Derivative(torch.where(live, value, 0.0), torch.where(live, bar, still), ~live, settled | ~live)
+    value, settled, bar = values.new_zeros(shape), torch.ones_like(live), still.clone()
     row, place = live.nonzero(as_tuple=True)
-    if len(row):
+    if count:
         columns, part = values[row, :, place].t().contiguous(), centre[place]
         units = epsilon[place] if isinstance(epsilon, torch.Tensor) else epsilon
-        best = _best(triangle, columns, columns - part, part, units)
+        best = _best(triangle, columns, columns - part, part, units, stepwise=stepwise)
         value[row, place], bar[row, place], settled[row, place] = best.value, best.bar, best.settled
     return Derivative(value, bar, ~live, settled)
+
+
+def _best_of_all(
+    triangle: Triangle,
+    values: torch.Tensor,
+    moves: torch.Tensor,
+    centre: torch.Tensor,
+    epsilon: Epsilon,
+    *,
+    stepwise: bool,
+) -> tuple[torch.Tensor, torch.Tensor, None, torch.Tensor]:
+    """The parts of a Derivative in which no coordinate is left out."""
+    # The axis that all is reduced along comes first, and N = P * M last.
+    columns, flat = values.transpose(0, 1), moves.transpose(0, 1).reshape(values.shape[1], -1)
+    best = _best(triangle, columns, flat, centre, epsilon, stepwise=stepwise)
+    shape = values.shape[0], values.shape[2]
+    return best.value.view(shape), best.bar.view(shape), None, best.settled.view(shape)
 
 
 class _Best(NamedTuple):
@@ -258,9 +278,16 @@ class _Best(NamedTuple):
 
 
 def _best(
-    triangle: Triangle, columns: torch.Tensor, moves: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon
+    triangle: Triangle,
+    columns: torch.Tensor,
+    moves: torch.Tensor,
+    centre: torch.Tensor,
+    epsilon: Epsilon,
+    *,
+    stepwise: bool,
 ) -> _Best:
-    """The best entry of each coordinate, from values of shape (columns, N), and their differences from the centre.
+    """The best entry of each coordinate, from values of shape (columns, …), and their differences from the centre,
+    (columns, N); `stepwise`: some of those may be 0.
 
     The best entry at the finest rung must not contradict it: where it does, as where longer steps jump over whole
     periods, neither is believed beyond the distance between them.
@@ -271,10 +298,12 @@ def _best(
         finite = moves.isfinite()
         moves = torch.where(finite, moves, 0.0)
         size = torch.maximum(torch.where(columns.isfinite(), columns, 0.0).abs().amax(0), centre.abs())
+    rounded = (size * epsilon).reshape(-1)
     found = triangle.rows @ moves
     entries, spreads = found[: triangle.count], found[triangle.count :]
     estimates = spreads.abs_().view(spreads.shape[0] // triangle.count, triangle.count, moves.shape[1]).amax(0)
-    errors = torch.maximum(estimates, _floor(triangle, moves, size * epsilon))
+    floor = triangle.rounding * rounded
+    errors = torch.maximum(estimates, _above_quanta(triangle, moves, floor) if stepwise else floor)
     if finite is not None:
         unusable = triangle.uses @ (~finite).to(torch.float64) > 0
         errors = torch.where(unusable, torch.inf, errors.nan_to_num(nan=torch.inf, posinf=torch.inf))
@@ -296,19 +325,14 @@ def _smallest(values: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor,
     return values.gather(0, place[None])[0], smallest, place
 
 
-def _floor(triangle: Triangle, moves: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-    """What rounding of the values, `rounded` at most, (N,), does to each entry, (E, N).
+def _above_quanta(triangle: Triangle, moves: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
+    """What rounding of the values does to each entry, (E, N), where only the longer steps move some of them.
 
-    Where only the longer steps move a value, the function moves in quanta, as rounding to decimals does, and the
-    smallest change seen is one: a few quanta can lie on a straight line by accident.
+    Then the function moves in quanta, as rounding to decimals does, and the smallest change seen is one: a few quanta
+    can lie on a straight line by accident.
     """
-    floor = triangle.rounding * rounded
-    if triangle.sides == 1 or int(moves.count_nonzero()) == moves.numel():
-        return floor
     steps = moves.view(2, moves.shape[0] // 2, moves.shape[1])
     still = ~steps.any(0)
     stepwise = still.any(0)
-    if not stepwise.any():
-        return floor
     quantum = torch.where(still, torch.inf, steps.abs().amax(0)).amin(0)
     return torch.where(stepwise, torch.maximum(floor, quantum / triangle.steps[triangle.rung]), floor)
