@@ -6,7 +6,7 @@ import pytest
 import torch
 from check_cases import F64, check, planted
 
-from gradoracle_server.engine import curves, jacobians, ladders, trial
+from gradoracle_server.engine import curves, examine, jacobians, ladders, shadow, trial
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.passes import Passes
@@ -81,6 +81,39 @@ def test_only_elements_that_would_hide_a_fault_are_moved_alone(seed):
     found = one(check(planted(torch.std, scaled(smallest, 1 + 1e-7)), x, seed=seed))
     assert found.verdict is Verdict.FAIL
     assert found.worst[0].index == (smallest,)
+
+
+@pytest.mark.parametrize("size", [8, 125])
+def test_what_rounding_does_is_asked_for_where_something_differs(size, monkeypatch):
+    """Elements that are moved alone and agree need no runs that round the inputs."""
+    asked = []
+    spread = shadow.spread
+    monkeypatch.setattr(shadow, "spread", lambda *given, **named: asked.append(1) or spread(*given, **named))
+    x = draw(size, seed=1)
+    assert check(torch.std, x).verdict is Verdict.PASS
+    assert asked == []
+    assert check(planted(torch.std, scaled(0, 1 + 1e-7)), x).verdict is Verdict.FAIL
+    assert asked
+
+
+def test_elements_that_blocks_do_not_show_are_moved_among_the_directions(monkeypatch):
+    """Once: what they say counts like that of any direction, also for how small a fault would have been seen."""
+    x = draw(125, seed=3)
+    again = []
+    element_slopes = examine.Examiner.element_slopes
+    monkeypatch.setattr(
+        examine.Examiner, "element_slopes", lambda self, *given: again.append(1) or element_slopes(self, *given)
+    )
+    added = []
+    add_alone = examine.Examiner._add_alone
+    monkeypatch.setattr(
+        examine.Examiner, "_add_alone", lambda self, gradient: added.append(add_alone(self, gradient)) or added[-1]
+    )
+    assert check(torch.std, x).verdict is Verdict.PASS
+    assert added == [True]
+    assert again == []
+    monkeypatch.setattr(examine, "_BLOCKS", 0)
+    assert check(torch.std, x).verdict is Verdict.PASS
 
 
 @pytest.mark.parametrize("function", [torch.var, torch.std, lambda x: (x * x * x).sum()], ids=["var", "std", "cubes"])

@@ -221,6 +221,42 @@ def test_nothing_to_extrapolate(directions, outputs):
     assert side.value.shape == (directions, outputs)
 
 
+@given(seed=st.integers(0, 1 << 32), live=st.floats(0, 1), epsilons=st.booleans())
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_what_stands_still_may_be_left_out(seed, live, epsilons):
+    """Of values some of which move at all steps, at the longer ones only, are no numbers or infinite, the same is said
+    whether those that no step moves are left out of the work or not."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.rand(*shape, dtype=F64, generator=generator)
+
+    directions, outputs = 3, 40
+    ladder = fd.steps(fd.LADDERS[0])
+    centre = 100 * draw(outputs) - 50
+    steps = torch.tensor([ladder, [-h for h in ladder]], dtype=F64)[None, :, :, None]
+    slope, bend = draw(directions, 1, 1, outputs), draw(directions, 1, 1, outputs)
+    moves = slope * steps + bend * steps**2 + steps**3
+    moves = torch.where(draw(directions, 1, 1, outputs) < live, moves, 0.0)
+    moves[:, :, 3:, :5] = 0.0
+    values = centre + moves
+    values[0, 0, 0, 6], values[1, 1, :, 7] = math.nan, math.inf
+    centre[8], centre[9] = math.inf, math.nan
+    values[..., 8], values[..., 9] = math.inf, math.nan
+    epsilon = torch.full((outputs,), fd.EPSILON, dtype=F64).mul_(1 + draw(outputs)) if epsilons else fd.EPSILON
+    found = []
+    for few in (0, 1 << 40):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fd, "_FEW", few)
+            central = fd.central(values, centre, ladder, epsilon)
+            side = fd.one_sided(values[:, 0], centre, ladder, torch.ones((1, 1), dtype=F64), epsilon)
+        found.append((central.value, central.bar, side.value, side.bar))
+        moved = (values - centre).flatten(1, 2).any(1)
+        assert torch.equal(moved if central.still is None else ~central.still, moved)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-12, equal_nan=True)
+
+
 def test_a_contradiction_leaves_room_for_both() -> None:
     """What longer steps had for possible is inside the bar of shorter ones that see something else."""
 

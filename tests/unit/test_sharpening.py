@@ -166,6 +166,33 @@ def test_beside_a_pole_nothing_is_measured_again(bent, monkeypatch):
     assert found.slopes.bar[1] < usual.bar[1]
 
 
+def test_where_a_function_bends_nothing_longer_is_measured(monkeypatch):
+    """Its shortest steps were the best, and far from what rounding allows: beside a pole; not so where values are large
+    beside what moves them, though the shortest may happen to be the best there, too."""
+    measured = []
+
+    class Counted(Case):
+        def measured(self, directions):
+            measured.append(len(directions))
+            return super().measured(directions)
+
+    bending = Counted(lambda x: 1 / (x - 1), torch.tensor([1.04], dtype=F64))
+    found, usual = bending.sharpened(0.0)
+    assert measured == [1]  # the usual ones
+    assert found.slopes is usual
+    assert not found.reach.touched.logical_not().any()
+    monkeypatch.setattr(sharpening, "_NOISE", math.inf)
+    bending.sharpened(0.0)
+    assert measured == [1, 1, 4]
+    monkeypatch.undo()
+    measured.clear()
+    for seed in range(20):
+        large = Counted(lambda x: 1e4 + torch.sin(x).sum(), draw(1, seed=seed))
+        found, usual = large.sharpened(0.0)
+        assert found.slopes.bar < usual.bar
+    assert measured.count(4) == 20
+
+
 # ---- Again and again
 
 
