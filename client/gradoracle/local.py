@@ -43,8 +43,8 @@ def local_server(
         with local_server(workers=2) as address, Client(address) as client:
             …
 
-    Clients of the address that it gives hand over large tensors as memory files, without gRPC, where this system has
-    such files; not with `shared_memory=False`.
+    Clients of the address that it gives ask without gRPC, and hand over large tensors as memory files, where this
+    system has such files; not with `shared_memory=False`.
 
     `workers` is their number for each device; None is one a core, or one a GPU. `settings` are further flags of the
     server, as `gradoracle serve --help` lists them, with underscores: `device="cpu"`, `max_queue=4`; a list repeats the

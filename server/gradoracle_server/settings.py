@@ -140,8 +140,9 @@ OPTIONS: tuple[Option, ...] = (
         _shared,
         '"true", "false" or the path of a socket like "/run/gradoracle.memory"',
         "let callers on this machine hand over large tensors as memory files, over a second Unix socket at PATH, or "
-        "where none is given at that of --listen unix:..., with .memory behind it; for callers who trust one another: "
-        "who may open the socket may try to harm a worker by changing its tensors while it computes",
+        "where none is given at that of --listen unix:..., with .memory behind it, and ask without gRPC, over a third "
+        "one with .calls behind that; for callers who trust one another: who may open the second may try to harm a "
+        "worker by changing its tensors while it computes",
         "false",
         "PATH",
     ),
