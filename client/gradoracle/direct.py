@@ -82,6 +82,11 @@ class Direct:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
+    def __del__(self) -> None:
+        """A client that was forgotten, not closed, is no cause for warnings of its sockets."""
+        for connection in self._idle:
+            connection.close()
+
     def _ask(self, path: str, message: bytes, timeout: float | None) -> Answer | None:
         if (connection := self._connected(path)) is None:
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import stat
@@ -301,6 +302,17 @@ def test_closing_ends_calls(fake: Server) -> None:
     assert [type(one) for one in found] == [go.ServerUnavailableError]
     assert "the client was closed" in str(found[0])
     eventually(lambda: fake.metric(BUSY) == 0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_client_that_is_forgotten(fake: Server) -> None:
+    """It leaves no connection, and no warning."""
+    client = go.Client(fake.address, shared_memory=True)
+    client._call(told("echo"), 30)
+    (connection,) = client._direct._idle
+    del client
+    gc.collect()
+    assert connection.fileno() == -1
 
 
 # ---- Where there is a hitch
