@@ -103,7 +103,7 @@ class AsyncClient:
     async def close(self) -> None:
         """Closes the connections. Calls that are still running fail."""
         self._closed = True
-        await self._direct.close()
+        self._direct.close()
         if self._channels:
             await self._gathering.close()
         for one in self._channels:

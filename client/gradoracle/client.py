@@ -65,7 +65,6 @@ class Client:
         self._direct = Direct(self._target)
         if self._memory is not None:
             self._owned.callback(self._memory.close)
-        self._owned.callback(self._direct.close)
         self._closed = False
         self._channels = [self._target.connect() for _ in range(self._target.channels)]
         self._calls = channel.unary_calls(self._channels, [method.path for method in requests.METHODS])
@@ -94,6 +93,7 @@ class Client:
     def close(self) -> None:
         """Closes the connections. Calls that are still running fail."""
         self._closed = True
+        self._direct.close()  # first: a server of its own waits for the calls that it has
         for one in self._channels:
             one.close()
         self._owned.close()

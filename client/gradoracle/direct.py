@@ -1,6 +1,6 @@
 """Calls to a server on this machine without gRPC, over a Unix socket on which the messages of Stream go as they are.
 
-Each call has a connection to itself while it runs, so that nobody waits for anybody, and giving one up closes it, which
+Each call has a connection to itself while it runs, so that nobody waits for anybody, and giving one up ends it, which
 cancels the call. What cannot be answered this way, because there is no such socket, or the server has no room or has
 gone, is asked for through gRPC as if there had been none, which then says what is the matter.
 """
@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 import struct
+import threading
 import time
 from typing import Any, TypeVar
 
@@ -30,104 +31,148 @@ AT_MOST = 1024 * 1024
 PATIENCE = 5.0
 """Seconds for the server to take a connection."""
 
-AWAY = 1.0
-"""Seconds before the next attempt where it took none."""
-
-IDLE_AT_MOST = 64
-"""Connections that are kept for later calls."""
-
 LENGTH = struct.Struct("<I")
 """What stands before each message."""
 
+_AWAY = 1.0  # seconds before the next attempt where it took none
+_IDLE_AT_MOST = 64  # connections that are kept for later calls
 _PIECE = 64 * 1024  # bytes that are received at once, or more where more are known to come
 _ID = 1  # of a connection's only call
 
 R = TypeVar("R")
 
 
-class Direct:
-    """The connections of a client. Any number of threads may use it at once."""
+class Connections:
+    """Those of a client, whether it blocks or not; each belongs to the call that has taken it."""
 
     def __init__(self, target: Target) -> None:
         """Connects to nothing yet."""
-        self._target = target
-        self._path = path_to(target)
+        self.target = target
+        self.path = path_to(target)
+        """Where the server takes calls; None where it does not, or not from this client."""
         # Adding one, and taking one out, are single steps of Python's.
-        self._idle: list[socket.socket] = []
-        self._busy: set[socket.socket] = set()
+        self.idle: list[socket.socket] = []
+        self.busy: set[socket.socket] = set()
         self._process = os.getpid()
         self._next_attempt = 0.0
         self._closed = False
 
-    def result(self, request: Request[R], timeout: float | None, use: Use | None = None) -> R | None:
-        """A call's result; None where it is to be asked for through gRPC. `use` is the memory that the request was put
-        into, if it was. Raises GradOracleError."""
-        # A child that was forked off has its parent's connections.
-        if self._path is None or self._closed or os.getpid() != self._process:
-            return None
-        if (message := message_of(request, timeout, use)) is None:
-            return None
-        found: R | GradOracleError | None = result_of(self._ask(self._path, message, timeout), request, use)
-        if isinstance(found, GradOracleError):
-            raise found
-        return found
+    def __del__(self) -> None:
+        """A client that was forgotten, not closed, is no cause for warnings of its sockets."""
+        for connection in self.idle:
+            connection.close()
+
+    @property
+    def may(self) -> bool:
+        """Whether a call may go this way. A child that was forked off has its parent's connections."""
+        return self.path is not None and not self._closed and os.getpid() == self._process
+
+    def message(self, request: Request[Any], timeout: float | None, use: Use | None) -> bytes | None:
+        """A call's message; None where it is gRPC's."""
+        return message_of(request, timeout, use) if self.may else None
+
+    def take(self) -> socket.socket | None:
+        """A connection that is there already, now busy; or a new one, to be connected; None where it is too early."""
+        try:
+            connection = self.idle.pop()
+        except IndexError:
+            if time.monotonic() < self._next_attempt:
+                return None
+            try:
+                connection = socket.socket(socket.AF_UNIX)
+            except OSError:  # there are no descriptors left
+                return None
+        self.busy.add(connection)
+        return connection
+
+    def give_back(self, connection: socket.socket, *, answered: bool) -> None:
+        """A call is over; where it was not answered, nobody waits for it any more, and the server is to know."""
+        self.busy.discard(connection)
+        if answered and self.may and len(self.idle) < _IDLE_AT_MOST:
+            self.idle.append(connection)
+            if self._closed:  # in this very moment
+                self.close()
+        else:
+            self._end(connection)
+
+    def failed(self) -> None:
+        """The server took no connection, or ended one."""
+        self._next_attempt = time.monotonic() + _AWAY
 
     def close(self) -> None:
         """Ends all connections; calls that are still running learn that they are gone."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
-        if os.getpid() == self._process:
-            for connection in tuple(self._busy):
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+        while self.idle:
+            with contextlib.suppress(IndexError):
+                self._end(self.idle.pop())
+        for connection in tuple(self.busy):
+            self._end(connection, whole=False)
 
-    def __del__(self) -> None:
-        """A client that was forgotten, not closed, is no cause for warnings of its sockets."""
-        for connection in self._idle:
+    def _end(self, connection: socket.socket, *, whole: bool = True) -> None:
+        """Tells the server, which the end of one of several copies of a descriptor does not: a child that was forked
+        off has copies of all. `whole`: nobody uses it any more."""
+        if os.getpid() == self._process:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        if whole:
             connection.close()
 
-    def _ask(self, path: str, message: bytes, timeout: float | None) -> Answer | None:
-        if (connection := self._connected(path)) is None:
+
+class Direct(Connections):
+    """The connections of a blocking client. Any number of threads may use it at once."""
+
+    def result(self, request: Request[R], timeout: float | None, use: Use | None = None) -> R | None:
+        """A call's result; None where it is to be asked for through gRPC. `use` is the memory that the request was put
+        into, if it was. Raises GradOracleError."""
+        if (message := self.message(request, timeout, use)) is None:
+            return None
+        found: R | GradOracleError | None = result_of(self._ask(message, timeout), request, use)
+        if isinstance(found, GradOracleError):
+            raise found
+        return found
+
+    def _ask(self, message: bytes, timeout: float | None) -> Answer | None:
+        if (connection := self.take()) is None:
             return None
         answered = False
-        self._busy.add(connection)
         try:
+            if not self._connected(connection) or not self.may:  # the client may have been closed meanwhile
+                return None
             found = _asked(connection, message, timeout)
             answered = True
         except TimeoutError:
-            raise late(self._target, timeout) from None
+            raise late(self.target, timeout) from None
         except (OSError, DecodeError):
-            self._next_attempt = time.monotonic() + AWAY
+            self.failed()
             return None
         finally:
-            self._busy.discard(connection)
-            if answered and not self._closed and len(self._idle) < IDLE_AT_MOST:
-                self._idle.append(connection)
-            else:
-                connection.close()
+            self.give_back(connection, answered=answered)
         return found
 
-    def _connected(self, path: str) -> socket.socket | None:
-        with contextlib.suppress(IndexError):
-            return self._idle.pop()
-        if time.monotonic() < self._next_attempt:
-            return None
-        connection = socket.socket(socket.AF_UNIX)
+    def _connected(self, connection: socket.socket) -> bool:
+        if is_connected(connection):
+            return True
         try:
             connection.settimeout(PATIENCE)
-            connection.connect(path)
-            connection.sendall(greeting(self._target))
+            connection.connect(self.path or "")
+            connection.sendall(greeting(self.target))
         except OSError:
-            connection.close()
-            self._next_attempt = time.monotonic() + AWAY
-            return None
-        return connection
+            self.failed()
+            return False
+        return True
 
 
 def path_to(target: Target) -> str | None:
     """The path of the socket; None where the server has none for this client. A certificate is gRPC's to show."""
     return f"{target.memory}{CALLS}" if target.memory is not None and target.credentials is None else None
+
+
+def is_connected(connection: socket.socket) -> bool:
+    """Whether a connection has been made."""
+    try:
+        return bool(connection.getpeername())
+    except OSError:
+        return False
 
 
 def greeting(target: Target) -> bytes:
@@ -153,29 +198,49 @@ def message_of(request: Request[Any], timeout: float | None, use: Use | None) ->
     return message if len(message) <= AT_MOST else None
 
 
+class Reader:
+    """Puts an answer together from the bytes that come."""
+
+    def __init__(self) -> None:
+        self._incoming, self._came = Incoming(), bytearray()
+
+    @property
+    def wants(self) -> int:
+        """How many bytes may be received next."""
+        return max(_PIECE, self._end - len(self._came))
+
+    @property
+    def _end(self) -> int:
+        """Where the message ends that is coming; that of its length, where that is not known yet."""
+        return LENGTH.size + (LENGTH.unpack_from(self._came)[0] if len(self._came) >= LENGTH.size else 0)
+
+    def add(self, data: bytes) -> Answer | None:
+        """The answer, once all of it has come. Raises ConnectionError at the end of all bytes, and DecodeError."""
+        if not data:
+            raise ConnectionResetError("the server has closed the connection")
+        self._came += data
+        while len(self._came) >= LENGTH.size and len(self._came) >= (end := self._end):
+            message, self._came = bytes(memoryview(self._came)[LENGTH.size : end]), self._came[end:]
+            for found in self._incoming.take(message):
+                return found
+        return None
+
+
 def _asked(connection: socket.socket, message: bytes, timeout: float | None) -> Answer:
     """Raises TimeoutError, OSError, or DecodeError."""
     end = None if timeout is None else time.monotonic() + timeout
-    connection.settimeout(timeout)
+    _limit(connection, end)
     connection.sendall(framed(message))
-    incoming, came = Incoming(), bytearray()
+    reader = Reader()
     while True:
-        _receive(connection, came, LENGTH.size, end)
-        stop = LENGTH.size + LENGTH.unpack_from(came)[0]
-        _receive(connection, came, stop, end)
-        data, came = bytes(memoryview(came)[LENGTH.size : stop]), came[stop:]
-        for found in incoming.take(data):
+        _limit(connection, end)
+        if (found := reader.add(connection.recv(reader.wants))) is not None:
             return found
 
 
-def _receive(connection: socket.socket, came: bytearray, until: int, end: float | None) -> None:
-    """Adds to what has come until it is so many bytes, or more. Raises TimeoutError and OSError."""
-    while len(came) < until:
-        if end is not None:
-            left = end - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            connection.settimeout(left)
-        if not (data := connection.recv(max(_PIECE, until - len(came)))):
-            raise ConnectionResetError("the server has closed the connection")
-        came += data
+def _limit(connection: socket.socket, end: float | None) -> None:
+    """Lets the next step take no longer than until then. Raises TimeoutError where that is over."""
+    left = None if end is None else min(end - time.monotonic(), threading.TIMEOUT_MAX)
+    if left is not None and not left > 0:
+        raise TimeoutError
+    connection.settimeout(left)

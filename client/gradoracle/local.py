@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
-from gradoracle.channel import CALLS, MEMORY, beside
+from gradoracle.channel import MEMORY, beside
 from gradoracle.errors import ServerUnavailableError
 
 _READY = "gradoracle listening on "
@@ -81,7 +81,7 @@ def _memory(listen: str, closing: contextlib.ExitStack) -> str | None:
         return beside(listen)
     folder = closing.enter_context(tempfile.TemporaryDirectory(prefix="gradoracle-", ignore_cleanup_errors=True))
     path = f"{folder}/server{MEMORY}"
-    return path if len(os.fsencode(path + CALLS)) <= _LONGEST_PATH else None
+    return path if len(os.fsencode(path)) <= _LONGEST_PATH else None
 
 
 @contextlib.contextmanager

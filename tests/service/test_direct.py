@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
+import os
 import signal
 import socket
 import stat
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +32,10 @@ from gradoracle_server.front.direct import DirectCalls
 
 BUSY, IDLE = 'gradoracle_workers{device="cpu",state="busy"}', 'gradoracle_workers{device="cpu",state="idle"}'
 LATE = r"the timeout of 0\.3 s passed before|the deadline passed while"  # the client's words, or the server's
+HANDLED = (
+    'grpc_server_handled_total{grpc_code="OK",grpc_method="Evaluate",'
+    'grpc_service="gradoracle.v1.GradientService",grpc_type="unary"}'
+)
 LENGTH = struct.Struct("<I")
 
 
@@ -142,7 +149,7 @@ def test_answers_are_those_of_grpc(server: Server) -> None:
         assert client.server_info().version == plain.server_info().version
         assert len(client.operators("sin")) == len(plain.operators("sin"))
         assert client.vjp(graph, primals).timing.total > 0
-        assert len(client._direct._idle) == 1
+        assert len(client._direct.idle) == 1
 
 
 async def test_answers_are_those_of_grpc_awaited(server: Server) -> None:
@@ -152,7 +159,7 @@ async def test_answers_are_those_of_grpc_awaited(server: Server) -> None:
         no_grpc(client)  # type: ignore[arg-type]
         mine, its = [(await one.vjp("sum(sin(x))", {"x": x})).gradients["x"] for one in (client, plain)]
         assert mine.tobytes() == its.tobytes()  # type: ignore[union-attr]
-        assert len(client._direct._idle) == 1
+        assert len(client._direct.idle) == 1
 
 
 def test_large_answers_come_in_pieces(server: Server) -> None:
@@ -202,8 +209,8 @@ def test_each_thread_gets_its_own_answer(server: Server) -> None:
             return [float(client.vjp("x**2 * k", {"x": float(x), "k": float(k)}).gradients["x"]) for x in range(50)]  # type: ignore[arg-type]
 
         assert by_threads(16, call) == [[2.0 * x * k for x in range(50)] for k in range(16)]
-        assert 1 <= len(client._direct._idle) <= 16
-        assert not client._direct._busy
+        assert 1 <= len(client._direct.idle) <= 16
+        assert not client._direct.busy
 
 
 async def test_each_task_gets_its_own_answer(server: Server) -> None:
@@ -215,7 +222,7 @@ async def test_each_task_gets_its_own_answer(server: Server) -> None:
             return [float((await client.vjp("x**2 * k", {"x": x, "k": k})).gradients["x"]) for x in range(20)]  # type: ignore[arg-type]
 
         assert await by_tasks(16, call) == [[2.0 * x * k for x in range(20)] for k in range(16)]
-        assert not client._direct._busy
+        assert not client._direct.busy
 
 
 # ---- Errors
@@ -309,13 +316,103 @@ def test_a_client_that_is_forgotten(fake: Server) -> None:
     """It leaves no connection, and no warning."""
     client = go.Client(fake.address, shared_memory=True)
     client._call(told("echo"), 30)
-    (connection,) = client._direct._idle
+    (connection,) = client._direct.idle
     del client
     gc.collect()
     assert connection.fileno() == -1
 
 
+@pytest.mark.filterwarnings("error")
+async def test_an_asynchronous_client_that_is_forgotten(fake: Server) -> None:
+    """The same."""
+    client = go.AsyncClient(fake.address, shared_memory=True)
+    await client._call(told("echo"), 30)
+    (connection,) = client._direct.idle
+    del client
+    gc.collect()
+    assert connection.fileno() == -1
+
+
+def test_giving_up_is_told_whatever_copies_there_are(fake: Server) -> None:
+    """A child that was forked off meanwhile has one of each connection."""
+    with go.Client(fake.address, shared_memory=True) as client:
+        client._call(told("echo"), 30)
+        (connection,) = client._direct.idle
+        copy = os.dup(connection.fileno())
+        try:
+            with pytest.raises(go.DeadlineExceededError):
+                client._call(told("sleep 60"), 0.3)
+            eventually(lambda: fake.metric(BUSY) == 0)
+        finally:
+            os.close(copy)
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, math.nan])
+def test_no_time_at_all(fake: Server, timeout: float) -> None:
+    """The deadline has passed before anything is sent."""
+    with go.Client(fake.address, shared_memory=True) as client:
+        no_grpc(client)
+        with pytest.raises(go.DeadlineExceededError):
+            client._call(told("echo"), timeout)
+
+
+@pytest.mark.parametrize("timeout", [1e12, math.inf])
+async def test_all_the_time_there_is(fake: Server, timeout: float) -> None:
+    """More than a system call takes."""
+    with go.Client(fake.address, shared_memory=True) as client:
+        no_grpc(client)
+        client._call(told("echo"), timeout)
+    async with go.AsyncClient(fake.address, shared_memory=True) as awaited:
+        no_grpc(awaited)  # type: ignore[arg-type]
+        await awaited._call(told("echo"), timeout)
+
+
+def test_calls_end_before_a_server_of_the_clients_own() -> None:
+    """Which would wait for them."""
+    client = go.Client("127.0.0.1:1")
+    order: list[str] = []
+    client._owned.callback(lambda: order.append("server"))
+    client._direct.close = lambda: order.append("calls")  # type: ignore[method-assign]
+    client.close()
+    assert order == ["calls", "server"]
+
+
 # ---- Where there is a hitch
+
+
+def test_closing_while_a_call_connects(fake: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call is not made, or its connection is not kept."""
+    for when in ("before", "after"):
+        client = go.Client(fake.address, shared_memory=True)
+        whole = direct.Direct._connected if when == "before" else direct._asked
+
+        def closing(*given: Any, client: go.Client = client, whole: Any = whole) -> Any:
+            found = whole(*given)
+            client.close()
+            return found
+
+        with monkeypatch.context() as patch:
+            if when == "before":
+                patch.setattr(direct.Direct, "_connected", closing)
+                with pytest.raises(go.ServerUnavailableError, match="the client was closed"):
+                    client._call(told("echo"), 30)
+            else:
+                patch.setattr(direct, "_asked", closing)
+                client._call(told("echo"), 30)
+        assert client._direct.idle == []
+        assert not client._direct.busy
+
+
+def test_no_descriptor_for_a_connection(fake: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then gRPC is asked, which has its own already."""
+
+    def none_left(*_: Any) -> socket.socket:
+        raise OSError(24, "Too many open files")
+
+    with go.Client(fake.address, shared_memory=True) as client:
+        monkeypatch.setattr(socket, "socket", none_left)
+        client._call(told("echo"), 30)
+        assert client._direct.idle == []
 
 
 def test_a_server_that_starts_anew(tmp_path: Path) -> None:
@@ -327,7 +424,7 @@ def test_a_server_that_starts_anew(tmp_path: Path) -> None:
                 eventually(lambda: _answers(client))
                 client._direct._next_attempt = 0.0
                 client._call(told("echo"), 30)
-                assert len(client._direct._idle) == 1
+                assert len(client._direct.idle) == 1
                 assert server.stop() == 0
         with pytest.raises(go.ServerUnavailableError):
             client._call(told("echo"), 30)
@@ -348,7 +445,19 @@ def test_a_server_without_that_socket(tmp_path: Path) -> None:
         for _ in range(3):
             client._call(told("echo"), 30)
         assert client._direct._next_attempt > time.monotonic()
-        assert client._direct._idle == []
+        assert client._direct.idle == []
+
+
+def test_a_path_that_is_too_long_for_calls(tmp_path: Path) -> None:
+    """The server does without them, and so do its clients."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/{'x' * (98 - len(folder) - 1)}"
+        with start("--listen", f"unix:{path}", "--shared-memory", "--workers", "1") as server:
+            assert Path(f"{path}.memory").exists()
+            assert not any(one.name.endswith(".calls") for one in Path(folder).iterdir())
+            with go.Client(server.address, shared_memory=True) as client:
+                client._call(told("echo"), 30)
+                assert client._direct.idle == []
 
 
 def test_a_server_that_traces_has_no_such_socket(tmp_path: Path) -> None:
@@ -365,11 +474,13 @@ def test_a_child_that_was_forked_off_asks_through_grpc(server: Server) -> None:
         client.vjp("x**2", {"x": 3.0})
         client._direct._process = -1
         client.vjp("x**2", {"x": 3.0})
-        assert len(client._direct._idle) == 1
-        client._direct._busy.update(client._direct._idle)
+        (connection,) = client._direct.idle
+        copy = connection.dup()  # what its parent has
         client._direct.close()
-        assert client._direct._busy
-        client._direct._busy.clear()
+        copy.settimeout(30)
+        copy.sendall(direct.framed(b"".join(stream.parts(1, go.request("vjp", "x**2", {"x": 3.0})))))
+        assert len(copy.recv(1 << 16)) > 4
+        copy.close()
 
 
 def test_what_the_server_sends_is_looked_at(tmp_path: Path) -> None:
@@ -393,7 +504,7 @@ def test_what_the_server_sends_is_looked_at(tmp_path: Path) -> None:
                 peer.sendall(said)
             thread.join(20)
             assert found == [None]
-            assert asking._idle == []
+            assert asking.idle == []
 
 
 # ---- The socket
@@ -419,16 +530,12 @@ def test_it_goes_with_the_server(tmp_path: Path) -> None:
 
 
 def test_a_place_that_is_taken(tmp_path: Path) -> None:
-    """By a file that is no socket, or a path that is too long for one: said before anything is started."""
+    """By a file that is no socket: said before anything is started."""
     (tmp_path / "g.sock.memory.calls").write_text("")
     code, said = front_server.refused(*flags(tmp_path))
     assert code == 2
     assert "--shared-memory: expected an address that is free and of this machine" in said
     assert "g.sock.memory.calls: a file of that name exists and is no socket" in said
-    long = tmp_path / ("x" * (104 - len(str(tmp_path)) - 1))
-    code, said = front_server.refused("--shared-memory", str(long))
-    assert code == 2
-    assert "AF_UNIX path too long" in said
 
 
 def test_several_calls_over_one_connection(fake: Server) -> None:
@@ -527,14 +634,67 @@ def test_stopping_lets_calls_finish(tmp_path: Path) -> None:
         assert server.process.wait(30) == 0
 
 
+def test_stopping_sends_what_was_answered(tmp_path: Path) -> None:
+    """However large it is, and though its call counts as over."""
+    with start(*flags(tmp_path), "--workers", "1", "--max-message-bytes", "1GiB") as server:
+        caller = Caller(server)
+        caller.call(1, "answer 60000000")
+        eventually(lambda: server.metric(BUSY) == 0 and server.metric(HANDLED) == 1)
+        server.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "stopping" in server.log)
+        time.sleep(0.5)
+        answer = caller.receive()
+        assert answer is not None
+        assert [len(one.evaluate.outputs[0].tensor.data) for one in answer.answers] == [60_000_000]
+        assert caller.is_closed
+        assert server.process.wait(30) == 0
+
+
+def test_a_caller_who_goes_while_nothing_is_read(tmp_path: Path) -> None:
+    """A stream that is full is not read on: that its client has gone is found out all the same."""
+    with start(*flags(tmp_path), "--workers", "1", "--max-queue", "3000") as server:
+        caller = Caller(server)
+        for number in range(1, 1100):
+            caller.call(number, "sleep 60")
+        eventually(lambda: server.metric('gradoracle_queue_depth{device="cpu"}') == 1023)
+        caller.socket.close()
+        eventually(lambda: server.metric('gradoracle_queue_depth{device="cpu"}') == 0 and server.metric(BUSY) == 0, 30)
+
+
+async def test_who_leaves_in_the_middle_of_an_answer_costs_nothing_more(tmp_path: Path) -> None:
+    """What was to be sent is not even read."""
+    (tmp_path / "beside").touch()
+    written = 0
+
+    async def serve(connection: Any) -> None:
+        nonlocal written
+        while True:
+            await connection.write(bytes(100_000))
+            written += 1
+
+    calls = DirectCalls(tmp_path / "calls", SimpleNamespace(serve=serve), None)  # type: ignore[arg-type]
+    await calls.open(tmp_path / "beside")
+    _, writer = await asyncio.open_unix_connection(tmp_path / "calls")
+    writer.write(LENGTH.pack(0))
+    while not written:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    before = written
+    writer.transport.abort()
+    while calls._connections:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    assert written == before
+    calls.close()
+
+
 def test_calls_are_counted_like_others(fake: Server) -> None:
     """By method; a connection is no call."""
-    evaluated = 'grpc_method="Evaluate",grpc_service="gradoracle.v1.GradientService",grpc_type="unary"'
     streams = 'grpc_method="Stream",grpc_service="gradoracle.v1.GradientService",grpc_type="bidi_stream"'
     with go.Client(fake.address, shared_memory=True) as client:
         for _ in range(3):
             client._call(told("echo"), 30)
-    assert fake.metric(f'grpc_server_handled_total{{grpc_code="OK",{evaluated}}}') == 3
+    assert fake.metric(HANDLED) == 3
     assert fake.metric(f"grpc_server_started_total{{{streams}}}") == 0
 
 
@@ -552,12 +712,12 @@ def test_a_connection_needs_credentials(tmp_path: Path) -> None:
             with go.Client(server.address, shared_memory=True, token=token) as stranger:
                 with pytest.raises(go.AuthenticationError):
                     stranger._call(told("echo"), 30)
-                assert stranger._direct._idle == []
+                assert stranger._direct.idle == []
         first, second = (go.Client(server.address, shared_memory=True, token=one) for one in ("first", "second"))
         with first, second:
             for client in (first, second):
                 client._call(told("echo"), 30)
-                assert len(client._direct._idle) == 1
+                assert len(client._direct.idle) == 1
             tokens.write_text("second\n")
             server.process.send_signal(signal.SIGHUP)
             eventually(lambda: "read again" in server.log)
@@ -605,7 +765,7 @@ def test_a_call_is_asked_again_where_the_connection_ends(tmp_path: Path) -> None
         thread = threading.Thread(target=lambda: thread_found.append(client._call(told(f"until {mark}"), 60)))
         thread.start()
         eventually(lambda: server.metric(BUSY) == 1)
-        for connection in tuple(client._direct._busy):
+        for connection in tuple(client._direct.busy):
             connection.shutdown(socket.SHUT_RDWR)
         mark.touch()
         thread.join(30)

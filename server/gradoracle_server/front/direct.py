@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import select
 import socket
 import stat
 import struct
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +33,8 @@ MESSAGE_AT_MOST = 1024 * 1024
 _LENGTH = struct.Struct("<I")
 _CREDENTIALS = struct.Struct("iII")  # process, user, group
 _BACKLOG = 1024  # connections that wait to be taken; who finds no place there asks through gRPC
+_SMALL = 16 * 1024  # bytes of a message that is sent in one piece with its length
+_LOOKS_AFTER = 1.0  # seconds, again and again, while nothing is read
 _WAITING_AT_MOST = 4  # messages that have come and are not yet taken, from which on no more are read
 
 
@@ -55,21 +59,35 @@ class DirectCalls:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: _Connection(self), sock=sock, backlog=_BACKLOG)
 
+    async def drain(self, seconds: float) -> None:
+        """Takes no more connections, and waits, so many seconds at most, until those that there are have ended, as they
+        do when their streams are drained and all that was answered is sent."""
+        self._listen_no_more()
+        end = time.monotonic() + seconds
+        for connection in list(self._connections):
+            if not connection.is_served:
+                connection.close()
+        while self._connections and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+
     def close(self) -> None:
         """Ends all connections. May be called again."""
+        self._listen_no_more()
+        for connection in list(self._connections):
+            connection.abort()
+
+    def _listen_no_more(self) -> None:
         if self._server is not None:
             self._server.close()
             self._server = None
             with contextlib.suppress(OSError):
                 self.path.unlink()
-        for connection in list(self._connections):
-            connection.close()
 
     def check_credentials(self) -> None:
         """Ends the connections whose credentials are not good enough any more."""
         for connection in list(self._connections):
             if not connection.is_welcome:
-                connection.close()
+                connection.abort()
 
     def is_welcome(self, authorization: bytes) -> bool:
         """Whether calls that bring this are served."""
@@ -93,8 +111,8 @@ class DirectCalls:
         """The calls of a connection, to its end."""
         try:
             await self._streams.serve(connection)
-        except statuses.Failure:
-            pass  # gRPC tells the client
+        except (statuses.Failure, ConnectionError):
+            pass  # gRPC tells the client, who may have gone
         except Exception as error:
             statuses.internal(error, "Stream")  # which writes it down
         finally:
@@ -115,6 +133,7 @@ class _Connection(asyncio.Protocol):
         self._writer: asyncio.Future[None] | None = None  # who waits for room
         self._ended = False
         self._task: asyncio.Task[None] | None = None
+        self._look: asyncio.TimerHandle | None = None
 
     # ---- As the loop sees it
 
@@ -130,7 +149,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._came += data
-        while len(self._came) >= _LENGTH.size:
+        while len(self._came) >= _LENGTH.size and not self._is_closing:
             (length,) = _LENGTH.unpack_from(self._came)
             end = _LENGTH.size + length
             if length > MESSAGE_AT_MOST:
@@ -154,14 +173,34 @@ class _Connection(asyncio.Protocol):
         _wake(self._reader)
         if len(self._messages) == _WAITING_AT_MOST and self._transport is not None:
             self._transport.pause_reading()
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """While nothing is read, nothing tells that the client has gone."""
+        self._look = asyncio.get_running_loop().call_later(_LOOKS_AFTER, self._looked)
+
+    def _looked(self) -> None:
+        if self._transport is None or self._is_closing:
+            return
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), 0)
+        if poll.poll(0):  # it is hung up: what is not read yet is for nobody
+            self.abort()
+        else:
+            self._look_again()
+
+    def _look_no_more(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
 
     def connection_lost(self, error: Exception | None) -> None:
         self._ended = True
         self._calls.forget(self)
-        for waiting in (self._reader, self._writer):
-            _wake(waiting)
+        self._look_no_more()
+        _wake(self._reader)
         if self._task is not None:
-            self._task.cancel()
+            self._task.cancel()  # who waits for room learns of it, too
 
     def pause_writing(self) -> None:
         self._writer = asyncio.get_running_loop().create_future()
@@ -177,10 +216,24 @@ class _Connection(asyncio.Protocol):
         """Whether its credentials are good enough."""
         return self._authorization is None or self._calls.is_welcome(self._authorization)
 
+    @property
+    def is_served(self) -> bool:
+        """Whether it has been greeted."""
+        return self._task is not None
+
+    @property
+    def _is_closing(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
     def close(self) -> None:
-        """Ends it. May be called again."""
+        """Ends it, once all is sent. May be called again."""
         if self._transport is not None:
             self._transport.close()
+
+    def abort(self) -> None:
+        """Ends it at once: what is not sent yet is for nobody."""
+        if self._transport is not None:
+            self._transport.abort()
 
     async def read(self) -> Any:
         """The next message, or gRPC's EOF."""
@@ -190,15 +243,22 @@ class _Connection(asyncio.Protocol):
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
         if len(self._messages) == _WAITING_AT_MOST and self._transport is not None:
+            self._look_no_more()
             self._transport.resume_reading()
         return self._messages.popleft()
 
     async def write(self, message: bytes) -> None:
-        """Sends a message, once there is room for it."""
+        """Sends a message, once there is room for it. Raises ConnectionError where there is nobody to read it."""
         if self._writer is not None:
             await self._writer
-        if self._transport is not None and not self._ended:
-            self._transport.writelines((_LENGTH.pack(len(message)), message))
+        if self._transport is None or self._is_closing:
+            raise ConnectionResetError
+        head = _LENGTH.pack(len(message))
+        if len(message) <= _SMALL:
+            self._transport.write(head + message)
+        else:
+            self._transport.write(head)
+            self._transport.write(message)
 
     def time_remaining(self) -> float | None:
         """None: a connection has no deadline."""

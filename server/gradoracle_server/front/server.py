@@ -79,8 +79,9 @@ class Front:
         heap.keep_freed_memory(_KEPT)
         check_address("--listen", settings.listen)
         if (path := shared_memory.path_for(settings)) is not None:
-            for one in (path, shared_memory.calls_beside(path)):
-                check_address("--shared-memory", Address("", 0, str(one)))
+            for one in (path, self._path_for_calls()):
+                if one is not None:
+                    check_address("--shared-memory", Address("", 0, str(one)))
         self._tls = Tls(settings) if settings.tls_cert else None
         if settings.token_file is not None:
             self._tokens = Tokens(settings.token_file, settings.health_without_token, self._refused)
@@ -172,14 +173,21 @@ class Front:
         service.memory = SharedMemory(path, service.budget)
         try:
             service.memory.open(Path(address.path) if address.path else None)
-            # Without gRPC a call has neither a certificate nor a span.
-            if self._tls is None and self._tracing is None:
-                path = shared_memory.calls_beside(path)
+            if (calls := self._path_for_calls()) is not None:
+                path = calls
                 self._calls = DirectCalls(path, streams, self._tokens)
                 await self._calls.open(service.memory.path)
         except OSError as error:
             place = Address("", 0, str(path))
             raise _cannot_listen("--shared-memory", place, error.strerror or str(error)) from None
+
+    def _path_for_calls(self) -> Path | None:
+        """Where calls are taken without gRPC, which then have neither a certificate nor a span; None where nowhere."""
+        settings = self._settings
+        path = shared_memory.path_for(settings)
+        if path is None or settings.tls_cert or settings.otlp_endpoint is not None:
+            return None
+        return shared_memory.calls_beside(path)
 
     def _make_server(self, service: Service, streams: Streams) -> grpc.aio.Server:
         settings = self._settings
@@ -206,6 +214,8 @@ class Front:
             await asyncio.sleep(0.02)
         if left:
             _log.warning("stopping although %d calls have not finished within --drain-timeout", left)
+        elif self._calls is not None:
+            await self._calls.drain(max(_FLUSH, end - time.monotonic()))
         await server.stop(_FLUSH if not left else 0)
         await stopping
 

@@ -43,6 +43,7 @@ OFFER, TAKE_BACK = 1, 2
 TAKEN, REFUSED, NO_ROOM = 0, 1, 2
 """The first byte of an answer to an offer."""
 
+_LONGEST_PATH = 107  # bytes of a socket's
 _TOKEN = 16  # bytes
 _MESSAGE_AT_MOST = 64  # bytes of a message from a caller
 _FIELD_AT_MOST = 64 * 1024  # bytes of a request's field `memory`
@@ -67,9 +68,10 @@ def path_for(settings: Settings) -> Path | None:
     return settings.shared_memory or None
 
 
-def calls_beside(path: Path) -> Path:
-    """Where the socket for calls is, beside that for memory."""
-    return Path(f"{path}{CALLS}")
+def calls_beside(path: Path) -> Path | None:
+    """Where the socket for calls is, beside that for memory; None where its path would be too long for one."""
+    found = Path(f"{path}{CALLS}")
+    return found if len(os.fsencode(found)) <= _LONGEST_PATH else None
 
 
 class Use:
