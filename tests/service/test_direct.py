@@ -403,6 +403,24 @@ def test_closing_while_a_call_connects(fake: Server, monkeypatch: pytest.MonkeyP
         assert not client._direct.busy
 
 
+def test_closing_while_a_connection_is_put_aside(fake: Server) -> None:
+    """It is closed like the others."""
+    client = go.Client(fake.address, shared_memory=True)
+
+    class Racing(list[socket.socket]):
+        raced = False
+
+        def __len__(self) -> int:
+            if not self.raced:
+                self.raced = True
+                client.close()
+            return super().__len__()
+
+    client._direct.idle = Racing()
+    client._call(told("echo"), 30)
+    assert list(client._direct.idle) == []
+
+
 def test_no_descriptor_for_a_connection(fake: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then gRPC is asked, which has its own already."""
 
@@ -666,11 +684,18 @@ async def test_who_leaves_in_the_middle_of_an_answer_costs_nothing_more(tmp_path
     (tmp_path / "beside").touch()
     written = 0
 
-    async def serve(connection: Any) -> None:
+    async def write(connection: Any) -> None:
         nonlocal written
-        while True:
+        while written < 10_000:
             await connection.write(bytes(100_000))
             written += 1
+
+    async def serve(connection: Any) -> None:
+        writing = asyncio.create_task(write(connection))  # a task of its own, as a stream has
+        try:
+            await asyncio.wait({writing})
+        finally:
+            writing.cancel()
 
     calls = DirectCalls(tmp_path / "calls", SimpleNamespace(serve=serve), None)  # type: ignore[arg-type]
     await calls.open(tmp_path / "beside")
