@@ -133,16 +133,17 @@ def _is_worth_it(passes: Passes, space: Space, count: int) -> bool:
 
 
 def _by_longer(found: Sharpened, doubted: torch.Tensor, longer: _Lengthened, place: int) -> torch.Tensor:
-    """Takes slopes of longer steps, where others, of steps longer still, agree and those found do not contradict them.
-    Returns where these do, (P,) of bool: short steps may have seen how the function rounds."""
+    """Takes slopes of longer steps that are sharper, where others, of steps longer still, agree and those found do not
+    contradict them. Returns where these do, (P,) of bool: short steps may have seen how the function rounds. What is
+    not sharper is no witness: it may have jumped over a pole."""
     usual = found.slopes
     value, other = longer.value[place], longer.value[place + 1]
     bar, other_bar = longer.bar[place], longer.bar[place + 1]
-    sure = ~doubted & ~longer.kinked[place : place + 2].any(0)
+    sure = ~doubted & ~longer.kinked[place : place + 2].any(0) & (bar < usual.bar)
     sure &= (other_bar <= 4 * bar) & ((value - other).abs() <= bar + other_bar)
     apart = (value - usual.value).abs()
     contradicted = sure & (apart > bar + usual.bar)
-    better = sure & ~contradicted & (bar < usual.bar)
+    better = sure & ~contradicted
     if bool(contradicted.any()):
         wider = torch.where(contradicted, torch.maximum(usual.bar, apart), usual.bar)
         found.slopes = dataclasses.replace(usual, bar=wider)
