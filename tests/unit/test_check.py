@@ -239,6 +239,20 @@ def test_a_wrong_second_derivative():
     assert check(Sine.apply, x, order=2).verdict is Verdict.FAIL
 
 
+@pytest.mark.parametrize("function", [torch.lgamma, torch.frac, lambda x: 1 / (x + 4)], ids=["lgamma", "frac", "1/x"])
+@pytest.mark.parametrize("factor", [1.0, 1.01, 2.0])
+@pytest.mark.parametrize("mode", Mode)
+def test_a_low_precision_claim_beside_a_pole_or_a_jump(function, factor, mode):
+    """A wrong one is wrong there, too, however far longer steps would reach; a right one passes."""
+    x = torch.tensor([-3.973022, 2.5, 1.25, 7.3], dtype=torch.float32)
+    claim = torch.autograd.grad(function(x.requires_grad_()).sum(), x)[0].clone()
+    claim[0] *= factor
+    ones = {"out0": torch.ones(4)}
+    report = one(check(lambda x: function(x), x.detach(), claimed={"x": claim}, cotangents=ones, mode=mode))
+    assert report.verdict is (Verdict.PASS if factor == 1 else Verdict.FAIL), report
+    assert [mismatch.index for mismatch in report.worst] == ([] if factor == 1 else [(0,)])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_low_precision_claims(dtype):
     """A claim in low precision passes with torch's own rounding, and fails with one element off by ten tolerances."""

@@ -193,6 +193,18 @@ def test_where_a_function_bends_nothing_longer_is_measured(monkeypatch):
     assert measured.count(4) == 20
 
 
+@pytest.mark.parametrize("x", [-3.973021984100342, -2.04, 0.03])
+def test_steps_over_a_pole_contradict_nobody(x):
+    """They agree with one another, within bars that are wider than those of steps that stay this side of it."""
+    case = Case(torch.lgamma, torch.tensor([x, 4.0], dtype=F64))
+    usual = measure(case.passes, Question(case.space, case.directions, torch.zeros(2, dtype=F64)))
+    fine = torch.full((2,), 1e-15, dtype=F64)
+    found = sharpened(case.measured, case.passes, case.space, case.directions, usual, fine, again=False)
+    assert (found.slopes.bar <= usual.bar).all()
+    truth = torch.digamma(case.space.base) * case.lengths
+    assert ((found.slopes.value - truth).abs() <= found.slopes.bar + 1e-12 * truth.abs()).all()
+
+
 # ---- Again and again
 
 
