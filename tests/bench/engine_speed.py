@@ -13,6 +13,7 @@ import gradoracle as go
 from gradoracle_server.engine import autodiff, plan
 from gradoracle_server.engine.phases import Phases
 from gradoracle_server.engine.plan import Plan
+from gradoracle_server.engine.replay import Replays
 from gradoracle_server.launch import WorkerOptions
 from gradoracle_server.worker import graphs
 from gradoracle_server.worker.handlers import Context, Plans
@@ -121,10 +122,10 @@ def _beside(
 def found_again(name: str, graph: go.Graph, repeats: int) -> Row:
     """A plan looked up by the bytes of its graph, which are new with every request."""
     message, data, plans = graph.message, graph.to_bytes(), Plans()
-    options = WorkerOptions("cpu", 1, 0, 0, 0)
+    options, replays = WorkerOptions("cpu", 1, 0, 0, 0), Replays(None)
 
     def look(key: bytes) -> float:
-        context = Context(options, CPU, plans, Phases(CPU), Incoming(CPU, 0, None), Outgoing(False), key)
+        context = Context(options, CPU, plans, replays, Phases(CPU), Incoming(CPU, 0, None), Outgoing(False), key)
         start = time.perf_counter()
         context.plan(message)
         return time.perf_counter() - start

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import run, servers, table, turns
+from bench import engine_speed, run, servers, table, turns
 from bench.table import Row, at_least, at_most
+
+import gradoracle as go
 
 MACHINE = {"date": "2026-01-02T03:04:05+00:00", "cpu": "some cpu", "cores": 2, "torch": "2.13.0"}
 
@@ -178,3 +180,11 @@ def test_one_server_of_this_process_is_found_or_none(count: int, monkeypatch: py
     monkeypatch.setattr(servers, "_is_front", lambda process: next(found, False))
     with pytest.raises(RuntimeError, match=r"expected one server started by this process, found \["):
         servers.front_pid()
+
+
+def test_a_plan_is_found_again() -> None:
+    """The benchmark that knows most of the worker's inside still fits it."""
+    found = engine_speed.found_again("square", go.Graph.parse("x**2"), 5)
+    assert found.unit == "us"
+    assert found.value is not None
+    assert 0 < found.value < 1e6
