@@ -61,7 +61,8 @@ class Examiner:
         self._directions = None if self.units else space.drawn(probes, generator)
         self._alone = space.lengths() if self.units and not space.kind else None
         self.slopes: Slopes
-        self._refined = self._looked_at = False
+        self._refined = False
+        self._all_alone = False  # whether what blocks do not show has been moved alone
         self._reach: Reach | None = None  # where elements are moved alone
         self._blind: torch.Tensor | None = None
         self._last: tuple[torch.Tensor, torch.Tensor | None, Products] | None = None
@@ -224,7 +225,7 @@ class Examiner:
     def overlooks(self, gradient: torch.Tensor) -> bool:
         """Whether a small fault in an element that is not small itself would show along none of the directions, where
         each element can still be looked at alone."""
-        if self.units or self._looked_at or self.space.size > ALL_UNITS or not self.passes.batching:
+        if self.units or self._all_alone or self.space.size > ALL_UNITS or not self.passes.batching:
             return False
         return bool(self._unseen(gradient).any())
 
@@ -308,7 +309,7 @@ class Examiner:
         self._reach = Reach.usual(self.slopes).joined(after.reach.of(known))
         self._directions = torch.cat([self.directions, directions[known]])
         self.slopes = Slopes.joined([self.slopes, after.slopes.of(known)])
-        self._looked_at = True
+        self._all_alone = True
         return True
 
     def _sharpened(self, directions: torch.Tensor, found: Slopes, wanted: torch.Tensor, *, again: bool) -> Sharpened:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+_FOREVER = 1e9  # seconds
+_LIST_OPERATORS = METHODS.index("ListOperators")
+
 
 class Connection(Protocol):
     """What calls come over, gRPC's context or another."""
@@ -44,10 +47,6 @@ class Connection(Protocol):
 
     def peer(self) -> str:
         """Whose it is: what waits is served in turn by this."""
-
-
-_FOREVER = 1e9  # seconds
-_LIST_OPERATORS = METHODS.index("ListOperators")
 
 
 class Service:
