@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -252,6 +253,14 @@ def test_means_hold_whatever_the_rounding_is_of(function, exact):
             told += int(known.sum())
             assert ((found.value - truth).abs() <= found.bar + 1e-15)[known].all()
     assert told > 5
+
+
+def test_the_noise_of_a_mean_is_its_own():
+    """Not that of the single measurements that it is the mean of, whose outputs' bars it keeps."""
+    single = slopes_of([1.0, 2.0], [1e-6, 1e-6])
+    mean = dataclasses.replace(single, bar=torch.tensor([1e-9, 1e-6], dtype=F64))
+    assert single.noise(torch.ones(1, dtype=F64)).tolist() == [1e-6, 1e-6]
+    assert mean.noise(torch.ones(1, dtype=F64)).tolist() == [1e-9, 1e-6]
 
 
 def test_scatter_is_not_believed_to_be_less_than_it_is(monkeypatch):
