@@ -8,6 +8,8 @@ import pytest
 import torch
 from check_cases import F64
 
+from gradoracle_server.engine import evaluate
+from gradoracle_server.engine import passes as passes_module
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.passes import Passes
 
@@ -83,6 +85,43 @@ def test_where_a_map_refuses_a_point_nothing_is_known():
     found = made.at({0: torch.tensor([-1.0, 1, 2, 3], dtype=F64)[:, None].expand(4, 3)}, 4)
     assert found[:3].isnan().all()
     assert found[3].tolist() == [3.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize("from_", [0.0, 2.0], ids=["always", "once a number is large"])
+def test_every_pass_draws_the_same(from_):
+    """Also where only some points make a map draw, and whatever was drawn before."""
+
+    def function(x):
+        return [x + torch.rand(3, dtype=F64) if x[0] >= from_ else x * 1]
+
+    made = passes(function, torch.zeros(3, dtype=F64))
+    torch.manual_seed(0)
+    drawn = torch.rand(3, dtype=F64)
+    points = torch.arange(4, dtype=F64)[:, None].expand(4, 3)
+    want = torch.where(points >= from_, points + drawn, points)
+    for _ in range(2):
+        torch.manual_seed(7)
+        assert torch.equal(made.at({0: points}, 4), want)
+
+
+def test_generators_are_seeded_once_where_nothing_draws(monkeypatch):
+    """Seeding takes as long as a small operator; where a map draws, each pass is seeded, and none is spent in vain but
+    those of the first loop."""
+    seeded = []
+    real = evaluate.seed_everything
+    monkeypatch.setattr(passes_module, "seed_everything", lambda *how: (seeded.append(how), real(*how)))
+    points = {0: torch.ones(10, 3, dtype=F64)}
+    plain = passes(lambda x: [x * 2], torch.ones(3, dtype=F64))
+    seeded.clear()
+    plain.at(points, 10)
+    assert len(seeded) == 1
+    drawing = passes(lambda x: [x * torch.rand(())], torch.ones(3, dtype=F64))
+    drawing.at(points, 10)
+    assert drawing.count == 1 + 10 + 10
+    seeded.clear()
+    drawing.at(points, 10)
+    assert len(seeded) == 10
+    assert drawing.count == 1 + 10 + 10 + 10
 
 
 def test_faults_that_are_none_of_the_point_are_raised():

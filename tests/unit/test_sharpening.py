@@ -9,7 +9,7 @@ import pytest
 import torch
 from check_cases import F64, check, planted
 
-from gradoracle_server.engine import examine, sharpening
+from gradoracle_server.engine import examine, ladders, sharpening
 from gradoracle_server.engine.finite_difference import Derivative
 from gradoracle_server.engine.ladders import measure
 from gradoracle_server.engine.passes import Passes
@@ -39,7 +39,7 @@ class Case:
         """Slopes with bars of `wanted` where that can be, and the usual ones."""
         usual = self.measured(self.directions)
         bars = torch.full_like(usual.bar, wanted)
-        found = sharpened(self.measured, self.passes, self.space, self.directions, usual, bars, again=again)
+        found = sharpened(self.passes, self.space, self.directions, usual, bars, again=again)
         return found, usual
 
 
@@ -121,26 +121,25 @@ def slopes_of(values, bars):
     ],
     ids=["they agree", "the two of a pair do not", "they contradict the usual ones", "neither"],
 )
-def test_what_longer_steps_are_believed(longer, other, values, bars):
+def test_what_longer_steps_are_believed(longer, other, values, bars, monkeypatch):
     """Two of them that agree; against the usual ones nothing is known but the distance."""
     space = Space.of(0, "x", torch.ones(2, dtype=F64), "")
     passes = Passes(lambda point: point, [space.base], [torch.ones(2, dtype=F64)], device=space.base.device, seed=0)
 
-    def measured(directions):
+    def plainly(passes, space, directions):
         """Of any number of lengths, two directions each."""
         factors = [float(pair[0, 0]) for pair in directions.view(-1, 2, 2)]
         pairs = [(longer if factor in (8.0, 64.0) else other, factor) for factor in factors]
-        return Slopes.joined([slopes_of(found, [1e-7, 1e-7]).scaled(factor) for found, factor in pairs])
+        found = Slopes.joined([slopes_of(found, [1e-7, 1e-7]).scaled(factor) for found, factor in pairs])
+        return found, torch.zeros(len(directions), dtype=torch.bool)
 
-    def one_output(space, passes, usual):
-        return sharpened(measured, passes, space, torch.eye(2, dtype=F64), usual, wanted, again=False)
-
+    monkeypatch.setattr(ladders, "plainly", plainly)
     wanted = torch.tensor([1e-6, 1e-7], dtype=F64)  # met by what is not contradicted: nothing is measured again
     passes.centre, passes.strength = passes.centre[:1], passes.strength[:1]
     passes._looked_at = [True]
     usual = slopes_of([1.0, 2.0], [1e-6, 1e-6])
     passes.batching = False  # one output, of which nothing is known
-    result = one_output(space, passes, usual)
+    result = sharpened(passes, space, torch.eye(2, dtype=F64), usual, wanted, again=False)
     torch.testing.assert_close(result.slopes.value, torch.tensor(values, dtype=F64), rtol=0, atol=1e-12)
     torch.testing.assert_close(result.slopes.bar, torch.tensor(bars, dtype=F64), rtol=1e-9, atol=0)
     assert (result.reach.longer > 1).tolist() == [bar == 1e-7 for bar in bars]
@@ -160,7 +159,7 @@ def test_beside_a_pole_nothing_is_measured_again(bent, monkeypatch):
     case = Case(lambda x: 1 / (x - 1), torch.tensor([1.001, 3.0], dtype=F64))
     nothing = torch.zeros(2, dtype=F64)
     usual = measure(case.passes, Question(case.space, case.directions, nothing))
-    found = sharpened(case.measured, case.passes, case.space, case.directions, usual, nothing, again=False)
+    found = sharpened(case.passes, case.space, case.directions, usual, nothing, again=False)
     assert [beside for beside, _ in seen] == ([True] * 3 if bent == math.inf else [False] * len(seen))
     assert any(apart for _, apart in seen)
     assert found.slopes.bar[0] == usual.bar[0]  # nor would it have told more
@@ -170,25 +169,25 @@ def test_beside_a_pole_nothing_is_measured_again(bent, monkeypatch):
 def test_where_a_function_bends_nothing_longer_is_measured(monkeypatch):
     """Its shortest steps were the best, and far from what rounding allows: beside a pole; not so where values are large
     beside what moves them, though the shortest may happen to be the best there, too."""
-    measured = []
+    measured, plainly = [], ladders.plainly
 
-    class Counted(Case):
-        def measured(self, directions):
-            measured.append(len(directions))
-            return super().measured(directions)
+    def counted(passes, space, directions):
+        measured.append(len(directions))
+        return plainly(passes, space, directions)
 
-    bending = Counted(lambda x: 1 / (x - 1), torch.tensor([1.04], dtype=F64))
+    monkeypatch.setattr(ladders, "plainly", counted)
+    bending = Case(lambda x: 1 / (x - 1), torch.tensor([1.04], dtype=F64))
     found, usual = bending.sharpened(0.0)
-    assert measured == [1]  # the usual ones
+    assert not measured
     assert found.slopes is usual
     assert not found.reach.touched.logical_not().any()
-    monkeypatch.setattr(sharpening, "_NOISE", math.inf)
-    bending.sharpened(0.0)
-    assert measured == [1, 1, 4]
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(sharpening, "_NOISE", math.inf)
+        bending.sharpened(0.0)
+    assert measured[0] == 4
     measured.clear()
     for seed in range(20):
-        large = Counted(lambda x: 1e4 + torch.sin(x).sum(), draw(1, seed=seed))
+        large = Case(lambda x: 1e4 + torch.sin(x).sum(), draw(1, seed=seed))
         found, usual = large.sharpened(0.0)
         assert found.slopes.bar < usual.bar
     assert measured.count(4) == 20
@@ -200,10 +199,27 @@ def test_steps_over_a_pole_contradict_nobody(x):
     case = Case(torch.lgamma, torch.tensor([x, 4.0], dtype=F64))
     usual = measure(case.passes, Question(case.space, case.directions, torch.zeros(2, dtype=F64)))
     fine = torch.full((2,), 1e-15, dtype=F64)
-    found = sharpened(case.measured, case.passes, case.space, case.directions, usual, fine, again=False)
+    found = sharpened(case.passes, case.space, case.directions, usual, fine, again=False)
     assert (found.slopes.bar <= usual.bar).all()
     truth = torch.digamma(case.space.base) * case.lengths
     assert ((found.slopes.value - truth).abs() <= found.slopes.bar + 1e-12 * truth.abs()).all()
+
+
+def test_longer_steps_that_reach_a_kink_tell_nothing(monkeypatch):
+    """Steps that stay on this side of it are taken."""
+    monkeypatch.setattr(sharpening, "_is_worth_it", lambda passes, space, count: False)
+
+    def kinked(x):
+        return 1e4 + torch.sin(x) + torch.relu(x - 1.3)
+
+    case = Case(kinked, torch.ones(1, dtype=F64))
+    slopes, unsure = ladders.plainly(case.passes, case.space, case.directions.new_tensor([[8.0], [64.0]]))
+    assert unsure.tolist() == [False, True]
+    assert not slopes.kinked.any()
+    found, usual = case.sharpened(0.0)
+    assert found.reach.longer.tolist() == [8.0]
+    assert found.slopes.bar < usual.bar
+    assert (found.slopes.value - math.cos(1) * case.lengths).abs() <= found.slopes.bar
 
 
 # ---- Again and again

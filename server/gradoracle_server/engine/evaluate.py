@@ -59,6 +59,13 @@ class RandomState:
         self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         self._device = device
 
+    @property
+    def is_current(self) -> bool:
+        """Whether nothing was drawn since."""
+        if not torch.equal(torch.default_generator.get_state(), self._cpu):
+            return False
+        return self._cuda is None or torch.equal(torch.cuda.get_rng_state(self._device), self._cuda)
+
     def restore(self) -> None:
         """The next draw is the one that followed the construction."""
         torch.default_generator.set_state(self._cpu)

@@ -14,7 +14,7 @@ from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.products import Assessment, Products, distance, root_mean_square
 from gradoracle_server.engine.report import Verdict
-from gradoracle_server.engine.sharpening import Reach, Sharpened, sharpened
+from gradoracle_server.engine.sharpening import Reach, sharpened
 from gradoracle_server.engine.slopes import Question, Slopes
 
 ALL_UNITS = 256
@@ -284,7 +284,7 @@ class Examiner:
         if self.slopes.coordinates.value.shape[1] != self.passes.centre.numel():  # measured in groups
             return False
         before = self.slopes.of(rows)
-        after = self._sharpened(self.directions[rows], before, self._fine()[rows], again=False)
+        after = sharpened(self.passes, self.space, self.directions[rows], before, self._fine()[rows], again=False)
         if after.slopes is before:
             return False
         self._blind = None
@@ -301,7 +301,7 @@ class Examiner:
         directions, lengths = self.space.units(coordinates)
         found = self.measured(directions, math.inf)
         fine = tolerances.FAULT / 4 * gradient[coordinates].abs() * lengths
-        after = self._sharpened(directions, found, fine, again=False)
+        after = sharpened(self.passes, self.space, directions, found, fine, again=False)
         known = after.slopes.bar.isfinite() & ~after.slopes.kinked
         if not bool(known.any()):
             return False
@@ -311,17 +311,6 @@ class Examiner:
         self.slopes = Slopes.joined([self.slopes, after.slopes.of(known)])
         self._all_alone = True
         return True
-
-    def _sharpened(self, directions: torch.Tensor, found: Slopes, wanted: torch.Tensor, *, again: bool) -> Sharpened:
-        return sharpened(
-            lambda moved: ladders.first(self.passes, self.space, moved),
-            self.passes,
-            self.space,
-            directions,
-            found,
-            wanted,
-            again=again,
-        )
 
     def _fine(self) -> torch.Tensor:
         """(P,): bars in which a small fault of a whole direction shows."""
@@ -336,7 +325,7 @@ class Examiner:
         nothing = torch.zeros(int(rows.sum()), dtype=torch.float64, device=self.directions.device)
         finer = ladders.measure(self.passes, Question(self.space, self.directions[rows], nothing))
         if self._reach is not None:
-            again = self._sharpened(self.directions[rows], finer, self._fine()[rows], again=True)
+            again = sharpened(self.passes, self.space, self.directions[rows], finer, self._fine()[rows], again=True)
             finer, self._reach = again.slopes, self._reach.replaced(rows, again.reach)
         self.slopes = self.slopes.replaced(rows, finer)
 
@@ -401,7 +390,9 @@ class Examiner:
         off = (gradient[coordinates] * lengths - found.value).abs()
         unclear = ((found.bar > fine) | (off > found.bar + tolerances.RELATIVE * size)) & (size > 0)
         if bool(unclear.any()):
-            sharper = self._sharpened(directions[unclear], found.of(unclear), fine[unclear], again=False).slopes
+            sharper = sharpened(
+                self.passes, self.space, directions[unclear], found.of(unclear), fine[unclear], again=False
+            ).slopes
             found = found.replaced(unclear, sharper)
         if unrest is not None:
             noise = (found.coordinates.value != 0).to(unrest.dtype) @ (self.passes.strength * unrest)

@@ -28,18 +28,19 @@ def measure(passes: Passes, question: Question) -> Slopes:
     return Slopes.joined(pieces) if len(pieces) > 1 else pieces[0]
 
 
-def first(passes: Passes, space: Space, directions: torch.Tensor, *, plainly: bool = False) -> Slopes:
-    """Slopes along directions, (P, C), on the first ladder alone; `plainly`, as if no output had a kink."""
-    pieces = []
+def plainly(passes: Passes, space: Space, directions: torch.Tensor) -> tuple[Slopes, torch.Tensor]:
+    """Slopes along directions, (P, C), on the first ladder alone, as if no output had a kink; and the directions, (P,)
+    of bool, along which one may have."""
+    pieces, doubts = [], []
     for rows in _groups(passes, space, directions.shape[0]):
         part = directions if rows is None else directions[rows]
         values = sample(passes, space, part, finite_difference.steps(finite_difference.LADDERS[0]))
         seen = _on_ladder(passes, values)
-        if seen.doubtful is None or plainly:
-            pieces.append(seen.slopes)
-        else:
-            pieces.append(kinks.found(passes, values, seen.slopes, seen.doubtful))
-    return Slopes.joined(pieces) if len(pieces) > 1 else pieces[0]
+        pieces.append(seen.slopes)
+        doubts.append(seen.slopes.kinked if seen.doubtful is None else seen.doubtful.any(1))
+    if len(pieces) == 1:
+        return pieces[0], doubts[0]
+    return Slopes.joined(pieces), torch.cat(doubts)
 
 
 def _groups(passes: Passes, space: Space, count: int) -> Sequence[slice | None]:

@@ -15,7 +15,7 @@ from torch._functorch.vmap import lazy_load_decompositions  # type: ignore[attr-
 
 from gradoracle_server.engine import finite_difference
 from gradoracle_server.engine.errors import Fault
-from gradoracle_server.engine.evaluate import seed_everything
+from gradoracle_server.engine.evaluate import RandomState, seed_everything
 
 Map = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 """A function of all inputs."""
@@ -55,13 +55,14 @@ class Passes:
         self._device, self._seed = device, seed
         self.base = list(base)
         self.count = 0
+        self._draws = False  # whether it is known to draw random numbers
         self.shortest = math.sqrt(epsilon)
         """A step, relative to a coordinate, below which differences of values are rounding above all."""
         self.unsteady = epsilon if epsilon > finite_difference.EPSILON else 0.0
         """How far a moved coordinate is off, relative to itself: in low precision it is rounded."""
         self._looked_at = [one is not None for one in weights]
         with torch.no_grad():
-            outputs = self._once(self.base)
+            outputs = self._once(self.base, seeded=True)
         self._like = [
             (one.new_empty(0), one.shape) for one, looked in zip(outputs, self._looked_at, strict=True) if looked
         ]
@@ -170,7 +171,19 @@ class Passes:
 
     def _in_turn(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor:
         """One pass after another; NaN where an operator refuses the point, or gives outputs of other shapes there: the
-        base point is at the edge of its domain."""
+        base point is at the edge of its domain.
+
+        Few maps draw. Until one does, the generators are seeded once, and looked at after the last pass."""
+        if not self._draws and count > 1:
+            seed_everything(self._seed, self._device)
+            state = RandomState(self._device)
+            found = self._looped(points, count, seeded=False)
+            if state.is_current:
+                return found
+            self._draws = True
+        return self._looped(points, count, seeded=True)
+
+    def _looped(self, points: Mapping[int, torch.Tensor], count: int, *, seeded: bool) -> torch.Tensor:
         kept = [one.new_empty((count, *shape)) for one, shape in self._like]
         rows = zip(*(one.unbind() for one in kept), strict=True)
         moved = [(place, one.unbind()) for place, one in points.items()]
@@ -179,7 +192,7 @@ class Passes:
             for place, one in moved:
                 point[place] = one[number].clone()  # because as_strided and its like see the memory behind a tensor
             try:
-                self._put(self._once(point), row)
+                self._put(self._once(point, seeded=seeded), row)
             except (Fault, RuntimeError) as error:
                 if isinstance(error, Fault) and error.reason != "COMPUTATION_FAILED":
                     raise
@@ -196,9 +209,11 @@ class Passes:
                 raise RuntimeError(f"an output of shape {tuple(output.shape)}, at the base point {tuple(one.shape)}")
             one.copy_(output.detach())
 
-    def _once(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    def _once(self, inputs: Sequence[torch.Tensor], *, seeded: bool) -> Sequence[torch.Tensor]:
+        """`seeded`: with the generators seeded before."""
         self.count += 1
-        seed_everything(self._seed, self._device)
+        if seeded:
+            seed_everything(self._seed, self._device)
         return self._function(inputs)
 
     def _gathered(self, outputs: Sequence[torch.Tensor | None]) -> torch.Tensor:

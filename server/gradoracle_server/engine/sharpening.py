@@ -12,7 +12,7 @@ moved: which stay the same in every bit when it moves a million times its size, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -21,9 +21,6 @@ from gradoracle_server.engine.kinks import weighted
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.slopes import Slopes
-
-Measure = Callable[[torch.Tensor], Slopes]
-"""Slopes along directions, (P, C), on one ladder."""
 
 _FAR = 2.0**20  # times an input's size
 _PAIRS = ((8.0, 12.0), (64.0, 96.0))
@@ -79,7 +76,6 @@ class Sharpened:
 
 
 def sharpened(
-    measure: Measure,
     passes: Passes,
     space: Space,
     directions: torch.Tensor,
@@ -96,7 +92,7 @@ def sharpened(
     alone = _Alone(passes, space, directions, torch.zeros_like(usual.coordinates.value, dtype=torch.bool))
     found = Sharpened(usual, Reach.usual(usual))
     doubted = usual.kinked
-    longer = _Lengthened.measured(measure, directions, [factor * shift for pair in _PAIRS for factor in pair])
+    longer = _Lengthened.measured(passes, space, directions, [factor * shift for pair in _PAIRS for factor in pair])
     for place in range(0, len(longer.factors), 2):
         doubted = doubted | _by_longer(found, doubted, longer, place)
     # Of each band, a length in it or at its end, of those that were measured.
@@ -139,7 +135,7 @@ def _by_longer(found: Sharpened, doubted: torch.Tensor, longer: _Lengthened, pla
     usual = found.slopes
     value, other = longer.value[place], longer.value[place + 1]
     bar, other_bar = longer.bar[place], longer.bar[place + 1]
-    sure = ~doubted & ~longer.kinked[place : place + 2].any(0) & (bar < usual.bar)
+    sure = ~doubted & ~longer.unsure[place : place + 2].any(0) & (bar < usual.bar)
     sure &= (other_bar <= 4 * bar) & ((value - other).abs() <= bar + other_bar)
     apart = (value - usual.value).abs()
     contradicted = sure & (apart > bar + usual.bar)
@@ -179,21 +175,22 @@ def _untouched(passes: Passes, space: Space, directions: torch.Tensor) -> torch.
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Lengthened:
-    """Slopes along P directions with steps that are F times as long each, for one direction of the usual length."""
+    """Slopes along P directions with steps that are F times as long each, for one direction of the usual length, as if
+    no output had a kink."""
 
     factors: Sequence[float]
     value: torch.Tensor  # (F, P)
     bar: torch.Tensor  # (F, P)
-    kinked: torch.Tensor  # (F, P)
+    unsure: torch.Tensor  # (F, P) of bool: an output may have a kink there
     found: Slopes  # as they were measured, length after length
 
     @classmethod
-    def measured(cls, measure: Measure, directions: torch.Tensor, factors: Sequence[float]) -> _Lengthened:
+    def measured(cls, passes: Passes, space: Space, directions: torch.Tensor, factors: Sequence[float]) -> _Lengthened:
         """Along directions, (P, C), all lengths together."""
         column = directions.new_tensor(factors)[:, None]
-        found = measure((column[..., None] * directions).flatten(0, 1))
-        value, bar, kinked = (one.view(len(factors), -1) for one in (found.value, found.bar, found.kinked))
-        return cls(factors, value / column, bar / column, kinked, found)
+        found, unsure = ladders.plainly(passes, space, (column[..., None] * directions).flatten(0, 1))
+        value, bar, unsure = (one.view(len(factors), -1) for one in (found.value, found.bar, unsure))
+        return cls(factors, value / column, bar / column, unsure, found)
 
     def at(self, place: int) -> Slopes:
         """Those of one length."""
@@ -210,14 +207,10 @@ class _Alone:
     directions: torch.Tensor  # (P, C)
     untouched: torch.Tensor  # (P, M) of bool
 
-    def _plainly(self, directions: torch.Tensor) -> Slopes:
-        """Slopes as if no output had a kink: none has one at the point itself, or the usual steps would have seen it,
-        and one that longer steps reach makes what they see scatter."""
-        return ladders.first(self.passes, self.space, directions, plainly=True)
-
     def repeated(self, rows: torch.Tensor, band: tuple[float, float]) -> Slopes:
         """Means of slopes whose steps are of several lengths; the bar is infinite where they do not agree within
-        theirs.
+        theirs. No output has a kink at the point itself, or the usual steps would have seen it, and one that longer
+        steps reach makes what they see scatter.
 
         Rounding counts less the longer the step is, if it is of the outputs, and as much, if it is of what moves: the
         weights are between what is best for one and for the other, and the standard error assumes neither (J. G.
@@ -226,7 +219,7 @@ class _Alone:
         """
         ratio = (band[1] / band[0]) ** (1 / _TIMES)  # no power of 2, whose ladders would share their steps
         factors = [band[0] * ratio ** (place + 1) for place in range(_TIMES)]
-        measured = _Lengthened.measured(self._plainly, self.directions[rows], factors)
+        measured = _Lengthened.measured(self.passes, self.space, self.directions[rows], factors)
         share = measured.value.new_tensor(factors)[:, None]
         share /= share.sum()
         mean = (share * measured.value).sum(0)
