@@ -20,6 +20,7 @@ benchmark, not a test: pytest does not collect it.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -188,7 +189,7 @@ def measure(count: int, checks: int, repeats: int) -> dict[str, Any]:
             write(path, method, cases(number))
             seconds = timed(
                 {
-                    "batch": lambda path=path: batch_run(client, path, out),
+                    "batch": functools.partial(batch_run, client, path, out),
                     "server": server_run(client, path, method, 1),
                     "packed": server_run(client, path, method, PACK),
                     name: loop(list(cases(number))),

@@ -90,7 +90,7 @@ def rows(quick: bool) -> Iterator[Row]:
     payload = small_vjp.request_bytes(graph, x)
     with go.local_server(None) as address, servers.echo_server() as other:
         with go.Client(address, shared_memory=False) as client, grpc.insecure_channel(other) as channel:
-            echo = channel.unary_unary(servers.ECHO)
+            echo: servers.Echo = channel.unary_unary(servers.ECHO)
             best = 0.0
             for callers in (8, 64):
                 found = turns.rates(
@@ -129,8 +129,8 @@ def rows(quick: bool) -> Iterator[Row]:
                 yield _row(name, turns.rates(work, window, repeats), "vjp", WANTED, GOAL)
         with asyncio.Runner() as runner:
             for shared_memory in (False, None):
-                client = runner.run(_opened(address, shared_memory))
-                yield from _tasks(runner.run, client, other, graph, payload, window, repeats)
+                asynchronous = runner.run(_opened(address, shared_memory))
+                yield from _tasks(runner.run, asynchronous, other, graph, payload, window, repeats)
 
 
 async def _opened(address: str, shared_memory: bool | None) -> go.AsyncClient:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
 from bench.table import Row, at_least, at_most
 from conformance.corpus import known
 from conformance.corpus.subjects import wrapped
-from conformance.samples import Case, cases, full_name, operators
+from conformance.samples import Case, cases, full_name, operators, silence
 
 from gradoracle_server.engine import ladders, slopes, trial
 from gradoracle_server.engine.evaluate import seed_everything
@@ -131,9 +131,9 @@ def run(most: int, only: str = "") -> dict[str, Any]:
             continue
         try:
             found = list(measured(function, inputs))
-        except Exception as error:
+        except Exception as failure:
             failed += 1
-            print(f"{name}: {type(error).__name__}: {str(error)[:100]}", file=sys.stderr)
+            print(f"{name}: {type(failure).__name__}: {str(failure)[:100]}", file=sys.stderr)
             continue
         for error, bar, scale, kink in found:
             if not math.isfinite(scale):
@@ -188,8 +188,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    warnings.simplefilter("ignore")
-    torch._C._debug_only_display_vmap_fallback_warnings(False)
+    silence()
     found = run(options.samples, options.only)
     if options.json:
         print(json.dumps(found))

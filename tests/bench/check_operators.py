@@ -16,7 +16,6 @@ import signal
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conformance import faults
 from conformance.corpus import cases, graphs, work
+from conformance.samples import silence
 
 from gradoracle_server.engine.check import Options
 
@@ -100,8 +100,8 @@ def cost(name: str) -> Cost | None:
         inside = 0.0
         whole = seconds(ours)
         spent.append((whole, whole - inside, seconds(fast)))
-    middle = [statistics.median(column) for column in zip(*spent, strict=True)]
-    return Cost(name, *middle, report.evaluations, report.verdict.name)
+    whole, own, other = (statistics.median(column) for column in zip(*spent, strict=True))
+    return Cost(name, whole, own, other, report.evaluations, report.verdict.name)
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -149,9 +149,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="*", help="operators, patterns too")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    torch._C._debug_only_display_vmap_fallback_warnings(False)
+    silence()
     found: list[Cost] = []
     left: list[str] = []
     names = [one for one in faults.names_of("float64", options.name, None) if one not in (work.KINKS, work.OTHERS)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypedDict
 
 import grpc
 import numpy as np
@@ -23,14 +24,25 @@ import gradoracle as go
 
 MIB = 1 << 20
 EXPRESSION = "sum(sin(x))"
-LIMITS = {
+
+Array = npt.NDArray[np.float32]
+
+
+class Limits(TypedDict):
+    """Flags of a server."""
+
+    max_tensor_bytes: str
+    max_message_bytes: str
+    max_memory_bytes: str
+    max_queue_bytes: str
+
+
+LIMITS: Limits = {
     "max_tensor_bytes": "4GiB",
     "max_message_bytes": "2047MiB",
     "max_memory_bytes": "16GiB",
     "max_queue_bytes": "8GiB",
 }
-
-Array = npt.NDArray[np.float32]
 
 
 def tensor(size: int) -> Array:
@@ -89,7 +101,7 @@ def beside_an_echo(name: str, client: go.Client, graph: go.Graph, sizes: dict[in
         servers.echo_server() as address,
         grpc.insecure_channel(address, options=servers.UNLIMITED) as channel,
     ):
-        echo = channel.unary_unary(servers.ECHO)
+        echo: servers.Echo = channel.unary_unary(servers.ECHO)
         for size, repeats in sizes.items():
             x = tensor(size)
             payload = x.tobytes()

@@ -8,6 +8,7 @@ its one thread would be busy at one over that. The machine's cores also run the 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 
@@ -50,7 +51,7 @@ def by_workers(window: float, repeats: int) -> Iterator[Row]:
         work = {}
         for count in counts:
             client = stack.enter_context(go.Client.local(count, threads=1))
-            work[str(count)] = callers.threads(lambda client=client: client.vjp(graph, primals), 2 * count)
+            work[str(count)] = callers.threads(functools.partial(client.vjp, graph, primals), 2 * count)
         found = turns.rates(work, window, repeats)
     one = found["1"]
     for count in counts[1:]:
@@ -61,7 +62,7 @@ def by_workers(window: float, repeats: int) -> Iterator[Row]:
 def of_the_front(window: float) -> Iterator[Row]:
     """Its processor time for a small request, and the rate at which one core would be full of them."""
     graph, x = go.Graph.parse(small_vjp.POLYNOMIAL), np.array(2.0)
-    with go.Client.local(None, shared_memory=False) as client:
+    with go.local_server(None, shared_memory=False) as address, go.Client(address) as client:
         pid = servers.front_pid()
         together = callers.threads(lambda: client.vjp(graph, {"x": x}), 8)
         for name, rate in (("unary", together), ("8 callers together", together), ("map", callers.mapped(client))):

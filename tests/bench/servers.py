@@ -9,10 +9,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import grpc
 
 ECHO = "/bench.Echo/Echo"
+Echo: TypeAlias = "grpc.UnaryUnaryMultiCallable[bytes, bytes]"
 UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
 
@@ -24,7 +26,7 @@ async def serve_echo() -> None:
 
     server = grpc.aio.server(options=UNLIMITED)
     service, method = ECHO[1:].split("/")
-    handler = grpc.unary_unary_rpc_method_handler(echo)
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(echo)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

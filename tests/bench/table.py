@@ -103,9 +103,9 @@ class Row:
 def read(plain: Mapping[str, Any]) -> Row:
     """A row from its JSON."""
     value = plain["value"]
-    bounds = [None if plain[key] is None else _bound(plain[key]) for key in ("wanted", "goal")]
+    wanted, goal = (None if plain[key] is None else _bound(plain[key]) for key in ("wanted", "goal"))
     figure = None if value is None else float(value)
-    return Row(plain["name"], figure, plain["unit"], *bounds, plain["beside"], plain["note"])
+    return Row(plain["name"], figure, plain["unit"], wanted, goal, plain["beside"], plain["note"])
 
 
 def _bound(plain: Mapping[str, float]) -> Bound:

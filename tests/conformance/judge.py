@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils import _pytree as pytree
 
@@ -150,28 +151,25 @@ def compare(what: str, want: torch.Tensor | None, got: np.ndarray[Any, Any] | No
         f"{what}: {len(differing)} of {wanted.size} elements differ, first at {list(index)}: torch "
         f"{wanted[index]!r}, server {got[index]!r}"
     )
+    rtol, atol = torch.testing._comparison.default_tolerances(want.dtype)
     try:
-        np.testing.assert_allclose(got, wanted, **_tolerance(want.dtype))
+        np.testing.assert_allclose(got, wanted, rtol=rtol, atol=atol)
     except AssertionError:
         return Outcome.WRONG, reason
     return Outcome.CLOSE, reason
 
 
-def _tolerance(dtype: torch.dtype) -> dict[str, float]:
-    """torch.testing.assert_close's."""
-    rtol, atol = torch.testing._comparison.default_tolerances(dtype)
-    return {"rtol": rtol, "atol": atol}
-
-
-def _equal_bits(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _equal_bits(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> npt.NDArray[np.bool_]:
     """Elementwise; the real and the imaginary part of a complex number must both be equal."""
     if one.dtype.kind == "c":
         return _equal_bits(one.real, other.real) & _equal_bits(one.imag, other.imag)
     if one.dtype.kind not in "fV":  # V: ml_dtypes' bfloat16
-        return one == other
+        same: npt.NDArray[np.bool_] = one == other
+        return same
     kind = f"u{one.dtype.itemsize}"
-    bits = np.ascontiguousarray(one).view(kind) == np.ascontiguousarray(other).view(kind)
-    return np.reshape(bits, one.shape) | (np.isnan(one) & np.isnan(other))
+    bits: npt.NDArray[np.bool_] = np.ascontiguousarray(one).view(kind) == np.ascontiguousarray(other).view(kind)
+    both_nan: npt.NDArray[np.bool_] = np.isnan(one) & np.isnan(other)
+    return np.reshape(bits, one.shape) | both_nan
 
 
 def describe(value: Any) -> str:

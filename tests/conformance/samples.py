@@ -15,7 +15,9 @@ with warnings.catch_warnings():
 from torch.utils import _pytree as pytree
 
 # Some entries of op_db seed torch themselves. Here the seed is the request's, so they must not.
-common_methods_invocations.wrapper_set_seed = lambda operator, *args, **kwargs: operator(*args, **kwargs)
+common_methods_invocations.wrapper_set_seed = (  # type: ignore[attr-defined]  # a name that it imports
+    lambda operator, *args, **kwargs: operator(*args, **kwargs)
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ def operators(dtype: torch.dtype) -> list[Any]:
     found = [
         one
         for one in common_methods_invocations.op_db
-        if one.supports_autograd and dtype in one.supported_backward_dtypes("cpu")
+        if one.supports_autograd and dtype in one.supported_backward_dtypes("cpu")  # type: ignore[no-untyped-call]
     ]
     return sorted(found, key=full_name)
 
@@ -141,3 +143,9 @@ def indices_of(sparse: torch.Tensor) -> Sequence[torch.Tensor]:
 def values_of(sparse: torch.Tensor) -> torch.Tensor:
     """The values of a sparse tensor."""
     return sparse._values() if sparse.layout is torch.sparse_coo else sparse.values()
+
+
+def silence() -> None:
+    """No warnings in this process, nor those of vmap about operators that have no rule for batches."""
+    warnings.simplefilter("ignore")
+    torch._C._debug_only_display_vmap_fallback_warnings(False)  # type: ignore[attr-defined]  # not in torch's stubs

@@ -131,12 +131,15 @@ def test_conv_tbc_cannot_take_back_a_cotangent_that_is_not_contiguous() -> None:
 
 
 def _masked_softmax(x: torch.Tensor, lies: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    return torch.ops.aten._masked_softmax(lies(x.mT), torch.tensor([[True, False], [False, False]]), 1)
+    mask = torch.tensor([[True, False], [False, False]])
+    found: torch.Tensor = torch.ops.aten._masked_softmax(lies(x.mT), mask, 1)
+    return found
 
 
 def _attention(x: torch.Tensor, lies: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     query, key = lies(x[..., ::2]), lies(x[..., 1::2])
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, key)[0]
+    found: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, key)[0]
+    return found
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,7 +15,7 @@ from conformance.corpus import checkers
 from conformance.corpus.graphs import checked, plan_of
 from conformance.corpus.subjects import wrapped
 from conformance.corpus.work import answer_names
-from conformance.samples import Case, cases, full_name, operators, parts
+from conformance.samples import Case, cases, full_name, operators, parts, silence
 from gradoracle.tracing import trace
 from gradoracle_server.engine.check import Options
 from gradoracle_server.engine.errors import Fault
@@ -97,7 +96,6 @@ def serve(address: str, dtype: str, limit: int | None, pipe: Connection) -> None
     """Takes names from the pipe and puts records into it, and then None. `address` is the mode and, after a blank, how
     many seeds."""
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    torch._C._debug_only_display_vmap_fallback_warnings(False)
+    silence()
     mode, _, seeds = address.partition(" ")
     answer_names(pipe, lambda name: records(name, dtype, Mode[mode.upper()], limit, int(seeds or 1)))

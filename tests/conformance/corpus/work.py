@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from conformance.corpus import cases, checkers, kinks, low, others
+from conformance.samples import silence
 
 OTHERS, KINKS = "(other functions' derivatives)", "(kinks)"
 """In the place of an operator's name."""
@@ -51,8 +51,7 @@ def extra(group: str, peers: Sequence[str]) -> Iterator[dict[str, Any]]:
 def serve(address: str, dtype: str, limit: int | None, pipe: Connection) -> None:
     """Takes names from the pipe and puts records into it, and then None. `address` holds the peers' names."""
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    torch._C._debug_only_display_vmap_fallback_warnings(False)
+    silence()
     peers = [peer for peer in address.split(",") if peer]
 
     def found(name: str) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -134,7 +135,7 @@ def _of_shape(like: torch.Tensor) -> Iterator[tuple[str, Change]]:
         yield "conjugated", torch.conj_physical
     for axis in range(like.dim() - 1):
         if like.shape[axis] == like.shape[axis + 1] > 1:
-            yield "transposed", lambda g, axis=axis: g.transpose(axis, axis + 1)
+            yield "transposed", functools.partial(torch.transpose, dim0=axis, dim1=axis + 1)
             break
     if like.dim() and like.shape[0] > 1:
         yield "rows reversed", lambda g: g.flip(0)
@@ -230,8 +231,11 @@ def unreduced(subject: Subject) -> Iterator[tuple[str, Wrong]]:
                 g = g.narrow(axis, 0, 1)
             return g
 
+        def mean(g: torch.Tensor, axes: list[int] = axes) -> torch.Tensor:
+            return g.mean(axes, keepdim=True)
+
         yield "broadcast not reduced: one row", of(first_row)
-        yield "broadcast not reduced: mean", of(lambda g, axes=axes: g.mean(axes, keepdim=True))
+        yield "broadcast not reduced: mean", of(mean)
         return
 
 
