@@ -251,6 +251,60 @@ def test_a_batch_is_held_against_a_single_pass():
     assert check(Misbatched.apply, x).verdict is Verdict.PASS
 
 
+def looped_passes(monkeypatch):
+    """How many passes each loop takes that is one, as a list to be filled."""
+    counts, real = [], Passes._in_turn
+
+    def counted(self, points, count):
+        if count > 1:
+            counts.append(count)
+        return real(self, points, count)
+
+    monkeypatch.setattr(Passes, "_in_turn", counted)
+    return counts
+
+
+class MisbatchedFar(Misbatched):
+    """x**2, whose batching rule is wrong but at 1."""
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return torch.where(x == 1, x, 2 * x.square()), 0
+
+
+def test_what_fails_is_held_against_one_ladder_of_single_passes(monkeypatch):
+    """Four directions, however short the steps that measured them; all of them where batches are not believed."""
+    spent = looped_passes(monkeypatch)
+
+    def quick(x):
+        return torch.sin(300 * x)
+
+    assert check(planted(quick, scaled(1.1)), draw(6)).verdict is Verdict.FAIL
+    assert sum(spent) == 4 * 12
+    spent.clear()
+    assert check(MisbatchedFar.apply, torch.ones(6, dtype=F64)).verdict is Verdict.PASS
+    assert sum(spent) >= 4 * 12 + 6 * 12
+
+
+def test_what_stays_unsure_is_not_doubted_twice(monkeypatch):
+    """Elements are measured again with other steps, where that tells more; batches were believed by then."""
+    spent = looped_passes(monkeypatch)
+
+    def coarse(x):
+        return 1e10 + torch.sin(x)
+
+    assert check(coarse, draw(6)).verdict is Verdict.INCONCLUSIVE
+    assert sum(spent) == 4 * 12
+
+
+def test_directions_that_tell_nothing_cause_no_doubt(monkeypatch):
+    """Such that move small elements, of which next to nothing is seen in large values."""
+    spent = looped_passes(monkeypatch)
+    weight = torch.cat([torch.ones(50), torch.full((50,), 2e-4)]).to(F64)
+    assert check(lambda x: 1e6 + (weight * torch.sin(x)).sum(), draw(100)).verdict is Verdict.PASS
+    assert not spent
+
+
 def test_rows_of_a_jacobian_are_held_against_one_more_pull_back():
     """The batching rule of cdist's backward is wrong in torch 2.13; its gradient is right, in full mode as well."""
     x, y = draw(4, 3), draw(5, 3, seed=1)

@@ -61,6 +61,8 @@ class Examiner:
         self._directions = None if self.units else space.drawn(probes, generator)
         self._alone = space.lengths() if self.units and not space.kind else None
         self.slopes: Slopes
+        self.doubted = False
+        """Whether batches have been compared with a loop."""
         self._refined = False
         self._all_alone = False  # whether what blocks do not show has been moved alone
         self._reach: Reach | None = None  # where elements are moved alone
@@ -269,9 +271,8 @@ class Examiner:
         if at_floor:
             directions = torch.cat([directions * factor for factor in _LONGER])
         found = self.measured(directions, math.inf)
-        useful = (
-            found.bar <= self.slopes.bar.max()
-        ) & ~found.kinked  # on one ladder, some have wider bars than the whole
+        # On one ladder, some have wider bars than the whole.
+        useful = (found.bar <= self.slopes.bar.max()) & self._tells(gradient, directions, found)
         if not bool(useful.any()):
             return False
         self._blind = None
@@ -302,7 +303,7 @@ class Examiner:
         found = self.measured(directions, math.inf)
         fine = tolerances.FAULT / 4 * gradient[coordinates].abs() * lengths
         after = sharpened(self.passes, self.space, directions, found, fine, again=False)
-        known = after.slopes.bar.isfinite() & ~after.slopes.kinked
+        known = self._tells(gradient, directions, after.slopes)
         if not bool(known.any()):
             return False
         self._blind = None
@@ -311,6 +312,11 @@ class Examiner:
         self.slopes = Slopes.joined([self.slopes, after.slopes.of(known)])
         self._all_alone = True
         return True
+
+    def _tells(self, gradient: torch.Tensor, directions: torch.Tensor, found: Slopes) -> torch.Tensor:
+        """(P,) of bool: the directions along which slopes say that a gradient is right, or that it is wrong."""
+        judged = self.assessed(gradient, directions, found, generous=False).judgements
+        return ((judged.within & judged.narrow) | judged.failed) & ~found.kinked
 
     def _fine(self) -> torch.Tensor:
         """(P,): bars in which a small fault of a whole direction shows."""
@@ -339,25 +345,26 @@ class Examiner:
 
     def doubt(self, assessment: Assessment) -> None:
         """Measures the directions that are furthest from a pass without batches, which are not taken on trust; and
-        all of them where batches turn out to give something else."""
+        all of them where batches turn out to give something else. The longest ladder is enough to tell."""
+        self.doubted = True
         if not self.passes.batching:
             return
-        if not self.passes.batches_agree(self.space.place):
+        if not self.passes.batches_agree(self.space.place) or not self._alike(self._worst_rows(assessment)):
             self.passes.batching = False
             self.slopes = ladders.measure(self.passes, self.question)
-            return
-        rows = self._worst_rows(assessment)
-        batched = self.measured(self.directions[rows]) if self._quickly else self.slopes.of(rows)
+
+    def _alike(self, rows: torch.Tensor) -> bool:
+        """Whether slopes along some directions, (P,) of bool, are the same in batches and without."""
+        directions = self.directions[rows]
+        batched = self.measured(directions, math.inf)
         self.passes.batching = False
-        alone = self.measured(self.directions[rows])
+        alone = self.measured(directions, math.inf)
+        self.passes.batching = True
         same = (alone.value - batched.value).abs() <= alone.bar + batched.bar
         # torch 2.13's rule for index_fill gives all points the last one's value: no slope, and a wide bar.
-        same &= batched.bar <= 4 * alone.bar + self._wanted(self._products(self._expected))[rows]
+        same &= batched.bar <= 4 * alone.bar + self._wanted(Products.of(self._expected, directions))
         same |= (alone.value == batched.value) | (alone.bar.isinf() & batched.bar.isinf())
-        if bool((same & (alone.kinked == batched.kinked)).all()):
-            self.passes.batching = True
-        else:
-            self.slopes = ladders.measure(self.passes, self.question)
+        return bool((same & (alone.kinked == batched.kinked)).all())
 
     def narrow(self) -> None:
         """Measures again with steps relative to each element alone: for inputs that span many magnitudes."""

@@ -180,7 +180,8 @@ class Judge:
     def _numerically(self, place: int, examiner: Examiner, gradient: torch.Tensor) -> Assessment:
         """The verdict of slopes on a gradient; anything but agreement is looked at again before it is believed."""
         found = examiner.assess(gradient)
-        if found.verdict is not Verdict.PASS or found.kinked:
+        unsure = found.verdict is not Verdict.PASS and not examiner.doubted
+        if found.verdict is Verdict.FAIL or found.kinked or unsure:
             examiner.doubt(found)
             found = examiner.assess(gradient)
         if found.verdict is Verdict.FAIL:
