@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
-import grpc
-import grpc.aio
-
-from gradoracle import channel, checks, requests, results, spans, status, stream
+from gradoracle import channel, checks, requests, results, stream
 from gradoracle.direct_async import AsyncDirect
-from gradoracle.errors import GradOracleError, ServerUnavailableError
+from gradoracle.errors import GradOracleError
 from gradoracle.gathering_async import AsyncGathering
 from gradoracle.graph import Graph
-from gradoracle.outbox import AsyncOutbox
-from gradoracle.requests import Method, Names, Request, Tensors
+from gradoracle.requests import Names, Request, Tensors
+from gradoracle.rpc_async import AsyncChannels
 from gradoracle.shared_memory import Memory, Use
 
 R = TypeVar("R")
-
-_WRITE_FAILED = "Internal error from Core"
-"""What grpc.aio says where it could not write because the server had ended the stream; why it had is forgotten then."""
 
 
 class AsyncClient:
@@ -56,11 +48,8 @@ class AsyncClient:
         self._direct = AsyncDirect(self._target)
         if self._memory is not None:
             self._owned.callback(self._memory.close)
-        self._closed = False
-        # Made by the first call: channels take the event loop that runs when they are made.
-        self._channels: list[grpc.aio.Channel] = []
-        self._calls: dict[str, Iterator[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]]] = {}
-        self._streams: Iterator[grpc.aio.StreamStreamMultiCallable[bytes, bytes]] = iter(())
+        self._channels = AsyncChannels(self._target)
+        self._gathering = AsyncGathering(self._target, self._channels.next_stream)
 
     @classmethod
     def local(
@@ -79,22 +68,6 @@ class AsyncClient:
             client._owned.push(starting.pop_all())
         return client
 
-    def _connect(self) -> None:
-        target = self._target
-        for _ in range(target.channels):
-            if target.credentials is None:
-                one = grpc.aio.insecure_channel(target.address, options=target.options)
-            else:
-                one = grpc.aio.secure_channel(target.address, target.credentials, options=target.options)
-            self._channels.append(one)
-        # By path: the call over each channel, in turn. Without serializers, since requests and answers are bytes.
-        self._calls = {
-            method.path: itertools.cycle([one.unary_unary(method.path) for one in self._channels])
-            for method in requests.METHODS
-        }
-        self._streams = itertools.cycle([one.stream_stream(stream.PATH) for one in self._channels])
-        self._gathering = AsyncGathering(target, self._streams)
-
     @property
     def address(self) -> str:
         """Where the server is."""
@@ -102,12 +75,10 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connections. Calls that are still running fail."""
-        self._closed = True
+        self._channels.refuse()
         self._direct.close()
-        if self._channels:
-            await self._gathering.close()
-        for one in self._channels:
-            await one.close()
+        await self._gathering.close()
+        await self._channels.close()
         await asyncio.to_thread(self._owned.close)
 
     async def __aenter__(self) -> AsyncClient:
@@ -117,7 +88,7 @@ class AsyncClient:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.address}{', closed' if self._closed else ''}>"
+        return f"<{type(self).__name__} of {self.address}{', closed' if self._channels.closed else ''}>"
 
     # ---- Methods, one an RPC
 
@@ -304,7 +275,7 @@ class AsyncClient:
 
     async def _call(self, request: Request[R], timeout: float | None) -> R:
         timeout = self._target.seconds(timeout)
-        self._check_open()
+        self._channels.check_open()
         if self._memory is not None and self._memory.suits(request):
             attempts = self._memory.attempts(request)
             # In a thread, because it copies.
@@ -324,94 +295,18 @@ class AsyncClient:
         began = time.monotonic()
         if (found := await self._direct.result(request, timeout, use)) is not None:
             return found
-        data = await self._unary(request.method, b"".join(use.pieces), timeout, channel.left(timeout, began))
+        data = await self._channels.unary(request.method, b"".join(use.pieces), timeout, channel.left(timeout, began))
         response = request.method.response(data)
         return request.method.read(response, use.answered(response))
 
     async def _alone(self, request: Request[R], timeout: float | None, left: float | None) -> R:
-        return request.method.answer(await self._unary(request.method, request.to_bytes(), timeout, left))
+        return request.method.answer(await self._channels.unary(request.method, request.to_bytes(), timeout, left))
 
-    async def _unary(self, method: Method[R], data: bytes, timeout: float | None, left: float | None = None) -> bytes:
-        """`left` is what is left of the timeout, where some of it is over."""
-        if self._closed:  # meanwhile
-            raise ServerUnavailableError(status.cut_off(self.address, "the client was closed"))
-        call = spans.traced_async(next(self._calls[method.path]), method.path, self._target)
-        try:
-            answer: bytes = await call(data, timeout=timeout if left is None else left, metadata=self._target.metadata)
-            return answer
-        except grpc.RpcError as error:
-            raise status.from_call(error, self.address, timeout) from error
-
-    async def _converse(
+    def _converse(
         self, waiting: AsyncIterator[Request[R]], conversation: stream.Conversation, timeout: float | None
     ) -> AsyncIterator[R]:
-        """The results of calls over a stream, and over another where it breaks."""
-        self._check_open()
-        end = math.inf if timeout is None else time.monotonic() + timeout
-        while True:
-            try:
-                with spans.of_stream(stream.PATH, self._target) as metadata:
-                    async with contextlib.aclosing(self._over_stream(waiting, conversation, end, metadata)) as found:
-                        async for result in found:
-                            yield result
-                return
-            except stream.Broken as broken:
-                if self._closed:
-                    raise broken.failure from broken.__cause__
-                pause = conversation.broken(broken.failure)
-            await asyncio.sleep(min(pause, max(0.0, end - time.monotonic())))
-
-    async def _over_stream(
-        self,
-        waiting: AsyncIterator[Request[R]],
-        conversation: stream.Conversation,
-        end: float,
-        metadata: channel.Metadata,
-    ) -> AsyncGenerator[R, None]:
-        """Drives a stream: sends what there is room for, hands on what comes. Raises Broken when it breaks."""
-        outbox = AsyncOutbox()
-        left = None if end == math.inf else max(0.0, end - time.monotonic())
-        call = next(self._streams)(outbox.messages(), timeout=left, metadata=metadata)
-        try:
-            while True:
-                for result in conversation.ready():
-                    yield result
-                for parts, pause in conversation.again():
-                    outbox.put(parts, pause)
-                while conversation.has_room and (request := await anext(waiting, None)) is not None:
-                    outbox.put(conversation.add(request))
-                if not conversation.is_waiting:
-                    break
-                conversation.receive(await self._read(call, left))
-            outbox.close()
-            # To the end of the stream, so that the server sees a regular one.
-            with contextlib.suppress(grpc.RpcError):
-                await call.read()
-        finally:
-            outbox.close()
-            call.cancel()
-
-    async def _read(self, call: grpc.aio.StreamStreamCall[bytes, bytes], timeout: float | None) -> bytes:
-        """The next message of a stream. Raises Broken where none comes any more."""
-        try:
-            data = await call.read()
-        except grpc.RpcError as error:
-            if error.details() == _WRITE_FAILED:
-                try:
-                    await self.server_info(timeout=timeout)  # raises, if it is the connection or the credentials
-                except GradOracleError as failure:
-                    raise stream.Broken(failure) from error
-                raise stream.ended_early() from error
-            raise stream.Broken(status.from_call(error, self.address, timeout)) from error
-        if not isinstance(data, bytes):  # grpc.aio.EOF
-            raise stream.ended_early()
-        return data
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("this client is closed; make a new one")
-        if not self._channels:
-            self._connect()
+        # It has a method of the client's, and so keeps the client, and a private server, while results are taken.
+        return self._channels.converse(waiting, conversation, timeout, self.server_info)
 
 
 async def _asynchronous(requests: Iterable[Request[R]] | AsyncIterable[Request[R]]) -> AsyncIterator[Request[R]]:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
-import grpc
-
-from gradoracle import channel, checks, requests, results, spans, status, stream
+from gradoracle import channel, checks, requests, results, stream
 from gradoracle.direct import Direct
-from gradoracle.errors import GradOracleError, ServerUnavailableError
+from gradoracle.errors import GradOracleError
 from gradoracle.gathering import Gathering
 from gradoracle.graph import Graph
-from gradoracle.outbox import Outbox
-from gradoracle.requests import Method, Names, Request, Tensors
+from gradoracle.requests import Names, Request, Tensors
+from gradoracle.rpc import Channels
 from gradoracle.shared_memory import Memory, Use
 
 R = TypeVar("R")
@@ -65,11 +62,8 @@ class Client:
         self._direct = Direct(self._target)
         if self._memory is not None:
             self._owned.callback(self._memory.close)
-        self._closed = False
-        self._channels = [self._target.connect() for _ in range(self._target.channels)]
-        self._calls = channel.unary_calls(self._channels, [method.path for method in requests.METHODS])
-        self._streams = channel.stream_calls(self._channels, stream.PATH)
-        self._gathering = Gathering(self._target, self._streams)
+        self._channels = Channels(self._target)
+        self._gathering = Gathering(self._target, self._channels.next_stream)
 
     @classmethod
     def local(cls, workers: int = 1, *, timeout: float | None = None, channels: int = 1, **settings: Any) -> Client:
@@ -92,10 +86,9 @@ class Client:
 
     def close(self) -> None:
         """Closes the connections. Calls that are still running fail."""
-        self._closed = True
+        self._channels.refuse()
         self._direct.close()  # first: a server of its own waits for the calls that it has
-        for one in self._channels:
-            one.close()
+        self._channels.close()
         self._owned.close()
 
     def __enter__(self) -> Client:
@@ -105,7 +98,7 @@ class Client:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.address}{', closed' if self._closed else ''}>"
+        return f"<{type(self).__name__} of {self.address}{', closed' if self._channels.closed else ''}>"
 
     # ---- Methods, one an RPC
 
@@ -339,7 +332,7 @@ class Client:
 
     def _call(self, request: Request[R], timeout: float | None) -> R:
         timeout = self._target.seconds(timeout)
-        self._check_open()
+        self._channels.check_open()
         if self._memory is not None and self._memory.suits(request):
             for use in self._memory.attempts(request):
                 with use:
@@ -356,70 +349,15 @@ class Client:
         began = time.monotonic()
         if (found := self._direct.result(request, timeout, use)) is not None:
             return found
-        data = self._unary(request.method, b"".join(use.pieces), timeout, channel.left(timeout, began))
+        data = self._channels.unary(request.method, b"".join(use.pieces), timeout, channel.left(timeout, began))
         response = request.method.response(data)
         return request.method.read(response, use.answered(response))
 
     def _alone(self, request: Request[R], timeout: float | None, left: float | None) -> R:
-        return request.method.answer(self._unary(request.method, request.to_bytes(), timeout, left))
-
-    def _unary(self, method: Method[R], data: bytes, timeout: float | None, left: float | None = None) -> bytes:
-        """`left` is what is left of the timeout, where some of it is over."""
-        if self._closed:  # meanwhile
-            raise ServerUnavailableError(status.cut_off(self.address, "the client was closed"))
-        call = spans.traced(next(self._calls[method.path]), method.path, self._target)
-        try:
-            return call(data, timeout=timeout if left is None else left, metadata=self._target.metadata)
-        except grpc.RpcError as error:
-            raise status.from_call(error, self.address, timeout) from error
+        return request.method.answer(self._channels.unary(request.method, request.to_bytes(), timeout, left))
 
     def _converse(
         self, waiting: Iterator[Request[R]], conversation: stream.Conversation, timeout: float | None
     ) -> Iterator[R]:
-        """The results of calls over a stream, and over another where it breaks."""
-        self._check_open()
-        end = math.inf if timeout is None else time.monotonic() + timeout
-        while True:
-            try:
-                with spans.of_stream(stream.PATH, self._target) as metadata:
-                    yield from self._over_stream(waiting, conversation, end, metadata)
-                return
-            except stream.Broken as broken:
-                if self._closed:
-                    raise broken.failure from broken.__cause__
-                pause = conversation.broken(broken.failure)
-            time.sleep(min(pause, max(0.0, end - time.monotonic())))
-
-    def _over_stream(
-        self, waiting: Iterator[Request[R]], conversation: stream.Conversation, end: float, metadata: channel.Metadata
-    ) -> Iterator[R]:
-        """Drives a stream: sends what there is room for, hands on what comes. Raises Broken when it breaks."""
-        outbox = Outbox()
-        left = None if end == math.inf else max(0.0, end - time.monotonic())
-        call = next(self._streams)(outbox.messages(), timeout=left, metadata=metadata)
-        try:
-            while True:
-                yield from conversation.ready()
-                for parts, pause in conversation.again():
-                    outbox.put(parts, pause)
-                while conversation.has_room and (request := next(waiting, None)) is not None:
-                    outbox.put(conversation.add(request))
-                if not conversation.is_waiting:
-                    break
-                try:
-                    if (data := next(call, None)) is None:
-                        raise stream.ended_early()
-                except grpc.RpcError as error:
-                    raise stream.Broken(status.from_call(error, self.address, left)) from error
-                conversation.receive(data)
-            outbox.close()
-            # To the end of the stream, so that the server sees a regular one.
-            with contextlib.suppress(grpc.RpcError):
-                next(call, None)
-        finally:
-            outbox.close()
-            call.cancel()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("this client is closed; make a new one")
+        # A generator of the client's own, which keeps the client, and a private server, while results are taken.
+        yield from self._channels.converse(waiting, conversation, timeout)

@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -40,6 +41,13 @@ _PIECE = 64 * 1024  # bytes that are received at once, or more where more are kn
 _ID = 1  # of a connection's only call
 
 R = TypeVar("R")
+
+
+class Call:
+    """What becomes of a call."""
+
+    answer: Answer | None = None
+    """None where it is to be asked for through gRPC."""
 
 
 class Connections:
@@ -95,6 +103,20 @@ class Connections:
         else:
             self._end(connection)
 
+    @contextlib.contextmanager
+    def asking(self, connection: socket.socket, timeout: float | None) -> Iterator[Call]:
+        """Around the asking over a connection that was taken, which is given back. A call that the connection failed
+        has no answer; one that took too long raises DeadlineExceededError."""
+        call = Call()
+        try:
+            yield call
+        except TimeoutError:
+            raise late(self.target, timeout) from None
+        except (OSError, DecodeError):
+            self.failed()
+        finally:
+            self.give_back(connection, answered=call.answer is not None)
+
     def failed(self) -> None:
         """The server took no connection, or ended one."""
         self._next_attempt = time.monotonic() + _AWAY
@@ -134,20 +156,10 @@ class Direct(Connections):
     def _ask(self, message: bytes, timeout: float | None) -> Answer | None:
         if (connection := self.take()) is None:
             return None
-        answered = False
-        try:
-            if not self._connected(connection) or not self.may:  # the client may have been closed meanwhile
-                return None
-            found = _asked(connection, message, timeout)
-            answered = True
-        except TimeoutError:
-            raise late(self.target, timeout) from None
-        except (OSError, DecodeError):
-            self.failed()
-            return None
-        finally:
-            self.give_back(connection, answered=answered)
-        return found
+        with self.asking(connection, timeout) as call:
+            if self._connected(connection) and self.may:  # the client may have been closed meanwhile
+                call.answer = _asked(connection, message, timeout)
+        return call.answer
 
     def _connected(self, connection: socket.socket) -> bool:
         if is_connected(connection):

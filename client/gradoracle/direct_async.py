@@ -6,11 +6,9 @@ import asyncio
 import socket
 from typing import TypeVar
 
-from google.protobuf.message import DecodeError
-
 from gradoracle.direct import PATIENCE, Connections, Reader, framed, greeting, is_connected
 from gradoracle.errors import GradOracleError
-from gradoracle.gathering import Answer, late, result_of
+from gradoracle.gathering import Answer, result_of
 from gradoracle.requests import Request
 from gradoracle.shared_memory import Use
 
@@ -33,21 +31,11 @@ class AsyncDirect(Connections):
     async def _ask(self, message: bytes, timeout: float | None) -> Answer | None:
         if (connection := self.take()) is None:
             return None
-        answered = False
-        try:
+        with self.asking(connection, timeout) as call:
             async with asyncio.timeout(timeout):
-                if not await self._connected(connection) or not self.may:  # the client may have been closed meanwhile
-                    return None
-                found = await _asked(connection, message)
-            answered = True
-        except TimeoutError:
-            raise late(self.target, timeout) from None
-        except (OSError, DecodeError):
-            self.failed()
-            return None
-        finally:
-            self.give_back(connection, answered=answered)
-        return found
+                if await self._connected(connection) and self.may:  # the client may have been closed meanwhile
+                    call.answer = await _asked(connection, message)
+        return call.answer
 
     async def _connected(self, connection: socket.socket) -> bool:
         if is_connected(connection):

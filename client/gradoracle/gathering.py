@@ -89,8 +89,9 @@ def late(target: Target, timeout: float | None) -> DeadlineExceededError:
 class Gathering:
     """The calls of a blocking client that go together."""
 
-    def __init__(self, target: Target, streams: Iterator[StreamCall]) -> None:
-        self._target, self._streams = target, streams
+    def __init__(self, target: Target, next_stream: Callable[[], StreamCall]) -> None:
+        """`next_stream` gives what begins a stream."""
+        self._target, self._next_stream = target, next_stream
         self._ids = itertools.count(1)
         self._under_way: set[int] = set()  # threads; adding to a set, and taking out of it, is one step of Python's
         self._may = may_gather(target)
@@ -137,7 +138,7 @@ class Gathering:
             with self._starting:
                 shared = self._shared
                 if shared is None or not shared.open:
-                    call = next(self._streams)
+                    call = self._next_stream()
                     shared = self._shared = _Shared(lambda messages: call(messages, metadata=self._target.metadata))
         return shared
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -25,10 +25,13 @@ R = TypeVar("R")
 
 
 class AsyncGathering:
-    """The calls of an asynchronous client that go together. Belongs to the event loop that runs."""
+    """The calls of an asynchronous client that go together. Belongs to the event loop in which it is first used."""
 
-    def __init__(self, target: Target, streams: Iterator[grpc.aio.StreamStreamMultiCallable[bytes, bytes]]) -> None:
-        self._target, self._streams = target, streams
+    def __init__(
+        self, target: Target, next_stream: Callable[[], grpc.aio.StreamStreamMultiCallable[bytes, bytes]]
+    ) -> None:
+        """As `Gathering`."""
+        self._target, self._next_stream = target, next_stream
         self._ids = itertools.count(1)
         self._under_way = 0
         self._may = may_gather(target)
@@ -63,7 +66,7 @@ class AsyncGathering:
 
     async def _together(self, request: Request[Any], timeout: float | None, left: float | None) -> Answer | None:
         if self._shared is None or not self._shared.open:
-            self._shared = _Shared(next(self._streams)(metadata=self._target.metadata))
+            self._shared = _Shared(self._next_stream()(metadata=self._target.metadata))
         shared, call_id = self._shared, next(self._ids)
         future = shared.ask(call_id, b"".join(stream.parts(call_id, request, left)))
         try:

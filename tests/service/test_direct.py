@@ -13,6 +13,7 @@ import struct
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,8 +67,8 @@ def no_grpc(client: go.Client) -> None:
     def refuse(*_: Any, **__: Any) -> bytes:
         raise AssertionError("asked through gRPC")
 
-    client._unary = refuse  # type: ignore[method-assign]
-    client._converse = refuse  # type: ignore[method-assign, assignment]
+    client._channels.unary = refuse  # type: ignore[method-assign]
+    client._channels.converse = refuse  # type: ignore[method-assign, assignment]
 
 
 def path_of(server: Server) -> str:
@@ -192,9 +193,9 @@ def test_large_messages_go_through_grpc(server: Server) -> None:
     """Where no tensor is large enough for memory, and all of them are for the socket."""
     many = {f"x{k}": np.full(30_000, float(k)) for k in range(8)}
     with go.Client(server.address, shared_memory=True) as client:
-        asked = client._unary
+        asked = client._channels.unary
         seen: list[int] = []
-        client._unary = lambda *given: seen.append(1) or asked(*given)  # type: ignore[method-assign]
+        client._channels.unary = lambda *given: seen.append(1) or asked(*given)  # type: ignore[method-assign]
         found = client.evaluate(" + ".join(many), many).outputs["out"]
     assert seen == [1]
     assert np.array_equal(found, np.full(30_000, 28.0))
@@ -331,6 +332,32 @@ async def test_an_asynchronous_client_that_is_forgotten(fake: Server) -> None:
     del client
     gc.collect()
     assert connection.fileno() == -1
+
+
+def test_a_client_that_is_forgotten_while_results_come(fake: Server) -> None:
+    """It lives until they have come, and a server of its own with it."""
+    client = go.Client(fake.address)
+    results, alive = client.map([told("echo"), told("echo")]), weakref.ref(client)
+    next(results)
+    del client
+    gc.collect()
+    assert alive() is not None
+    assert len(list(results)) == 1
+    gc.collect()
+    assert alive() is None
+
+
+async def test_an_asynchronous_client_that_is_forgotten_while_results_come(fake: Server) -> None:
+    """The same."""
+    client = go.AsyncClient(fake.address)
+    results, alive = client.map([told("echo"), told("echo")]), weakref.ref(client)
+    await anext(results)
+    del client
+    gc.collect()
+    assert alive() is not None
+    assert len([one async for one in results]) == 1
+    gc.collect()
+    assert alive() is None
 
 
 def test_giving_up_is_told_whatever_copies_there_are(fake: Server) -> None:

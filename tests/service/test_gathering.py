@@ -320,7 +320,7 @@ def test_what_falls_back_has_what_is_left_of_its_timeout(monkeypatch: pytest.Mon
     """And still knows the whole of it."""
     monkeypatch.setattr(gathering.Gathering, "_together", lambda *_: time.sleep(0.05))
     target = channel.target("127.0.0.1:1", tls=None, token=None, timeout=None, channels=1)
-    gathered = gathering.Gathering(target, iter(()))
+    gathered = gathering.Gathering(target, lambda: pytest.fail("a stream was begun"))
     asked: list[tuple[float | None, float | None]] = []
 
     def alone(request: Request[Any], timeout: float | None, left: float | None) -> None:

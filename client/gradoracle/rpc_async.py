@@ -1,0 +1,152 @@
+"""The same for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+
+from gradoracle import channel, requests, spans, status, stream
+from gradoracle.errors import GradOracleError, ServerUnavailableError
+from gradoracle.outbox import AsyncOutbox
+from gradoracle.requests import Method, Request
+
+R = TypeVar("R")
+
+Ask: TypeAlias = Callable[..., Awaitable[object]]
+"""Asks the server something small, within a `timeout`. Raises where the connection or the credentials are no good."""
+
+_WRITE_FAILED = "Internal error from Core"
+"""What grpc.aio says where it could not write because the server had ended the stream; why it had is forgotten then."""
+
+
+class AsyncChannels:
+    """The channels of an asynchronous client. They belong to the event loop in which they are first used."""
+
+    def __init__(self, target: channel.Target) -> None:
+        self.closed = False
+        self._target = target
+        # Made by the first call: channels take the event loop that runs when they are made.
+        self._channels: list[grpc.aio.Channel] = []
+        self._calls: dict[str, Iterator[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]]] = {}
+        self._streams: Iterator[grpc.aio.StreamStreamMultiCallable[bytes, bytes]] = iter(())
+
+    def check_open(self) -> None:
+        """As `Channels.check_open`; to come before anything is asked, because it makes the channels."""
+        if self.closed:
+            raise RuntimeError("this client is closed; make a new one")
+        if not self._channels:
+            self._make()
+
+    def _make(self) -> None:
+        target = self._target
+        for _ in range(target.channels):
+            if target.credentials is None:
+                one = grpc.aio.insecure_channel(target.address, options=target.options)
+            else:
+                one = grpc.aio.secure_channel(target.address, target.credentials, options=target.options)
+            self._channels.append(one)
+        # By path: the call over each channel, in turn. Without serializers, since requests and answers are bytes.
+        self._calls = {
+            method.path: itertools.cycle([one.unary_unary(method.path) for one in self._channels])
+            for method in requests.METHODS
+        }
+        self._streams = itertools.cycle([one.stream_stream(stream.PATH) for one in self._channels])
+
+    def refuse(self) -> None:
+        """As `Channels.refuse`."""
+        self.closed = True
+
+    async def close(self) -> None:
+        """As `Channels.close`."""
+        for one in self._channels:
+            await one.close()
+
+    def next_stream(self) -> grpc.aio.StreamStreamMultiCallable[bytes, bytes]:
+        """As `Channels.next_stream`."""
+        return next(self._streams)
+
+    async def unary(self, method: Method[Any], data: bytes, timeout: float | None, left: float | None) -> bytes:
+        """As `Channels.unary`."""
+        if self.closed:  # meanwhile
+            raise ServerUnavailableError(status.cut_off(self._target.address, "the client was closed"))
+        call = spans.traced_async(next(self._calls[method.path]), method.path, self._target)
+        try:
+            answer: bytes = await call(data, timeout=timeout if left is None else left, metadata=self._target.metadata)
+            return answer
+        except grpc.RpcError as error:
+            raise status.from_call(error, self._target.address, timeout) from error
+
+    async def converse(
+        self, waiting: AsyncIterator[Request[R]], conversation: stream.Conversation, timeout: float | None, ask: Ask
+    ) -> AsyncIterator[R]:
+        """As `Channels.converse`. `ask` tells why a stream broke where grpc.aio does not."""
+        self.check_open()
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                with spans.of_stream(stream.PATH, self._target) as metadata:
+                    results = self._over_stream(waiting, conversation, end, metadata, ask)
+                    async with contextlib.aclosing(results) as found:
+                        async for result in found:
+                            yield result
+                return
+            except stream.Broken as broken:
+                if self.closed:
+                    raise broken.failure from broken.__cause__
+                pause = conversation.broken(broken.failure)
+            await asyncio.sleep(min(pause, max(0.0, end - time.monotonic())))
+
+    async def _over_stream(
+        self,
+        waiting: AsyncIterator[Request[R]],
+        conversation: stream.Conversation,
+        end: float,
+        metadata: channel.Metadata,
+        ask: Ask,
+    ) -> AsyncGenerator[R, None]:
+        """Drives a stream: sends what there is room for, hands on what comes. Raises Broken when it breaks."""
+        outbox = AsyncOutbox()
+        left = None if end == math.inf else max(0.0, end - time.monotonic())
+        call = self.next_stream()(outbox.messages(), timeout=left, metadata=metadata)
+        try:
+            while True:
+                for result in conversation.ready():
+                    yield result
+                for parts, pause in conversation.again():
+                    outbox.put(parts, pause)
+                while conversation.has_room and (request := await anext(waiting, None)) is not None:
+                    outbox.put(conversation.add(request))
+                if not conversation.is_waiting:
+                    break
+                conversation.receive(await self._read(call, left, ask))
+            outbox.close()
+            # To the end of the stream, so that the server sees a regular one.
+            with contextlib.suppress(grpc.RpcError):
+                await call.read()
+        finally:
+            outbox.close()
+            call.cancel()
+
+    async def _read(self, call: grpc.aio.StreamStreamCall[bytes, bytes], timeout: float | None, ask: Ask) -> bytes:
+        """The next message of a stream. Raises Broken where none comes any more."""
+        try:
+            data = await call.read()
+        except grpc.RpcError as error:
+            if error.details() == _WRITE_FAILED:
+                try:
+                    await ask(timeout=timeout)
+                except GradOracleError as failure:
+                    raise stream.Broken(failure) from error
+                raise stream.ended_early() from error
+            raise stream.Broken(status.from_call(error, self._target.address, timeout)) from error
+        if not isinstance(data, bytes):  # grpc.aio.EOF
+            raise stream.ended_early()
+        return data
