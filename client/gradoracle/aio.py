@@ -53,7 +53,7 @@ class AsyncClient:
 
     @classmethod
     def local(
-        cls, workers: int = 1, *, timeout: float | None = None, channels: int = 1, **settings: Any
+        cls, workers: int | None = 1, *, timeout: float | None = None, channels: int = 1, **settings: Any
     ) -> AsyncClient:
         """A client of a private server, which is started now and stopped when the client is closed.
 

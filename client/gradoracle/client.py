@@ -66,7 +66,9 @@ class Client:
         self._gathering = Gathering(self._target, self._channels.next_stream)
 
     @classmethod
-    def local(cls, workers: int = 1, *, timeout: float | None = None, channels: int = 1, **settings: Any) -> Client:
+    def local(
+        cls, workers: int | None = 1, *, timeout: float | None = None, channels: int = 1, **settings: Any
+    ) -> Client:
         """A client of a private server, which is started now and stopped when the client is closed.
 
         `workers` and `settings` are those of `local_server`. Needs gradoracle[server] here.
