@@ -22,7 +22,6 @@ from gradoracle_server.engine.trial import Subject, Tape
 
 _PROBES = 4  # directions for the only input; several inputs share them
 _REORDERED = 64  # units in the last place of the largest element: more is not the order of additions
-_LOW_PRECISION_ASKED = 1e-2  # where not even a shadow could be had
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -56,7 +55,7 @@ def check(
     skipped = [_without_gradient(plan, place, inputs[place]) for place in without]
     subject = Subject(plan, inputs, places, options.seed)
     tape = subject.tape()
-    chosen = trial.cotangents(plan, tape.outputs, cotangents, draw=not claims, seed=options.seed)
+    chosen = trial.cotangents(plan, tape.outputs, cotangents, claimed=bool(claims), seed=options.seed)
     if not places or all(one is None for one in chosen):
         return _nothing(subject, skipped)
     first = tape.pull(chosen)
@@ -239,7 +238,7 @@ def _judged(
 ) -> tuple[list[InputReport], list[Rung], Opinion]:
     generator = torch.Generator().manual_seed(options.seed ^ 0x9E3779B9)
     probes = max(1, _PROBES // len(case.subject.places))
-    asked = tolerances.ASKED if case.faithful else _LOW_PRECISION_ASKED
+    asked = tolerances.ASKED if case.faithful else tolerances.ASKED_COARSE
     judge = verdicts.Judge(case, passes, generator, probes, asked, every=options.mode is Mode.FULL)
     spaces = [
         Space.of(where, name, passes.base[where], kind)

@@ -26,6 +26,14 @@ class Gradients:
     claimed: torch.Tensor
     reference: torch.Tensor
     allowance: torch.Tensor  # of each element of the claim, beside the reference
+    epsilon: float = torch.finfo(torch.float64).eps  # of the claim
+    autograd: torch.Tensor | None = None  # autograd's, where that is not the reference
+
+    @property
+    def alone(self) -> Gradients:
+        """The same where the reference is not to be believed: the claim itself stands for it."""
+        allowance = torch.maximum(self.allowance, tolerances.elementwise(self.claimed, self.epsilon, None))
+        return dataclasses.replace(self, reference=self.claimed, allowance=allowance, autograd=self.reference)
 
     @property
     def apart(self) -> torch.Tensor:
@@ -51,7 +59,8 @@ def gradients_of(case: Case, place: int, space: Space, magnitude: float) -> Grad
         off = (space.flat(case.torchs[place]) - reference).abs().nan_to_num(0.0, 0.0)
         if off.norm() <= tolerances.ASKED_LOW * reference.norm():
             least = torch.maximum(2 * off, least)
-    found = Gradients(claimed, reference, torch.maximum(tolerances.elementwise(reference, units, moved), least))
+    allowance = torch.maximum(tolerances.elementwise(reference, units, moved), least)
+    found = Gradients(claimed, reference, allowance, units)
     if found.apart.any():
         if (inside := case.inside(place)) is not None:
             moved = torch.maximum(moved, _parts(space, inside))

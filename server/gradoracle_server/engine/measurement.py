@@ -96,10 +96,11 @@ class Measurement:
         generous: bool = False,
         allowance: torch.Tensor | None = None,
         unrest: torch.Tensor | None = None,
+        asked: float | None = None,
     ) -> Assessment:
         """The gradient, (C,), along the directions; `generous` allows for what rounding of the inputs does to it,
         `allowance`, (C,), for what each element may be off by beside, and `unrest`, (M,), for what each output may be
-        off by, at the longest step."""
+        off by, at the longest step. `asked` is the resolution that makes a proof, where it is not the usual one."""
         uncertain = [
             self._products(one) for one in (self._spread() if generous else None, allowance) if one is not None
         ]
@@ -110,7 +111,7 @@ class Measurement:
             if self._reach is not None:
                 least = (self._reach.touched.to(strength.dtype) @ strength) / self._reach.longer
             wider, likely = (least if one is None else one + least for one in (wider, likely))
-        return self._assessed(gradient, self._products(gradient), self.slopes, wider, likely)
+        return self._assessed(gradient, self._products(gradient), self.slopes, wider, likely, asked)
 
     def assessed(
         self,
@@ -120,13 +121,14 @@ class Measurement:
         allowance: torch.Tensor | None = None,
         *,
         generous: bool = True,
+        asked: float | None = None,
     ) -> Assessment:
         """The same along other directions."""
         if not generous:
-            return self._assessed(gradient, Products.of(gradient, directions), found, None, None)
+            return self._assessed(gradient, Products.of(gradient, directions), found, None, None, asked)
         spread = self._spread() if allowance is None else torch.maximum(self._spread(), allowance)
         moves = Products.of(spread, directions)
-        return self._assessed(gradient, Products.of(gradient, directions), found, moves.total, moves.size)
+        return self._assessed(gradient, Products.of(gradient, directions), found, moves.total, moves.size, asked)
 
     def _assessed(
         self,
@@ -135,6 +137,7 @@ class Measurement:
         found: Slopes,
         wider: torch.Tensor | None,
         likely: torch.Tensor | None,
+        asked: float | None = None,
     ) -> Assessment:
         """What elements are uncertain by comes to `wider` at most along each direction, (P,), and to `likely` where
         they are off independently of each other."""
@@ -151,7 +154,7 @@ class Measurement:
         faint = scale <= found.bar + allowance
         if bool(faint.any()):
             scale = torch.where(faint, scale.clamp(min=self.passes.magnitude * 1e-3), scale)
-        judged = tolerances.judge(error, found.bar, allowance, scale, self._asked)
+        judged = tolerances.judge(error, found.bar, allowance, scale, self._asked if asked is None else asked)
         return Assessment(judged.verdict, judged, not found.smooth and bool(found.kinked.any()), noise)
 
     def _typical(self, products: Products, gradient: torch.Tensor) -> torch.Tensor:
@@ -193,13 +196,9 @@ class Measurement:
         """(C,): the smallest relative fault in each element that would show along one of the directions."""
         if self._blind is None:
             products = self._products(gradient)
-            if self._alone is not None:
-                bound = self.slopes.bar + products.allowance
-                relative = (bound / products.total).nan_to_num_(nan=math.inf)
-            else:
-                bound = self._noise(self.slopes, products)
-                relative = (bound[:, None] / products.magnitudes).nan_to_num_(nan=math.inf).amin(0)
-            self._blind = relative.mul_(2).clamp_(min=tolerances.RELATIVE)
+            units = self._alone is not None
+            bound = self.slopes.bar + products.allowance if units else self._noise(self.slopes, products)
+            self._blind = products.smallest_fault(bound).clamp_(min=tolerances.RELATIVE)
         return self._blind
 
     def _exchange(self, rows: torch.Tensor, others: Slopes, reach: Reach | None) -> None:

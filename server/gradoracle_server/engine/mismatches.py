@@ -71,7 +71,8 @@ def _rows(
         allowance = allowance + rounding[places]
     numerical, bars = slopes.reshape(-1, parts), (bars + allowance).reshape(-1, parts)
     claimed = gradients.claimed[places].reshape(-1, parts)
-    reference = gradients.reference[places].reshape(-1, parts)
+    autograd = gradients.reference if gradients.autograd is None else gradients.autograd
+    reference = autograd[places].reshape(-1, parts)
     errors = (claimed - numerical).norm(dim=1)
     return [
         Mismatch(

@@ -53,8 +53,13 @@ def _describe_rounding(report: InputReport, gradients: Gradients) -> None:
 def _control(examiner: Examiner, gradient: torch.Tensor) -> tuple[float, bool]:
     """The relative fault in one element of typical size that the directions would show; and whether a fault ten
     times as large, planted in such an element, is noticed."""
-    median, typical = examiner.blind(gradient).masked_fill(gradient == 0, math.nan).nanmedian(0)
-    power = float(median)
+    power, element = typical(examiner.blind(gradient), gradient)
     if not math.isfinite(power):
         return 0.0, True
-    return power, examiner.notices(gradient, int(typical), _CONTROL * power)
+    return power, examiner.notices(gradient, element, _CONTROL * power)
+
+
+def typical(faults: torch.Tensor, gradient: torch.Tensor) -> tuple[float, int]:
+    """The median of relative faults, (C,), in elements that are not 0, and whose it is; NaN where all are."""
+    median, element = faults.masked_fill(gradient == 0, math.nan).nanmedian(0)
+    return float(median), int(element)

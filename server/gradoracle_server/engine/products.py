@@ -42,6 +42,15 @@ class Products:
         """The longest component of each direction."""
         return self.directions if self.directions.dim() == 1 else self.directions.abs().amax(1)
 
+    def smallest_fault(self, bound: torch.Tensor) -> torch.Tensor:
+        """(C,): the smallest relative fault in each element that is sure to be beyond the bound, (P,), of one of the
+        directions: what is measured may be off by as much in its favour."""
+        if self.directions.dim() == 1:
+            relative = (bound / self.total).nan_to_num_(nan=math.inf)
+        else:
+            relative = (bound[:, None] / self.magnitudes).nan_to_num_(nan=math.inf).amin(0)
+        return relative.mul_(2)
+
     @functools.cached_property
     def allowance(self) -> torch.Tensor:
         """What rounding may do to each."""

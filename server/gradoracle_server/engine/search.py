@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -24,6 +25,9 @@ def suspects(
     if examiner.space.size <= ALL_UNITS:  # small faults where there are no loud ones
         loud = _by_units(examiner, gradient) if row is None else []
         return loud or _by_units(examiner, gradient, small=True, among=among)
+    if examiner.units:
+        wrong = _by_units(examiner, gradient)
+        return wrong if len(wrong) <= _FOUND else None
     if row is None:
         return _by_halves(examiner, gradient, examiner.space.drawn(1, examiner.generator), loudly=True)
     return _by_halves(examiner, gradient, examiner.directions[row : row + 1], loudly=False)
@@ -72,13 +76,15 @@ def _by_units(
     examiner: Examiner, gradient: torch.Tensor, *, small: bool = False, among: list[int] | None = None
 ) -> list[int]:
     looked_at = list(range(examiner.space.size)) if among is None or examiner.units else among
-    directions, _ = examiner.space.units(looked_at)
-    found = examiner.slopes
-    if not examiner.units:
+    if examiner.units:
+        judge = functools.partial(examiner.assess, gradient)
+    else:
+        directions, _ = examiner.space.units(looked_at)
         found, _ = examiner.element_slopes(looked_at, gradient if small else None)
-    if not bool(examiner.assessed(gradient, directions, found, generous=False).judgements.failed.any()):
+        judge = functools.partial(examiner.assessed, gradient, directions, found)
+    if not bool(judge(generous=False).judgements.failed.any()):
         return []  # what rounding does need not be known
-    judged = examiner.assessed(gradient, directions, found).judgements
+    judged = judge(generous=True).judgements
     wrong = judged.failed.nonzero().flatten()
     return [looked_at[place] for place in wrong[judged.excess[wrong].argsort(descending=True)].tolist()]
 

@@ -56,32 +56,37 @@ def retained_values(plan: Plan, retain: Sequence[str]) -> list[str]:
 
 
 def cotangents_for(
-    plan: Plan, outputs: Sequence[torch.Tensor], cotangents: Mapping[str, torch.Tensor]
+    plan: Plan,
+    outputs: Sequence[torch.Tensor],
+    cotangents: Mapping[str, torch.Tensor],
+    counts: Sequence[bool] | None = None,
 ) -> list[torch.Tensor | None]:
-    """A cotangent for each output, in its dtype, or None where the output contributes nothing.
+    """A cotangent for each output, in its dtype, or None where the output contributes nothing: where it does not
+    require grad, or, given `counts`, is not to count.
 
-    With no cotangents at all: 1 for each output that requires grad, which must then be a real scalar, as in torch.
+    With no cotangents at all: 1 for each output that counts, which must then be a real scalar, as in torch.
     """
     names = [name for name, _ in plan.spec.outputs]
+    if counts is None:
+        counts = [one.requires_grad for one in outputs]
     if not cotangents:
-        return [_implicit(name, output) for name, output in zip(names, outputs, strict=True)]
+        pairs = zip(names, outputs, counts, strict=True)
+        return [_implicit(name, output) if counted else None for name, output, counted in pairs]
     for name in cotangents:
         if name not in names:
             raise unknown("cotangents", name, "output", names)
     found: list[torch.Tensor | None] = []
-    for name, output in zip(names, outputs, strict=True):
+    for name, output, counted in zip(names, outputs, counts, strict=True):
         given = cotangents.get(name)
         if given is None:
             found.append(None)
             continue
         fitted = fit("cotangents", "output", name, given, output)
-        found.append(fitted if output.requires_grad else None)
+        found.append(fitted if counted else None)
     return found
 
 
-def _implicit(name: str, output: torch.Tensor) -> torch.Tensor | None:
-    if not output.requires_grad:
-        return None
+def _implicit(name: str, output: torch.Tensor) -> torch.Tensor:
     if output.numel() != 1:
         shape = tuple(output.shape)
         message = f'grad can be implicitly created only for scalar outputs, but output "{name}" has shape {shape}'

@@ -20,6 +20,9 @@ FAULT = 1e-8
 ASKED = 1e-6
 """The resolution, relative to the gradient along the direction, below which a check that finds no fault is no proof."""
 
+ASKED_COARSE = 1e-2
+"""The same where a gradient in low precision is held against slopes."""
+
 ASKED_LOW = 0.5
 """The same where a gradient in low precision is held against one in float64: more spread than this tells nothing."""
 

@@ -82,16 +82,28 @@ def wanted_places(plan: Plan, inputs: Sequence[torch.Tensor], wrt: Sequence[str]
 
 
 def cotangents(
-    plan: Plan, outputs: Sequence[torch.Tensor], given: Mapping[str, torch.Tensor], *, draw: bool, seed: int
+    plan: Plan, outputs: Sequence[torch.Tensor], given: Mapping[str, torch.Tensor], *, claimed: bool, seed: int
 ) -> list[torch.Tensor | None]:
-    """The cotangents of a check: those given; else 1 where every output is a real scalar; else, where `draw`, random
-    signed ones, exact in every dtype. Raises Fault, torch's own, where there is none to be had."""
-    tracked = [one for one in outputs if one.requires_grad]
-    scalar = all(one.numel() == 1 and one.dtype.is_floating_point for one in tracked)
-    if given or scalar or not draw:
-        return selection.cotangents_for(plan, outputs, given)
+    """The cotangents of a check: those given; else 1 where every output that counts is a real scalar; else random
+    signed ones, exact in every dtype, unless gradients are `claimed`, which are for some that are not known. Raises
+    Fault, torch's own, where there is none to be had."""
+    counts = _counting(plan, outputs, given if claimed else {})
+    live = [one for one, counted in zip(outputs, counts, strict=True) if counted]
+    scalar = all(one.numel() == 1 and one.dtype.is_floating_point for one in live)
+    if given or scalar or claimed:
+        return selection.cotangents_for(plan, outputs, given, counts)
     generator = torch.Generator().manual_seed(seed ^ 0x5EED)
-    return [drawn_like(one, generator) if one.requires_grad else None for one in outputs]
+    return [drawn_like(one, generator) if counted else None for one, counted in zip(outputs, counts, strict=True)]
+
+
+def _counting(plan: Plan, outputs: Sequence[torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[bool]:
+    """Which outputs are part of what is differentiated: those that require grad, as for autograd, and others for which
+    a claim has a cotangent. Where none requires grad, all that could: then autograd says that the gradient is 0."""
+    tracked = [one.requires_grad for one in outputs]
+    if not any(tracked):
+        return [has_gradient(one) for one in outputs]
+    named = [name in given and has_gradient(one) for (name, _), one in zip(plan.spec.outputs, outputs, strict=True)]
+    return [a or b for a, b in zip(tracked, named, strict=True)]
 
 
 def drawn_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

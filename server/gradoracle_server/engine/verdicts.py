@@ -13,6 +13,7 @@ from gradoracle_server.engine import (
     evidence,
     inconclusive,
     jacobians,
+    kinked,
     ladders,
     mismatches,
     passing,
@@ -28,9 +29,8 @@ from gradoracle_server.engine.jacobians import Jacobian
 from gradoracle_server.engine.opinions import ignores_cotangent
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
-from gradoracle_server.engine.products import Assessment
+from gradoracle_server.engine.products import Assessment, Products
 from gradoracle_server.engine.report import Diagnosis, InputReport, Mismatch, Opinion, Rung, Verdict
-from gradoracle_server.engine.slopes import Slopes
 
 
 class Judge:
@@ -160,13 +160,36 @@ class Judge:
             return passing.report(self._case, examiner, gradients, found)
         if found.verdict is Verdict.PASS:
             return self._apart(place, examiner, gradients, apart)
-        if apart.any():
-            found = examiner.assess(gradients.claimed, generous=True, allowance=gradients.allowance)
+        return self._doubted(place, examiner, gradients, found)
+
+    def _doubted(self, place: int, examiner: Examiner, gradients: Gradients, found: Assessment) -> InputReport:
+        """The report where slopes do not bear the reference out: the claim may be right all the same."""
+        if gradients.apart.any():
+            if self._case.epsilon > torch.finfo(torch.float64).eps:
+                return self._unaided(place, examiner, gradients)
+            found = examiner.assess(gradients.claimed, generous=True, allowance=gradients.alone.allowance)
+            if found.verdict is Verdict.PASS:
+                return self._verdict(place, examiner, gradients.alone)  # with all the care that a reference has
         if found.verdict is Verdict.FAIL:
             return self._failed(place, examiner, gradients)
-        if found.verdict is Verdict.PASS:
-            return passing.report(self._case, examiner, gradients, found)
         return inconclusive.report(self._passes, examiner, found)
+
+    def _unaided(self, place: int, examiner: Examiner, gradients: Gradients) -> InputReport:
+        """The report on a claim in low precision where autograd's gradient is wrong, or there is none: slopes alone
+        judge it, of each element where these are few."""
+        alone, directions, slopes = gradients.alone, examiner.directions, examiner.slopes
+        if examiner.space.size <= ALL_UNITS and not examiner.units:
+            elements = list(range(examiner.space.size))
+            (directions, _), (slopes, _) = examiner.space.units(elements), examiner.element_slopes(elements)
+        found = examiner.assessed(alone.claimed, directions, slopes, alone.allowance, asked=tolerances.ASKED_COARSE)
+        if found.verdict is Verdict.FAIL:
+            return self._failed(place, examiner, gradients)
+        if found.verdict is not Verdict.PASS:
+            return inconclusive.report(self._passes, examiner, found)
+        report = passing.report(self._case, examiner, alone, found)
+        smallest = Products.of(alone.claimed, directions).smallest_fault(found.judgements.bound)
+        report.detection_power = max(report.detection_power, passing.typical(smallest, alone.claimed)[0])
+        return report
 
     def _coarsely(self, examiner: Examiner, gradients: Gradients) -> Assessment | None:
         """The slopes on a float64 reference that they fail, where it is right to the last place of the precision on
@@ -277,7 +300,7 @@ class Judge:
         if suspects:
             finite = bool(gradients.claimed.isfinite().all())
             if finite and len(suspects) > 1 and (joint := search.joint_kink(examiner, suspects)) is not None:
-                return self._at_joint_kink(examiner, gradients, *joint)
+                return kinked.jointly(examiner, gradients, *joint, self._coarse_allowance(gradients))
             chosen = suspects
         else:
             chosen = (
@@ -339,29 +362,16 @@ class Judge:
         return report
 
     def _at_kink(self, place: int, examiner: Examiner, gradients: Gradients) -> InputReport:
-        report = InputReport(examiner.space.name, Verdict.NON_DIFFERENTIABLE)
+        allowance = self._coarse_allowance(gradients)
         if bool(gradients.claimed.isnan().any()) and self._case.weights is None:
             return self._failed(place, examiner, gradients)
         kinks = search.kinks(examiner)
         if kinks is None:
-            return self._at_joint_kink(examiner, gradients, examiner.directions, examiner.slopes)
-        beside = examiner.beside(gradients.claimed, kinks, self._coarse_allowance(gradients))
+            return kinked.jointly(examiner, gradients, examiner.directions, examiner.slopes, allowance)
+        beside = examiner.beside(gradients.claimed, kinks, allowance)
         if beside is not None and beside.verdict is Verdict.FAIL:
             return self._failed_beside(place, examiner, gradients, kinks)
-        self._describe_kinks(report, examiner, gradients, kinks)
-        return report
-
-    def _at_joint_kink(
-        self, examiner: Examiner, gradients: Gradients, directions: torch.Tensor, slopes: Slopes
-    ) -> InputReport:
-        """No element has a kink by itself, but a direction has that moves many."""
-        report = InputReport(examiner.space.name, Verdict.NON_DIFFERENTIABLE)
-        row = int(slopes.kinked.nonzero()[0])
-        report.kink = (float(slopes.low[row]), float(slopes.high[row]))
-        found = examiner.assessed(gradients.claimed, directions, slopes, self._coarse_allowance(gradients))
-        report.claim_inside = found.verdict is not Verdict.FAIL
-        report.explanation = "The function has a kink here, along a direction that moves many elements."
-        return report
+        return kinked.singly(examiner, gradients, kinks, allowance)
 
     def _coarse_allowance(self, gradients: Gradients) -> torch.Tensor | None:
         """What rounding allows each element of a claim in low precision; None in float64."""
@@ -376,27 +386,3 @@ class Judge:
             report.diagnosis = Diagnosis.SINGLE_ELEMENTS
             report.explanation = "It is wrong in elements where the function is smooth; in others it has a kink."
         return report
-
-    def _describe_kinks(self, report: InputReport, examiner: Examiner, gradients: Gradients, kinks: list[int]) -> None:
-        kinks = kinks[:ALL_UNITS]
-        along, lengths = examiner.element_slopes(kinks)
-        low, high, bar = along.low / lengths, along.high / lengths, along.bar / lengths
-        claimed = gradients.claimed[kinks]
-        slack = bar + gradients.allowance[kinks] + tolerances.RELATIVE * claimed.abs().nan_to_num(0.0, 0.0)
-        inside = ((claimed >= low - slack) & (claimed <= high + slack)) | (claimed == low) | (claimed == high)
-        outside = torch.maximum(low - claimed, claimed - high).nan_to_num(0.0)
-        shown = int(outside.argmax())
-        report.kink = (float(low[shown]), float(high[shown]))
-        report.claim_inside = bool(inside.all()) and examiner.together(
-            gradients.claimed, kinks, self._coarse_allowance(gradients)
-        )
-        element = mismatches.elements(examiner, [kinks[shown]])[0]
-        index = list(mismatches.index(examiner.space, element))
-        where = f" at {index}" if index else ""
-        report.explanation = (
-            f"The function has a kink here in {len(kinks)} coordinate{'s' if len(kinks) != 1 else ''}; "
-            f"the slopes{where} are {float(low[shown]):.6g} and {float(high[shown]):.6g}, the gradient says "
-            f"{float(claimed[shown]):.6g}."
-        )
-        report.max_error = max(0.0, float(outside[shown]))
-        report.error_bound = float(slack[shown])

@@ -1,0 +1,58 @@
+"""The report on an input along which the function has a kink: its one-sided slopes, and where the gradient is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from gradoracle_server.engine import mismatches, tolerances
+from gradoracle_server.engine.examine import ALL_UNITS, Examiner
+from gradoracle_server.engine.gradients import Gradients
+from gradoracle_server.engine.report import InputReport, Verdict
+from gradoracle_server.engine.slopes import Slopes
+
+
+def jointly(
+    examiner: Examiner,
+    gradients: Gradients,
+    directions: torch.Tensor,
+    slopes: Slopes,
+    allowance: torch.Tensor | None,
+) -> InputReport:
+    """No element has a kink by itself, but one of these directions has, (P, C), that move many."""
+    report = InputReport(examiner.space.name, Verdict.NON_DIFFERENTIABLE)
+    row = int(slopes.kinked.nonzero()[0])
+    report.kink = (float(slopes.low[row]), float(slopes.high[row]))
+    found = examiner.assessed(gradients.claimed, directions, slopes, allowance)
+    report.claim_inside = found.verdict is not Verdict.FAIL
+    report.explanation = "The function has a kink here, along a direction that moves many elements."
+    return report
+
+
+def singly(
+    examiner: Examiner, gradients: Gradients, kinks: Sequence[int], allowance: torch.Tensor | None
+) -> InputReport:
+    """These coordinates have kinks. `allowance`, (C,), is what rounding allows each element of a claim."""
+    report = InputReport(examiner.space.name, Verdict.NON_DIFFERENTIABLE)
+    kinks = list(kinks[:ALL_UNITS])
+    along, lengths = examiner.element_slopes(kinks)
+    low, high, bar = along.low / lengths, along.high / lengths, along.bar / lengths
+    claimed = gradients.claimed[kinks]
+    slack = bar + gradients.allowance[kinks] + tolerances.RELATIVE * claimed.abs().nan_to_num(0.0, 0.0)
+    inside = ((claimed >= low - slack) & (claimed <= high + slack)) | (claimed == low) | (claimed == high)
+    outside = torch.maximum(low - claimed, claimed - high).nan_to_num(0.0)
+    shown = int(outside.argmax())
+    report.kink = (float(low[shown]), float(high[shown]))
+    report.claim_inside = bool(inside.all()) and examiner.together(gradients.claimed, kinks, allowance)
+    element = mismatches.elements(examiner, [kinks[shown]])[0]
+    index = list(mismatches.index(examiner.space, element))
+    where = f" at {index}" if index else ""
+    report.explanation = (
+        f"The function has a kink here in {len(kinks)} coordinate{'s' if len(kinks) != 1 else ''}; "
+        f"the slopes{where} are {float(low[shown]):.6g} and {float(high[shown]):.6g}, the gradient says "
+        f"{float(claimed[shown]):.6g}."
+    )
+    report.max_error = max(0.0, float(outside[shown]))
+    report.error_bound = float(slack[shown])
+    return report
