@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,31 @@ def leaf(*shape: int, dtype: torch.dtype = F64, low: float = 0.3, high: float = 
     if dtype.is_complex:
         real = torch.complex(real, torch.rand(shape, generator=generator, dtype=F64) - 0.5)
     return real.to(dtype).requires_grad_()
+
+
+def sparse(layout: torch.layout, *, tracked: bool = False) -> torch.Tensor:
+    """Four of nine elements, in a sparse layout."""
+    dense = torch.tensor([[0.5, 0.0, 2.0], [0.0, 0.0, 0.0], [-1.5, 0.0, 3.0]], dtype=F64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CSR "is in beta state"
+        return dense.to_sparse(layout=layout).requires_grad_(tracked)
+
+
+def uncoalesced() -> torch.Tensor:
+    """A sparse tensor, one element of which is a sum."""
+    values = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
+    return torch.sparse_coo_tensor([[0, 0, 1], [1, 1, 0]], values, (2, 2), check_invariants=True).requires_grad_()
+
+
+class Doubling(torch.Tensor):
+    """A subclass with a method that plain tensors do not have."""
+
+    def doubled(self) -> torch.Tensor:
+        return self * 2
+
+    @classmethod
+    def leaf(cls, *shape: int) -> torch.Tensor:
+        return leaf(*shape).detach().as_subclass(cls).requires_grad_()
 
 
 class Cube(torch.autograd.Function):
@@ -184,6 +210,20 @@ RIGHT: list[Case] = [
     ("forward mode alone", torch.tanh, leaf(4), {"check_forward_ad": True, "check_backward_ad": False,
                                                  "check_undefined_grad": False}),
     ("batched gradients", torch.tanh, leaf(4), {"check_batched_grad": True, "check_grad_dtypes": True}),
+    ("subclass", lambda x: x.doubled() ** 2, Doubling.leaf(3), {"check_forward_ad": True}),
+    ("subclass without grad", lambda c, x: c.doubled() * x, (Doubling.leaf(3).detach(), leaf(3)), {}),
+    ("sparse without grad", torch.sparse.mm, (sparse(torch.sparse_coo), leaf(3, 2)), {}),
+    ("CSR without grad", torch.sparse.mm, (sparse(torch.sparse_csr), leaf(3, 2)), {}),
+    ("CSC without grad", lambda a, x: a @ x, (sparse(torch.sparse_csc), leaf(3, 2)), {}),
+    ("mkldnn without grad", lambda a, x: a.to_dense() * x, (torch.ones(3).to_mkldnn(), leaf(3)), {}),
+    ("values of a sparse input", torch.sparse.mm, (sparse(torch.sparse_coo, tracked=True), leaf(3, 2)),
+     {"masked": True}),
+    ("values of a CSR input", torch.sparse.mm, (sparse(torch.sparse_csr, tracked=True), leaf(3, 2)), {"masked": True}),
+    ("values of a CSC input", lambda a: a.to_dense() ** 2, sparse(torch.sparse_csc, tracked=True), {"masked": True}),
+    ("values that are summed", lambda a: a.to_dense() ** 2, uncoalesced(), {"masked": True}),
+    ("all of a sparse input", lambda a, x: a @ x, (sparse(torch.sparse_coo, tracked=True), leaf(3, 2)), {}),
+    ("all of a CSR input", lambda a, x: a @ x, (sparse(torch.sparse_csr, tracked=True), leaf(3, 2)), {}),
+    ("all of a sum", lambda a: a.to_dense(masked_grad=False) ** 2, uncoalesced(), {}),
     ("fast mode", lambda x: x.cumprod(0), leaf(5), {"fast_mode": True, "nondet_tol": 1e-7}),
 ]  # fmt: skip
 """Name, function, inputs, options."""
@@ -194,6 +234,9 @@ RIGHT_TWICE: list[Case] = [
     ("linear", lambda x: 3 * x, leaf(3), {}),
     ("custom Function", Cube.apply, leaf(3), {}),
     ("complex", lambda z: z * z.conj() + z.exp(), leaf(2, dtype=C128), {}),
+    ("sparse without grad", lambda a, x: (a @ x).tanh(), (sparse(torch.sparse_coo), leaf(3, 2)), {}),
+    ("all of a sparse input", lambda a, x: a @ x, (sparse(torch.sparse_coo, tracked=True), leaf(3, 2)), {}),
+    ("subclass", lambda x: x.doubled() ** 3, Doubling.leaf(3), {}),
     ("strided cotangents", lambda x: (x.sin(), x.cos()), leaf(2, 3), {"gen_non_contig_grad_outputs": True}),
     ("forward over reverse", torch.tanh, leaf(3), {"check_fwd_over_rev": True, "check_batched_grad": True}),
 ]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gradcheck_cases import Cube, branching, leaf, wrong
+from gradcheck_cases import Cube, branching, leaf, sparse, wrong
 from torch.autograd.gradcheck import GradcheckError as TorchGradcheckError
 
 import gradoracle as go
@@ -266,7 +266,95 @@ def test_under_no_grad() -> None:
         assert go.gradcheck(wrong(lambda g, x: g * 2 * x**2), leaf(3), raise_exception=False) is False
 
 
+@pytest.mark.parametrize("check", [go.gradcheck, go.gradgradcheck])
+def test_in_inference_mode(check: Callable[..., bool]) -> None:
+    """Nor does inference mode, also where the inputs were made in it; torch's own finds right gradients wrong there."""
+    outside = leaf(3)
+    with torch.inference_mode():
+        for x in (outside, leaf(3)):
+            assert check(Cube.apply, x) is True
+        inside = leaf(3)
+        for x in (outside, inside):
+            assert go.gradcheck(wrong(lambda g, x: g * 2 * x**2), x, raise_exception=False) is False
+    assert check(Cube.apply, inside) is True
+    assert inside.is_inference()
+
+
+# ---- Sparse inputs
+
+
+class Product(torch.autograd.Function):
+    """A sparse matrix by a dense one, whose gradient by the former is off by a factor, and has its elements only."""
+
+    factor = 1.0001
+
+    @staticmethod
+    def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(a, b)
+        return a.to_dense() @ b
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        a, b = ctx.saved_tensors
+        by_a = (g @ b.t()) * (a.to_dense() != 0) * Product.factor
+        return by_a.to_sparse(layout=a.layout), a.to_dense().t() @ g
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
+def test_faults_by_sparse_inputs(layout: torch.layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient by a sparse input's values is on trial, and with masked=False that by what it leaves out, too."""
+    inputs = (sparse(layout, tracked=True), leaf(3, 2))
+    with pytest.raises(go.GradcheckError, match=r'the gradient of "a\.values" is wrong\n') as caught:
+        go.gradcheck(Product.apply, inputs, masked=True)
+    assert caught.value.report is not None
+    assert caught.value.report.inputs["a.values"].factor == pytest.approx(1.0001, rel=1e-8)
+    monkeypatch.setattr(Product, "factor", 1.0)
+    assert go.gradcheck(Product.apply, inputs, masked=True) is True
+    with pytest.raises(go.GradcheckError, match=r'the gradient of "a" is wrong; elements that .* unless masked=True'):
+        go.gradcheck(Product.apply, inputs)
+
+
+def test_low_precision_of_sparse_inputs() -> None:
+    """Sparse inputs of float32 are judged by their own rounding, and hold afterwards what they held."""
+    for masked in (True, False):
+        a = sparse(torch.sparse_csr).to(torch.float32).requires_grad_()
+        before = a.detach().to_dense().clone()
+        assert go.gradcheck(lambda a, masked=masked: a.to_dense(masked_grad=masked) ** 2, a, masked=masked) is True
+        assert torch.equal(before, a.detach().to_dense())
+
+
 # ---- Misuse
+
+
+def test_what_cannot_be_judged_by_its_gradients() -> None:
+    """Tensors whose elements cannot be moved are refused by what they are, if their gradients are asked for."""
+
+    class Wrapped(torch.Tensor):
+        @classmethod
+        def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*(one.held if isinstance(one, Wrapped) else one for one in args), **(kwargs or {}))
+
+        @staticmethod
+        def of(tensor: torch.Tensor, *, tracked: bool) -> torch.Tensor:
+            made = torch.Tensor._make_wrapper_subclass(Wrapped, tensor.shape, dtype=F64, requires_grad=tracked)
+            made.held = tensor
+            return made
+
+    held = leaf(3).detach()
+    assert go.gradcheck(lambda c, x: c.held * x, (Wrapped.of(held, tracked=False), leaf(3))) is True
+    with pytest.raises(ValueError, match="input 0 is a Wrapped, a subclass of Tensor with a __torch_dispatch__ of its"):
+        go.gradcheck(lambda c: c * 2, Wrapped.of(held, tracked=True))
+    with pytest.raises(ValueError, match="func: an output of type Wrapped is not supported"):
+        go.gradcheck(lambda x: Wrapped.of(x.detach(), tracked=False), leaf(3))
+    batch = torch.stack([sparse(torch.sparse_csr).to_dense()] * 2).to_sparse_csr().requires_grad_()
+    with pytest.raises(ValueError, match="input 0 is a batch of tensors of layout sparse_csr"):
+        go.gradcheck(lambda a: a.to_dense(), batch, masked=True)
+    inputs = (sparse(torch.sparse_coo, tracked=True), leaf(3, 2))
+    for check, mode in ((go.gradcheck, "check_forward_ad"), (go.gradgradcheck, "check_fwd_over_rev")):
+        with pytest.raises(ValueError, match="input 0 is a tensor of layout sparse_coo, by which torch has no forward"):
+            check(torch.sparse.mm, inputs, **{mode: True})
+    with pytest.raises(ValueError, match="a gradient of _sparse_mm is a tensor of layout sparse_coo, whose own grad"):
+        go.gradgradcheck(torch.sparse.mm, inputs)
 
 
 @pytest.mark.parametrize("check", [go.gradcheck, go.gradgradcheck])
@@ -297,13 +385,11 @@ def test_flags_that_exclude_each_other(check: Callable[..., bool], options: dict
 
 
 def test_inputs_and_outputs_that_cannot_be_moved() -> None:
-    """Overlapping and sparse inputs and sparse outputs are refused with what to do; so is what is no tensor."""
+    """Overlapping inputs and sparse outputs are refused with what to do; so is what is no tensor."""
     with pytest.raises(RuntimeError, match=r"input 0 has a dimension with stride 0.*contiguous"):
         go.gradcheck(torch.sin, torch.ones(1, dtype=F64).expand(3).requires_grad_())
     with pytest.raises(ValueError, match=r"an output of layout sparse_coo.*to_dense"):
         go.gradcheck(lambda x: x.to_sparse(), leaf(2, 2))
-    with pytest.raises(ValueError, match=r"input 0 is a tensor of layout sparse_coo"):
-        go.gradcheck(lambda x: x.to_dense(), torch.eye(2, dtype=F64).to_sparse().requires_grad_())
     with pytest.raises(TypeError, match="expected a tensor, or a tuple or list of them, got float"):
         go.gradcheck(lambda x: x.sum().item(), leaf(2))
 

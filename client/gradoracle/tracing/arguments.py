@@ -18,7 +18,7 @@ from gradoracle.tracing import blame
 from gradoracle.tracing.modules import swapped
 from gradoracle.tracing.refusals import refusal
 
-_COMPRESSED = {
+COMPRESSED = {
     torch.sparse_csr: ("crow_indices", "col_indices"),
     torch.sparse_csc: ("ccol_indices", "row_indices"),
     torch.sparse_bsr: ("crow_indices", "col_indices"),
@@ -155,16 +155,11 @@ class Call:
         tracked = (
             tracked and not value.dtype.is_complex
         )  # torch cannot differentiate by complex values of sparse tensors
-        if value.layout is torch.sparse_coo:
-            parts = {"indices": value._indices(), "values": value._values()}
-        else:
-            parts = {name: getattr(value, name)() for name in (*_COMPRESSED[value.layout], "values")}
         places = tuple(
             self._add((*path, name), one, tracked and name == "values", is_index=name != "values")
-            for name, one in parts.items()
+            for name, one in parts_of(value).items()
         )
-        coalesced = value.layout is not torch.sparse_coo or value.is_coalesced()
-        return Sparse(value.layout, tuple(value.shape), places, coalesced)
+        return Sparse(value.layout, tuple(value.shape), places, _is_coalesced(value))
 
     def _add_module(self, module: torch.nn.Module, path: tuple[str, ...]) -> None:
         if isinstance(module, torch.jit.ScriptModule):
@@ -265,6 +260,24 @@ class _Place:
     index: int
 
 
+def parts_of(sparse: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The dense parts of a sparse tensor by name, its values last."""
+    if sparse.layout is torch.sparse_coo:
+        return {"indices": sparse._indices(), "values": sparse._values()}
+    return {name: getattr(sparse, name)() for name in (*COMPRESSED[sparse.layout], "values")}
+
+
+def sparse_like(sparse: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The same sparse tensor with other values."""
+    *indices, _ = parts_of(sparse).values()
+    recipe = Sparse(sparse.layout, tuple(sparse.shape), tuple(range(len(indices) + 1)), _is_coalesced(sparse))
+    return recipe.build([*indices, values])
+
+
+def _is_coalesced(sparse: torch.Tensor) -> bool:
+    return sparse.layout is not torch.sparse_coo or sparse.is_coalesced()
+
+
 def _filled(slot: Any, tensors: Sequence[torch.Tensor]) -> Any:
     if isinstance(slot, _Place):
         return tensors[slot.index]
@@ -331,7 +344,7 @@ def _check_tensor(tensor: torch.Tensor, name: str) -> None:
         problem = "is nested"
     elif tensor.device.type == "meta":
         problem = "is on the meta device and has no values"
-    elif tensor.layout is not torch.strided and tensor.layout not in (torch.sparse_coo, *_COMPRESSED):
+    elif tensor.layout is not torch.strided and tensor.layout not in (torch.sparse_coo, *COMPRESSED):
         problem = f"has the layout {str(tensor.layout).removeprefix('torch.')}"
     elif str(tensor.dtype).removeprefix("torch.") not in _WIRE_DTYPES:
         problem = f"is of {str(tensor.dtype).removeprefix('torch.')}"

@@ -23,6 +23,7 @@ from gradoracle.errors import TraceError
 from gradoracle.judging import GradcheckWarning
 from gradoracle.tracing import sidechecks, trace
 from gradoracle.tracing.callables import is_raisable, left_alone, wide
+from gradoracle.tracing.elements import check_inputs, is_sparse, layout_of
 from gradoracle.tracing.originals import Originals, name_of, signature_of
 
 Tensors = Any
@@ -66,7 +67,7 @@ def gradcheck(
 
     What differs from torch:
 
-    - `eps`, `fast_mode` and `masked` are taken and have no say: steps are chosen from the point and the function.
+    - `eps` and `fast_mode` are taken and have no say: steps are chosen from the point and the function.
     - `atol` and `rtol` at torch's defaults, or below, have no say either: a gradient is right within what rounding
       explains, about 1e-9 of its size in float64. A gradient that is 0.01 % off fails. Wider ones were chosen by
       somebody: what is wrong by no more than them, in the elements that the report names, passes with a
@@ -75,11 +76,15 @@ def gradcheck(
       GradcheckWarning, and one outside fails. So does what the numerics cannot tell pass, with the reason. Nothing
       that is not proven passes without that warning.
     - float32 and lower precisions are judged by their own rounding.
+    - Of a sparse input every element is on trial, those too that it leaves out, and with `masked=True` its values only,
+      whatever the gradient says elsewhere. The values are named "x.values".
     - Runs on the same tensors may differ by the order of additions. With `nondet_tol`, gradients may differ by that
       much between two runs, and from the right ones.
 
-    Raises ValueError where no input requires grad or an output is sparse, RuntimeError for an input with a dimension of
-    stride 0, AssertionError for flags that exclude each other, as torch does, and whatever `func` raises.
+    Raises ValueError where no input requires grad or an output is sparse, and for forward mode by a sparse input, which
+    torch does not have; RuntimeError for an input with a dimension of stride 0; AssertionError for flags that exclude
+    each other: all as torch does. ValueError, too, where what requires grad is nested, a batch of compressed sparse
+    tensors, or of a subclass with a `__torch_dispatch__` of its own. And whatever `func` raises.
     """
     if not (check_forward_ad or check_backward_ad):
         raise AssertionError("expected check_forward_ad or check_backward_ad to be True, got neither")
@@ -88,10 +93,10 @@ def gradcheck(
     if check_batched_forward_grad and not check_forward_ad:
         raise AssertionError("check_batched_forward_grad=True needs check_forward_ad=True")
     given = _as_tuple(inputs)
-    _check_inputs(given)
+    check_inputs(given, forward=check_forward_ad)
     asked = _Asked(
         _wider(atol, _TORCHS_ATOL), _wider(rtol, _TORCHS_RTOL), nondet_tol, check_undefined_grad, check_grad_dtypes,
-        check_batched_grad, check_batched_forward_grad, check_forward_ad, check_backward_ad,
+        check_batched_grad, check_batched_forward_grad, check_forward_ad, check_backward_ad, bool(masked),
     )  # fmt: skip
     return _answer(lambda: _doubts("gradcheck", func, given, None, asked), raise_exception)
 
@@ -127,7 +132,7 @@ def gradgradcheck(
     if check_batched_grad and not check_rev_over_rev:
         raise AssertionError("check_batched_grad=True needs check_rev_over_rev=True")
     given = _as_tuple(inputs)
-    _check_inputs(given)
+    check_inputs(given, forward=check_fwd_over_rev)
     if grad_outputs is None:
         with left_alone(_tensors(given)):
             pulled = _drawn(Originals(func, given).differentiable(), strided=gen_non_contig_grad_outputs)
@@ -135,7 +140,7 @@ def gradgradcheck(
         pulled = _as_tuple(grad_outputs)
     asked = _Asked(
         _wider(atol, _TORCHS_ATOL), _wider(rtol, _TORCHS_RTOL), nondet_tol, check_undefined_grad, check_grad_dtypes,
-        check_batched_grad, False, check_fwd_over_rev, check_rev_over_rev,
+        check_batched_grad, False, check_fwd_over_rev, check_rev_over_rev, masked,
     )  # fmt: skip
     names = [*Originals(func, given).all_names, *(f"grad_outputs.{place}" for place in range(len(pulled)))]
     gradients = _gradients_of(func, given, pulled)
@@ -155,6 +160,7 @@ class _Asked:
     batched_forward: bool
     forward: bool
     backward: bool
+    masked: bool
 
 
 def _wider(tolerance: float, default: float) -> float:
@@ -182,27 +188,6 @@ def _as_tuple(given: Any) -> tuple[Any, ...]:
 
 def _tensors(given: Sequence[Any]) -> list[torch.Tensor]:
     return [one for one in given if isinstance(one, torch.Tensor)]
-
-
-def _check_inputs(given: Sequence[Any]) -> None:
-    tracked = [(place, one) for place, one in enumerate(given) if isinstance(one, torch.Tensor) and one.requires_grad]
-    if not tracked:
-        raise ValueError(
-            "gradcheck expects at least one input tensor to require gradient, "
-            f"got {len(given)} input{'s' if len(given) != 1 else ''}, none with requires_grad=True"
-        )
-    for place, one in tracked:
-        if one.layout is not torch.strided:
-            layout = str(one.layout).removeprefix("torch.")
-            raise ValueError(
-                f"input {place} is a tensor of layout {layout}, whose elements cannot be moved one by one; "
-                "take its values as the input and make the tensor of them in the function"
-            )
-        if any(stride == 0 and size > 1 for stride, size in zip(one.stride(), one.shape, strict=True)):
-            raise RuntimeError(
-                f"input {place} has a dimension with stride 0, whose elements share their memory and cannot be moved "
-                "one by one; call .contiguous() on it before it is passed"
-            )
 
 
 def _drawn(outputs: Sequence[torch.Tensor], *, strided: bool) -> tuple[torch.Tensor, ...]:
@@ -239,7 +224,14 @@ def _gradients_of(func: Callable[..., Any], given: Sequence[Any], pulled: Sequen
         slopes = torch.autograd.grad(
             [o for o, _ in pairs], wanted, [u for _, u in pairs], create_graph=True, allow_unused=True
         )
-        return tuple(one for one in slopes if one is not None)
+        found = tuple(one for one in slopes if one is not None)
+        for one in found:
+            if one.layout is not torch.strided:
+                raise ValueError(
+                    f"gradgradcheck: a gradient of {name_of(func)} is a tensor of {layout_of(one)}, whose own "
+                    "gradients are not supported; take dense inputs, and make that tensor of them in the function"
+                )
+        return found
 
     gradients.__qualname__ = f"the gradients of {name_of(func)}"
     return gradients
@@ -254,7 +246,9 @@ def _doubts(
         if not (asked.forward if forward else asked.backward):
             continue
         head = f"{what}: {'forward mode' if forward else 'backward'} of {name_of(func)}"
-        run = Originals(func, given, forward_mode=forward, names=names, nondet_tol=asked.nondet_tol)
+        run = Originals(
+            func, given, forward_mode=forward, names=names, nondet_tol=asked.nondet_tol, masked=asked.masked
+        )
         with left_alone(run.tensors):
             if not run.results():
                 continue
@@ -265,11 +259,13 @@ def _doubts(
                 f"over the nondet_tol of {asked.nondet_tol:g}"
             )
         wrong, unsure = _sorted(report, asked)
+        if wrong and not asked.masked and any(is_sparse(one) for one in run.tensors):
+            wrong.append("elements that a sparse input leaves out are on trial, too, unless masked=True")
         if wrong:
             raise GradcheckError(f"{head}: {'; '.join(wrong)}\n{report.render()}", report)
         if unsure:
             doubts.append(f"{head}: {'; '.join(unsure)}\n{report.render()}")
-    run = Originals(func, given, names=names)
+    run = Originals(func, given, names=names, masked=asked.masked)
     with left_alone(run.tensors):
         for check in (
             sidechecks.gradient_dtypes if asked.dtypes and asked.backward else None,

@@ -1,9 +1,10 @@
 """A function run on the very tensors that it was given, at other points, as torch's own gradcheck runs it.
 
 Test-suites count on that: on functions that reach the tensors by another way than their arguments (a module whose
-parameters are the inputs), on strides, on hooks. So the tensors' contents are exchanged for the time of a run, behind
-autograd's back, and put back afterwards. What is on trial is then differentiated through `_Reverse`, whose backward
-is autograd's own pull-back from the outputs to those tensors, or through `_Forward`, by forward mode.
+parameters are the inputs), on strides, on layouts, on subclasses, on hooks. So the tensors' elements are exchanged for
+the time of a run, behind autograd's back, and put back afterwards. What is on trial is then differentiated through
+`_Reverse`, whose backward is autograd's own pull-back from the outputs to those tensors, or through `_Forward`, by
+forward mode.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
-from torch.autograd.graph import get_gradient_edge
 
 from gradoracle.tracing.callables import nodes_behind, wide
+from gradoracle.tracing.elements import Elements, edge_of, elements, is_plain, layout_of, moves, plain
 
 
 class Originals:
-    """A function of some of its arguments: the tensors. Everything else is passed as it is.
+    """A function of some of its arguments: the tensors that are dense or require grad. Everything else is passed as it
+    is.
 
-    A tensor that stands twice among the arguments is copied the second time, so that each place moves alone.
+    A tensor that stands twice among the arguments is copied the second time, so that each place moves alone; so is one
+    that was made in inference mode, which autograd cannot record.
     """
 
     def __init__(
@@ -35,35 +38,45 @@ class Originals:
         forward_mode: bool = False,
         names: Sequence[str] | None = None,
         nondet_tol: float = 0.0,
+        masked: bool = False,
     ) -> None:
         """`names` are those of all arguments; by default the function's own. With `nondet_tol` a gradient is computed
-        twice and then kept, so that runs that differ are seen once, in `scatter`, and disturb nothing else."""
+        twice and then kept, so that runs that differ are seen once, in `scatter`, and disturb nothing else. `masked`:
+        of sparse tensors only the values count."""
         self.function = function
         self.arguments = list(arguments)
         self.forward_mode = forward_mode
         self.places: list[int] = []
+        self._elements: list[Elements] = []
         memory = set()
-        for place, one in enumerate(arguments):
-            if not isinstance(one, torch.Tensor):
-                continue
-            if one.numel() and one.data_ptr() in memory:
-                self.arguments[place] = one.detach().clone().requires_grad_(one.requires_grad)
-            memory.add(one.data_ptr())
-            self.places.append(place)
-        self.tensors: list[torch.Tensor] = [self.arguments[place] for place in self.places]
-        self.base = [one.detach().clone() for one in self.tensors]
-        """What they hold, to be put back after each run."""
+        with torch.inference_mode(False):
+            for place, one in enumerate(arguments):
+                if not isinstance(one, torch.Tensor):
+                    continue
+                if one.is_inference():
+                    one = self.arguments[place] = _copy(one)
+                if not moves(one):
+                    continue
+                where = one.data_ptr() if is_plain(one) and one.numel() else id(one)
+                if where in memory:
+                    one = self.arguments[place] = _copy(one)
+                memory.add(where)
+                self.places.append(place)
+                self._elements.append(elements(one, masked=masked))
+        self.tensors = [one.tensor for one in self._elements]
+        """The tensors whose elements may move; those that require grad are on trial."""
+        self.base = [one.base for one in self._elements]
+        """Their elements, dense, to be put back after each run."""
         self.all_names = list(names) if names is not None else _names(function, self.arguments)
         self.scatter = 0.0
         """How far two computations of one gradient were apart; only looked at with `nondet_tol`."""
         self._memory = _Memory() if nondet_tol > 0 else None
-        self._own = [one.data for one in self.tensors]
         self._kept: list[int] | None = None
 
     @property
     def names(self) -> list[str]:
-        """Names of the tensors: those of the function's parameters, or "input0", …"""
-        return [self.all_names[place] for place in self.places]
+        """Names of the elements: those of the function's parameters, or "input0", …"""
+        return [self.all_names[place] + one.suffix for place, one in zip(self.places, self._elements, strict=True)]
 
     def differentiable(self) -> list[torch.Tensor]:
         """The outputs that require grad, at the given point."""
@@ -71,10 +84,7 @@ class Originals:
 
     def closed_over(self) -> list[torch.Tensor]:
         """The tensors that require grad and that the function reaches by another way than its arguments."""
-        copies = [
-            one.detach().clone().requires_grad_(one.requires_grad) if isinstance(one, torch.Tensor) else one
-            for one in self.arguments
-        ]
+        copies = [_copy(one) if isinstance(one, torch.Tensor) else one for one in self.arguments]
         given = {id(one) for one in copies}
         reached = [getattr(node, "variable", None) for node in nodes_behind(self.results(copies))]
         return [one for one in reached if one is not None and id(one) not in given]
@@ -100,24 +110,19 @@ class Originals:
             # Here, because there is no forward mode inside the forward of a Function.
             return list(_Forward.apply(self.recorded(detached), self.columns(detached), *point))  # type: ignore[no-untyped-call]
         with self.placed(point):
-            return [one.detach().clone() for one in self.results()]
+            return [_values(one) for one in self.results()]
 
     @contextlib.contextmanager
     def placed(self, point: Sequence[torch.Tensor]) -> Iterator[None]:
         """The tensors with other contents, for a while. Under autograd."""
         try:
-            for one, value in zip(self.tensors, point, strict=True):
-                if value.dtype == one.dtype:
-                    one.data.copy_(value.detach())
-                else:
-                    one.data = value.detach().clone()
+            for place, one, value in zip(self.places, self._elements, point, strict=True):
+                self.arguments[place] = one.hold(value)
             with torch.enable_grad():
                 yield
         finally:
-            for one, value, own in zip(self.tensors, self.base, self._own, strict=True):
-                if one.dtype != own.dtype:
-                    one.data = own
-                one.data.copy_(value)
+            for place, one in zip(self.places, self._elements, strict=True):
+                self.arguments[place] = one.put_back()
 
     def recorded(self, point: list[torch.Tensor]) -> Tape:
         """One run under autograd."""
@@ -126,17 +131,16 @@ class Originals:
             return known
         with self.placed(point):
             # Not the tensors themselves: another dtype in between gives a tensor another place in autograd's graph.
-            tape = Tape(
-                point, self.results(), [get_gradient_edge(one) if one.requires_grad else None for one in self.tensors]
-            )
+            tape = Tape(point, self.results(), [edge_of(self.arguments[place]) for place in self.places])
         if self._memory is not None:
             self._memory.tapes.append(tape)
         return tape
 
     def pulled(self, tape: Tape, cotangents: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
-        """Gradients by the tensors; None where there is no dependence."""
+        """Gradients by the elements; None where there is no dependence."""
         pairs = [(o, u) for o, u in zip(tape.outputs, cotangents, strict=True) if u is not None and o.requires_grad]
         wanted = [edge for edge in tape.edges if edge is not None]
+        tried = [one for one, edge in zip(self._elements, tape.edges, strict=True) if edge is not None]
         if not pairs or not wanted:
             return [None for _ in tape.edges]
         roots, weights = [o for o, _ in pairs], [u for _, u in pairs]
@@ -144,7 +148,7 @@ class Originals:
         def attempt() -> list[torch.Tensor | None]:
             with self.placed(tape.point):
                 found = torch.autograd.grad(roots, wanted, weights, retain_graph=True, allow_unused=True)
-            return list(found)
+            return [slope if slope is None else one.gradient(slope) for one, slope in zip(tried, found, strict=True)]
 
         if self._memory is None or any(torch._C._functorch.is_functorch_wrapped_tensor(one) for one in weights):
             found = iter(attempt())
@@ -173,8 +177,8 @@ class Originals:
             for place, one in enumerate(point):
                 value = one.detach().clone()
                 dual = forward_ad.make_dual(value, tangents[place]) if place in tangents else value  # type: ignore[no-untyped-call]
-                arguments[self.places[place]] = dual
-            outputs = self.results(arguments)
+                arguments[self.places[place]] = self._elements[place].alike(dual)
+            outputs = [plain(one) for one in self.results(arguments)]
             parts = [forward_ad.unpack_dual(one) for one in outputs]  # type: ignore[no-untyped-call]
             return [
                 torch.zeros_like(one) if part.tangent is None else part.tangent.clone()
@@ -229,7 +233,7 @@ class _Reverse(torch.autograd.Function):
         ctx.run = run
         ctx.tape = run.recorded([one.detach() for one in point])
         ctx.set_materialize_grads(False)
-        return tuple(one.detach().clone() for one in ctx.tape.outputs)
+        return tuple(_values(one) for one in ctx.tape.outputs)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> Any:
@@ -243,7 +247,7 @@ class _Forward(torch.autograd.Function):
     def forward(ctx: Any, tape: Tape, columns: list[list[list[torch.Tensor]]], *point: torch.Tensor) -> Any:
         ctx.point, ctx.columns = tape.point, columns
         ctx.set_materialize_grads(False)
-        return tuple(one.detach().clone() for one in tape.outputs)
+        return tuple(_values(one) for one in tape.outputs)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> Any:
@@ -257,6 +261,16 @@ class _Forward(torch.autograd.Function):
                 slopes = torch.view_as_complex(slopes.reshape(-1, 2).contiguous())
             found.append(slopes.reshape(one.shape).to(one.dtype))
         return (None, None, *found)
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Another leaf with the same contents."""
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+
+def _values(output: torch.Tensor) -> torch.Tensor:
+    """What an output holds, and nothing more."""
+    return plain(output.detach()).clone()
 
 
 def _product(cotangents: Sequence[torch.Tensor | None], tangents: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -278,8 +292,13 @@ def check_output(output: Any) -> None:
     if not isinstance(output, torch.Tensor):
         raise TypeError(f"func: expected a tensor, or a tuple or list of them, got {type(output).__name__}")
     if output.layout is not torch.strided:
-        layout = str(output.layout).removeprefix("torch.")
-        raise ValueError(f"func: an output of layout {layout} is not supported; call to_dense() on it in the function")
+        raise ValueError(
+            f"func: an output of {layout_of(output)} is not supported; call to_dense() on it in the function"
+        )
+    if not is_plain(output):
+        raise ValueError(
+            f"func: an output of type {type(output).__name__} is not supported; give a dense tensor of its elements"
+        )
 
 
 def name_of(function: Callable[..., Any]) -> str:

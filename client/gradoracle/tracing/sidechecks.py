@@ -45,7 +45,7 @@ def undefined_cotangents(run: Originals) -> str:
         except Exception as error:
             return f"backward must take undefined gradients: where that of {which} undefined, it raised {error!r}"
         for name, gradient in zip(_names(run), found, strict=True):
-            if gradient is not None and not bool((gradient == 0).all()):
+            if gradient is not None and not bool((gradient.to_dense() == 0).all()):
                 return (
                     f"where the gradient of {which} undefined and those of the others are zero, "
                     f'the gradient of "{name}" must be undefined or zero, and is not'
