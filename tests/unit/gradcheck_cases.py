@@ -210,6 +210,7 @@ RIGHT: list[Case] = [
     ("forward mode alone", torch.tanh, leaf(4), {"check_forward_ad": True, "check_backward_ad": False,
                                                  "check_undefined_grad": False}),
     ("batched gradients", torch.tanh, leaf(4), {"check_batched_grad": True, "check_grad_dtypes": True}),
+    ("batched gradients, run twice", torch.tanh, leaf(4), {"check_batched_grad": True, "nondet_tol": 1e-9}),
     ("subclass", lambda x: x.doubled() ** 2, Doubling.leaf(3), {"check_forward_ad": True}),
     ("subclass without grad", lambda c, x: c.doubled() * x, (Doubling.leaf(3).detach(), leaf(3)), {}),
     ("sparse without grad", torch.sparse.mm, (sparse(torch.sparse_coo), leaf(3, 2)), {}),

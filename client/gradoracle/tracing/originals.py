@@ -150,7 +150,7 @@ class Originals:
                 found = torch.autograd.grad(roots, wanted, weights, retain_graph=True, allow_unused=True)
             return [slope if slope is None else one.gradient(slope) for one, slope in zip(tried, found, strict=True)]
 
-        if self._memory is None or any(torch._C._functorch.is_functorch_wrapped_tensor(one) for one in weights):
+        if self._memory is None or any(_is_batched(one) for one in weights):
             found = iter(attempt())
         else:
             kept, apart = self._memory.gradients(tape, weights, attempt)
@@ -217,6 +217,12 @@ class _Memory:
         pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None and a.numel()]
         self._found.append((tape, [one.clone() for one in cotangents], first))
         return first, max((float((a - b).abs().nan_to_num().max()) for a, b in pairs), default=0.0)
+
+
+def _is_batched(tensor: torch.Tensor) -> bool:
+    """Whether it is one of vmap's, of torch.func's or of the older one that autograd uses."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
 
 
 def _same(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:
