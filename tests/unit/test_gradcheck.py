@@ -357,6 +357,16 @@ def test_what_cannot_be_judged_by_its_gradients() -> None:
         go.gradgradcheck(torch.sparse.mm, inputs)
 
 
+def test_no_output_requires_grad() -> None:
+    """gradgradcheck raises torch's TypeError, whatever raise_exception says: nothing is there to be differentiated."""
+    with pytest.raises(TypeError):
+        torch.autograd.gradgradcheck(lambda x: x.detach() * 2, leaf(3), raise_exception=False)
+    with pytest.raises(
+        TypeError, match=r"no output of .*<lambda> requires grad, so that it has no gradients to differ"
+    ):
+        go.gradgradcheck(lambda x: x.detach() * 2, leaf(3), raise_exception=False)
+
+
 @pytest.mark.parametrize("check", [go.gradcheck, go.gradgradcheck])
 def test_no_input_requires_grad(check: Callable[..., bool]) -> None:
     """As in torch, it is a ValueError, whatever raise_exception says."""

@@ -123,7 +123,8 @@ def gradgradcheck(
     """As torch.autograd.gradgradcheck: whether gradients of the gradients are right, by the tensors in `inputs` and in
     `grad_outputs` that require grad. `grad_outputs` are drawn where they are left out.
 
-    See `gradcheck` for what differs from torch.
+    See `gradcheck` for what differs from torch. Raises TypeError, as torch does, where no output requires grad and no
+    `grad_outputs` are given.
     """
     if not (check_fwd_over_rev or check_rev_over_rev):
         raise AssertionError("expected check_fwd_over_rev or check_rev_over_rev to be True, got neither")
@@ -136,6 +137,11 @@ def gradgradcheck(
     if grad_outputs is None:
         with left_alone(_tensors(given)):
             pulled = _drawn(Originals(func, given).differentiable(), strided=gen_non_contig_grad_outputs)
+        if not pulled:
+            raise TypeError(
+                f"gradgradcheck: no output of {name_of(func)} requires grad, so that it has no gradients to "
+                "differentiate; see that it does not detach what it computes"
+            )
     else:
         pulled = _as_tuple(grad_outputs)
     asked = _Asked(
