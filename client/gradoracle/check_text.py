@@ -10,6 +10,7 @@ from gradoracle.checks import CheckReport, InputReport, Mismatch, Number, Verdic
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
+    from rich.text import Text
 
 STYLES = {
     Verdict.PASS: "bold green",
@@ -65,15 +66,18 @@ def summary(report: CheckReport) -> str:
 
 
 def _inputs(report: CheckReport) -> Table:
+    from rich.text import Text
+
     table = _table("input", "verdict", "diagnosis", "error", "bound", "")
     for one in report.inputs.values():
-        table.add_row(
+        _add(
+            table,
             one.name,
-            f"[{STYLES[one.verdict]}]{one.verdict}[/]",
+            Text(str(one.verdict), STYLES[one.verdict]),
             diagnosis(one),
             figure(one.max_error),
             figure(one.error_bound),
-            _escaped(one.explanation),
+            one.explanation,
         )
     return table
 
@@ -81,8 +85,9 @@ def _inputs(report: CheckReport) -> Table:
 def _worst(one: InputReport) -> Table:
     table = _table("index", "claimed", "autograd", "numerical", "error", "bound")
     for row in one.worst:
-        table.add_row(
-            _escaped(_place(row)),
+        _add(
+            table,
+            _place(row),
             number(row.claimed),
             number(row.reference),
             number(row.numerical),
@@ -110,10 +115,11 @@ def _table(*heads: str) -> Table:
     return table
 
 
-def _escaped(text: str) -> str:
-    from rich.markup import escape
+def _add(table: Table, *cells: str | Text) -> None:
+    """A row. Names are whatever callers chose: as plain strings, rich would read markup and emoji in them."""
+    from rich.text import Text
 
-    return escape(text)
+    table.add_row(*(Text(one) if isinstance(one, str) else one for one in cells))
 
 
 def diagnosis(one: InputReport) -> str:

@@ -77,10 +77,10 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     with Progress(3, 1) as shown:
         shown.add(passing("a"))
-        shown.say("the server is back [ok]")
+        shown.say("the server is back [ok] :warning:")
         shown.add(failing("b"))
     text = screen.getvalue()
-    assert "the server is back [ok]" in text
+    assert "the server is back [ok] :warning:" in text
     assert "3/3" in text
     assert "1 PASS" in text
     assert "1 FAIL" in text

@@ -282,6 +282,17 @@ def test_health_messages() -> None:
         assert name == health.serving(health_pb2.HealthCheckResponse(status=number).SerializeToString())
 
 
+def test_judge_names_candidates_as_they_are(capsys: Captured) -> None:
+    """A file's name is no markup."""
+    from gradoracle.batch.records import Fault, Record
+    from gradoracle.cli import judge
+
+    names = ["[/].py", "a[red].npz", ":warning:.py"]
+    judge._show([Record(id=one, line=1, method="check", error=Fault("CandidateError", "X", "no")) for one in names])
+    out = capsys.readouterr().out
+    assert all(f" {one} " in out for one in names)
+
+
 def test_demo_notices_a_wrong_answer() -> None:
     """A case passes only if every answer is exactly as expected: None, words, arrays, shapes."""
     right = [("w", "w"), (None, None), (330.0, 330.0)]

@@ -65,7 +65,7 @@ class Progress:
         """A sentence between."""
         text = one_line(text)
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(text, markup=False, emoji=False, highlight=False)
         else:
             print(text, file=sys.stderr, flush=True)
 

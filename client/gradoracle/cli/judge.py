@@ -129,8 +129,6 @@ def _write(records: list[Record], out: Path | None, report: Path | None, title: 
 
 
 def _show(records: list[Record]) -> None:
-    from rich.markup import escape
-
     from gradoracle.batch.runner import remark
     from gradoracle.batch.text import one_line
     from gradoracle.kernels.judge import worst_ratio
@@ -141,7 +139,7 @@ def _show(records: list[Record]) -> None:
         if record.report is not None:
             outputs = f"{worst_ratio(record, of_outputs=True):.2g}"
             gradients = f"{worst_ratio(record, of_outputs=False):.2g}"
-        name = escape(one_line(record.id))
+        name = one_line(record.id)
         listed.add_row(str(place), name, record.outcome, outputs, gradients, record.labels.get("kind", ""))
     tables.console().print(listed)
     click.echo("outputs and gradients: the largest error over its bound; up to 1 is right")

@@ -30,15 +30,17 @@ def size(count: int) -> str:
 
 
 def console() -> Console:
-    """A console on stdout, as wide as the terminal."""
+    """A console on stdout, as wide as the terminal. It prints strings as they are: names may look like markup."""
     from rich.console import Console
 
     class Plain(Console):
         def on_broken_pipe(self) -> None:
             raise  # the error that is being handled: main knows what becomes of it
 
-    screen = Plain(highlight=False)
-    return screen if screen.is_terminal or "COLUMNS" in os.environ else Plain(highlight=False, width=PIPED)
+    screen = Plain(highlight=False, markup=False, emoji=False)
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
+        screen.width = PIPED
+    return screen
 
 
 def table(*heads: str, right: bool = False) -> Table:
