@@ -286,6 +286,15 @@ def test_scatter_is_not_believed_to_be_less_than_it_is(monkeypatch):
         test_means_are_sharper_and_hold(False)
 
 
+def test_means_of_what_is_no_number_tell_nothing():
+    """Of lengths that leave the domain."""
+    case = Case(torch.log, torch.full((1,), 1e-3, dtype=F64))
+    alone = sharpening._Alone(case.passes, case.space, case.directions, torch.zeros(1, 1, dtype=torch.bool))
+    every = torch.ones(1, dtype=torch.bool)
+    assert alone.repeated(every, (64.0, 512.0)).bar.isinf().all()
+    assert alone.repeated(every, (1.0, 8.0)).bar.isfinite().all()
+
+
 def test_what_would_take_long_is_not_measured_again(monkeypatch):
     """Then the bars are those of longer steps, and all outputs count as touched."""
     case = Case(lambda x: 1e3 + torch.sin(x), draw(10))

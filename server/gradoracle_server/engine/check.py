@@ -58,7 +58,7 @@ def check(
     chosen = trial.cotangents(plan, tape.outputs, cotangents, claimed=bool(claims), seed=options.seed)
     if not places or all(one is None for one in chosen):
         return _nothing(subject, skipped)
-    first = tape.pull(chosen)
+    first = _first(subject, tape, chosen)
     again = subject.tape()
     repeated = not claims and options.order == 1 and opinions.repeats(again, chosen, first)
     if not (_repeatable(tape.outputs, again.outputs) and (repeated or _pulls_again(again, chosen, first))):
@@ -82,6 +82,16 @@ def check(
     failed = [Verdict.FAIL for one in heard if one.verdict is Verdict.FAIL]
     verdict = worst_verdict([*(one.verdict for one in reports), *failed])
     return Report(verdict, _in_order(subject, [*reports, *skipped]), power, passes.count + 2, ladder, heard)
+
+
+def _first(subject: Subject, tape: Tape, cotangents: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    """The first pull-back; a backward formula that writes into its cotangents gets copies ever after."""
+    given = trial.copies(cotangents)
+    found = tape.pull(given)
+    pairs = zip(given, cotangents, strict=True)
+    if not all(a is None or b is None or torch.equal(a, b) for a, b in pairs):
+        subject.guards = tape.guards = True
+    return found
 
 
 def _in_order(subject: Subject, reports: list[InputReport]) -> list[InputReport]:

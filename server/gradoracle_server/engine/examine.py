@@ -178,14 +178,45 @@ class Examiner(Measurement):
         same |= (alone.value == batched.value) | (alone.bar.isinf() & batched.bar.isinf())
         return bool((same & (alone.kinked == batched.kinked)).all())
 
-    def narrow(self) -> None:
-        """Measures again with steps relative to each element alone: for inputs that span many magnitudes."""
+    def narrow(self, gradient: torch.Tensor) -> None:
+        """Measures again with steps relative to each element alone: for inputs that span many magnitudes. What is small
+        beside the others may have a kink, or an edge, as near as it is to 0."""
         space = self.space.relative()
-        if self.units or bool((space.scale == self.space.scale).all()):
+        nearer = space.scale < self.space.scale
+        if not bool(nearer.any()):
             return
+        if self.units:
+            self._narrow_units(nearer & (self.slopes.kinked | self.slopes.bar.isinf()), gradient)
+            return
+        before = self.space, self._directions, self.slopes
         self.space = space
         self._directions = space.drawn(self.directions.shape[0], self.generator)
         self.slopes = self.measured(self.directions)
+        if bool(self.slopes.kinked.any()):
+            self.space, self._directions, self.slopes = before
+        self._blind = None
+
+    def _narrow_units(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
+        """The same for some elements that are moved alone, (C,) of bool. Of what moves the function by no more than its
+        rounding nothing is known then, and not that it has a kink."""
+        if not bool(rows.any()) or self.slopes.coordinates.value.shape[1] != self.passes.centre.numel():
+            return
+        own = self.space.relative().scale
+        directions, lengths = self.space.scaled(own).units(rows.nonzero().flatten().tolist())
+        found = self.measured(directions)
+        better = ~found.kinked & found.bar.isfinite()
+        if not bool(better.any()):
+            return
+        enough = self._asked * gradient[rows].abs() * lengths
+        sharper = sharpened(self.passes, self.space, directions, found, enough, again=False)
+        bar = torch.where(sharper.slopes.bar <= enough, sharper.slopes.bar, torch.inf)
+        found = dataclasses.replace(sharper.slopes, bar=bar, smooth=False)
+        rows = rows.clone()
+        rows[rows.clone()] = better
+        self.space = self.space.scaled(torch.where(rows, own, self.space.scale))
+        self._directions, self._last = None, None
+        self._alone = None if self._alone is None else self.space.lengths()
+        self._exchange(rows, found.of(better), sharper.reach.of(better))
 
     def element_slopes(
         self, coordinates: list[int], gradient: torch.Tensor | None = None, unrest: torch.Tensor | None = None

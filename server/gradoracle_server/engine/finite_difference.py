@@ -44,6 +44,8 @@ _JUMP = 1e-9  # relative to the largest output, from which on a difference is no
 _FAINT = 1024.0  # units in the last place, of what may have been summed up on the way
 _GOOD = 1e-6  # relative to the derivative: a bar that is good enough not to look for a better one
 _GROWTH = 2.0**3  # of noise from a good step of the first ladder to its longest, about
+_LASTING = 0.97  # of a change of quotients, from which on the next one says that there is no limit
+_DOUBLING = 1.9  # likewise, that there is a jump
 _LARGE = 1e290  # from which on differences over steps may overflow
 _FEW = 1 << 14  # numbers, of which to leave some out costs more than it saves
 _SLICE = 1 << 16  # output coordinates times directions worked on together: what a core's cache holds
@@ -178,20 +180,28 @@ def faint(centre: torch.Tensor, epsilon: Epsilon) -> float:
 
 
 def diverges(
-    values: torch.Tensor, centre: torch.Tensor, ladder: list[float], side: torch.Tensor, loud: float
+    values: torch.Tensor, centre: torch.Tensor, ladder: list[float], loud: float, faint: float
 ) -> torch.Tensor:
-    """The limit, +inf or -inf, of difference quotients that grow at every rung; 0 where they do not. Shape (P, M).
+    """The limits from the right and from the left, +inf or -inf, of difference quotients whose changes do not get
+    smaller from rung to rung; 0 where they do. From values at +h and at -h, (2, K, N), (2, N).
 
-    A square root's quotients grow by a factor of 1.41 a rung, a jump's by 2; a smooth function's tend to a constant. A
-    jump as small as rounding beside the largest output, `loud` at most, is none.
+    The changes of a square root's quotients grow by a factor of 1.41 a rung, a jump's by 2, and those of x log(x) stay
+    the same; a smooth function's are halved. A jump as small as rounding beside the largest output, `loud` at most, is
+    none, and neither is what is `faint`. What looks like a jump may be a kink that is nearer than the shortest step.
     """
     lengths = torch.tensor(ladder, dtype=torch.float64, device=values.device)[:, None]
     moves = values - centre
-    quotients = side[:, None] * moves / lengths
-    growth = quotients[:, 1:] / quotients[:, :-1]
-    jumps = moves.abs().amin(1) > loud
-    growing = (growth > 1.05).all(1) & quotients.isfinite().all(1) & jumps
-    return torch.where(growing, torch.copysign(torch.full_like(quotients[:, -1], torch.inf), quotients[:, -1]), 0.0)
+    quotients = moves / lengths * values.new_tensor([1.0, -1.0])[:, None, None]
+    changes = quotients.diff(dim=1)
+    growth = changes[:, 1:] / changes[:, :-1]
+    grows = (growth >= _LASTING).all(1) & quotients.isfinite().all(1)
+    jumps = (growth >= _DOUBLING).all(1)
+    jump = 2 * ladder[-1] * changes[:, -1]
+    slopes = (quotients[:, 0] - torch.where(jumps, jump, 0.0) / ladder[0]).nan_to_num(0.0, 0.0, 0.0)
+    near = jumps & (jump.abs() <= (slopes[0] - slopes[1]).abs() * ladder[-1])  # slopes so far apart make as much of it
+    shows = moves.abs().amin(1) > torch.where(jumps, loud, faint)
+    limit = torch.copysign(torch.full_like(jump, torch.inf), jump)
+    return torch.where(grows & shows & ~near, limit, 0.0)
 
 
 def _in_slices(values: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon, triangle: Triangle) -> Derivative:

@@ -16,6 +16,7 @@ _SLIGHT = 1e-12
 _ILL = 1e-6
 _UNSEEN = 1e-6  # of the cotangent
 _NOTHING_LOW = 1e-3  # units in the last place of the function
+_LEFT = 64.0  # units in the last place of the function, over the input, that rounding inside may leave of a gradient
 _NOTHING = 16 * torch.finfo(torch.float64).eps  # what is left of numbers near 1 that cancel
 
 
@@ -64,6 +65,9 @@ def gradients_of(case: Case, place: int, space: Space, magnitude: float) -> Grad
     if found.apart.any():
         if (inside := case.inside(place)) is not None:
             moved = torch.maximum(moved, _parts(space, inside))
+        else:  # of a saturated tanh, whose gradient is what is left of 1 less 1; what breaks ties moves it by more
+            inside = _parts(space, case.spread(place, inside=True))
+            moved = torch.maximum(moved, torch.where(inside <= _LEFT * units * magnitude / space.scale, inside, 0.0))
         moved = torch.maximum(moved, _parts(space, case.jitter(place)))
         if case.coarseness > 1:
             moved = torch.maximum(moved, _parts(space, case.spread(place, around=True, epsilon=units)))

@@ -88,7 +88,7 @@ def of(case: Case, passes: Passes, spaces: Sequence[Space]) -> list[Jacobian]:
 
     def pulled(cotangents: torch.Tensor) -> list[torch.Tensor]:
         """(B, C) gradients of each input for cotangents in real coordinates, (B, M)."""
-        found = _pulled(tape.targets, kept, _apart(cotangents, kept))
+        found = _pulled(tape.targets, kept, _apart(cotangents, kept), guards=tape.guards)
         return [_rows(one, space) for one, space in zip(found, spaces, strict=True)]
 
     count = passes.centre.numel()
@@ -128,12 +128,17 @@ def _apart(cotangents: torch.Tensor, outputs: Sequence[torch.Tensor]) -> list[to
 
 
 def _pulled(
-    targets: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor]
+    targets: Sequence[torch.Tensor],
+    outputs: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor],
+    *,
+    guards: bool,
 ) -> list[torch.Tensor]:
-    """Gradients for several cotangents at once, (B, *shape) for each target."""
+    """Gradients for several cotangents at once, (B, *shape) for each target; `guards` as a Tape's."""
 
     def pulled(*row: torch.Tensor) -> list[torch.Tensor]:
-        found = autodiff.pull_back(outputs, row, targets, retain_graph=True)
+        given = trial.copies(row) if guards else row
+        found = autodiff.pull_back(outputs, given, targets, retain_graph=True)
         return [torch.zeros_like(one) if g is None else g.detach() for g, one in zip(found, targets, strict=True)]
 
     def attempt() -> list[torch.Tensor | None]:

@@ -48,7 +48,7 @@ def _from_each_side(
     side = both.new_tensor([[1.0], [-1.0]])
     centre = passes.centre[column]
     one = finite_difference.one_sided(both, centre, ladder, side, passes.epsilon[column])
-    limit = finite_difference.diverges(both, centre, ladder, side, passes.loud)
+    limit = finite_difference.diverges(both, centre, ladder, passes.loud, passes.faint)
     infinite = limit != 0
     return torch.where(infinite, limit, one.value), torch.where(infinite, 0.0, one.bar)
 

@@ -201,6 +201,15 @@ def _first(passes: Passes, values: Values) -> list[Values]:
     return [Values(values.ladder, values.found[:1] @ passes.weight)]
 
 
+def unsure(passes: Passes, slopes: Slopes) -> torch.Tensor:
+    """(P,) of bool: directions along which the slope of an output is so unsure that a kink may be the cause."""
+    return (~_settled(passes, slopes.coordinates) & (passes.weight != 0)).any(1)
+
+
+def _settled(passes: Passes, found: Derivative) -> torch.Tensor:
+    return found.bar <= torch.maximum(1e-3 * found.value.abs(), passes.settled)
+
+
 def _on_ladder(passes: Passes, values: Values, known: Derivative | None = None, least: _Change | None = None) -> _Seen:
     """Slopes from values; `known` and `least` are what longer ladders gave."""
     found = finite_difference.central(values.found, passes.centre, values.ladder, passes.units)
@@ -209,7 +218,7 @@ def _on_ladder(passes: Passes, values: Values, known: Derivative | None = None, 
     if known is not None and least is not None:
         found = found.with_longer(known, least, values.ladder[0], passes.loud, passes.faint)
     weight, first = passes.weight, _first(passes, values)
-    settled = found.bar <= torch.maximum(1e-3 * found.value.abs(), passes.settled)
+    settled = _settled(passes, found)
     if bool(settled.all()):
         total, bar = found.value @ weight, found.bar @ passes.strength
         kinked = torch.zeros_like(bar, dtype=torch.bool)

@@ -153,7 +153,8 @@ def _answered(
     try:
         answers = tape.pull(cotangents)
     except Fault as fault:
-        return Opinion(name, [Verdict.FAIL] * len(expected), math.inf, 0.0, f"{sentence}; it raised: {fault.message}")
+        raised = f"{sentence}; it raised: {fault.message.rstrip('.')}"
+        return Opinion(name, [Verdict.FAIL] * len(expected), math.inf, 0.0, raised)
     return _compared(name, sentence, answers, expected, typical, rounding)
 
 

@@ -40,7 +40,11 @@ class Space:
 
     def relative(self) -> Space:
         """The same with steps that are relative to each coordinate alone, however small it is."""
-        return dataclasses.replace(self, scale=_scale(self.base, 0.0))
+        return self.scaled(_scale(self.base, 0.0))
+
+    def scaled(self, scale: torch.Tensor) -> Space:
+        """The same with other scales, (C,)."""
+        return dataclasses.replace(self, scale=scale)
 
     @property
     def size(self) -> int:

@@ -91,7 +91,8 @@ def sharpened(
     shift = _SHIFT if again else 1.0
     alone = _Alone(passes, space, directions, torch.zeros_like(usual.coordinates.value, dtype=torch.bool))
     found = Sharpened(usual, Reach.usual(usual))
-    doubted = usual.kinked
+    # Beside a kink all lengths may agree on what is not so.
+    doubted = usual.kinked | usual.bar.isinf() | ladders.unsure(passes, usual)
     longer = _Lengthened.measured(passes, space, directions, [factor * shift for pair in _PAIRS for factor in pair])
     for place in range(0, len(longer.factors), 2):
         doubted = doubted | _by_longer(found, doubted, longer, place)
@@ -229,5 +230,6 @@ class _Alone:
         moved = longest.coordinates.value.abs() * (factors[-1] * finite_difference.LADDERS[0])
         hardly = moved <= _HARDLY * self.passes.epsilon * self.passes.centre.abs()
         left = torch.where(hardly & ~self.untouched[rows], longest.coordinates.bar, 0.0) @ self.passes.strength
-        bar = torch.where((off <= measured.bar).all(0), _SCATTER * error + left, torch.inf)
+        known = ((off <= measured.bar) & measured.bar.isfinite()).all(0)
+        bar = torch.where(known, _SCATTER * error + left, torch.inf)
         return dataclasses.replace(longest, value=mean, low=mean, high=mean, bar=bar)

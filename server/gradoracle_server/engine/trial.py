@@ -23,16 +23,23 @@ class Tape:
     outputs: list[torch.Tensor]
     targets: list[torch.Tensor]  # the wanted inputs
     kinds: list[str]  # their structures
+    guards: bool = False  # whether a backward writes into its cotangents, so that each pull-back needs copies
 
     def pull(self, cotangents: Sequence[torch.Tensor | None], *, create_graph: bool = False) -> list[torch.Tensor]:
         """Gradients by the targets; zeros where there is no dependence."""
-        found = autodiff.pull_back(self.outputs, cotangents, self.targets, create_graph=create_graph, retain_graph=True)
+        given = copies(cotangents) if self.guards else cotangents
+        found = autodiff.pull_back(self.outputs, given, self.targets, create_graph=create_graph, retain_graph=True)
         full = [torch.zeros_like(one) if g is None else g for g, one in zip(found, self.targets, strict=True)]
         return self.projected(full)
 
     def projected(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Each along the set in which its input may move."""
         return [structure.project(one, kind) for one, kind in zip(gradients, self.kinds, strict=True)]
+
+
+def copies(cotangents: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """The same numbers in memory of their own; as they are where their elements share some, for then nobody writes."""
+    return [None if one is None else one.clone() if one.is_contiguous() else one for one in cotangents]
 
 
 def gradient_tape(tape: Tape, cotangents: Sequence[torch.Tensor | None]) -> Tape:
@@ -56,6 +63,7 @@ class Subject:
     inputs: list[torch.Tensor]
     places: list[int]  # of the inputs to differentiate by
     seed: int
+    guards: bool = False  # as a Tape's
 
     @property
     def names(self) -> list[str]:
@@ -72,7 +80,7 @@ class Subject:
         with torch.enable_grad():
             returned = self.plan.program()(tracked)
         check_outputs(self.plan, returned)
-        return Tape(list(returned), [tracked[place] for place in self.places], self.kinds)
+        return Tape(list(returned), [tracked[place] for place in self.places], self.kinds, self.guards)
 
 
 def wanted_places(plan: Plan, inputs: Sequence[torch.Tensor], wrt: Sequence[str]) -> tuple[list[int], list[int]]:

@@ -132,7 +132,7 @@ class Judge:
         ]
         said = f"{count} element{'s' if count != 1 else ''} of its Jacobian {'are' if count != 1 else 'is'} wrong."
         if report.verdict is not Verdict.FAIL:
-            report.verdict, report.explanation = Verdict.FAIL, said
+            report.verdict, report.explanation, report.detection_power = Verdict.FAIL, said, 0.0
             report.diagnosis = Diagnosis.SINGLE_ELEMENTS if count <= mismatches.NAMED else Diagnosis.UNKNOWN
             report.max_error, report.error_bound = report.worst[0].error, report.worst[0].error_bound
         else:
@@ -207,6 +207,9 @@ class Judge:
         if found.verdict is Verdict.FAIL or found.kinked or unsure:
             examiner.doubt(found)
             found = examiner.assess(gradient)
+        if found.kinked:
+            examiner.narrow(gradient)
+            found = examiner.assess(gradient)
         if found.verdict is Verdict.FAIL:
             found = examiner.assess(gradient, generous=True)
         if found.verdict is Verdict.FAIL:
@@ -217,7 +220,7 @@ class Judge:
             inside, unrest = self._inside(place, examiner.space)
             found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
         if found.verdict is Verdict.INCONCLUSIVE and not found.kinked:
-            examiner.narrow()
+            examiner.narrow(gradient)
             found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
         refinable = found.verdict is Verdict.PASS or (found.verdict is Verdict.INCONCLUSIVE and examiner.units)
         if refinable and not found.kinked and examiner.refine(gradient):

@@ -1,0 +1,179 @@
+"""Near a kink, an edge of the domain or the end of a precision: what is not seen is not said."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from check_cases import F64, check, planted
+
+from gradoracle_server.engine import finite_difference
+from gradoracle_server.engine.report import Diagnosis, Mode, Verdict
+
+
+def t(*values, dtype=F64):
+    return torch.tensor(values, dtype=dtype)
+
+
+def one(report):
+    (found,) = report.inputs
+    return found
+
+
+# ---- Kinks that are nearer than the shortest step
+
+
+@pytest.mark.parametrize("distance", [1e-9, 3e-10, -3e-10, -1e-9, 1e-12])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x - 3).abs(),
+        lambda x: torch.relu(x - 3),
+        lambda x: x.clamp(max=3),
+        lambda x: torch.maximum(x, t(3.0)),
+        lambda x: torch.relu(x.sin() - math.sin(3)) * x,
+    ],
+    ids=["abs", "relu", "clamp", "maximum", "relu of sin"],
+)
+@pytest.mark.parametrize("beside", [(), (2.0,)], ids=["alone", "beside another"])
+def test_a_right_gradient_beside_a_kink_is_no_fault(function, distance, beside):
+    """All steps reach it, and longer ones agree on the mean of the slopes of its sides."""
+    report = check(function, t(3 + distance, *beside))
+    assert report.verdict in (Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.NON_DIFFERENTIABLE)
+    assert one(report).claim_inside is not False
+
+
+def test_a_jump_is_not_a_kink_that_is_near():
+    """Nor is a kink, of whatever slopes, a jump."""
+    ladder = finite_difference.steps(0.5)
+    h = torch.tensor(ladder, dtype=F64)
+    near = h[-1] / 2
+
+    def limits(right, left, at=0.0):
+        values = torch.stack([right(h), left(-h)])[:, :, None]
+        return finite_difference.diverges(values, t(at), ladder, 1e-9, 1e-12).flatten().tolist()
+
+    assert limits(lambda x: 1 + x, lambda x: x) == [math.inf, 0]
+    assert limits(lambda x: x, lambda x: x - 1e-6) == [0, math.inf]
+    assert limits(lambda x: 1 + 0 * x, lambda x: 0 * x - 1) == [math.inf, math.inf]
+    kinked = limits(lambda x: (x - near).abs() - near, lambda x: (x - near).abs() - near)
+    assert kinked == [0, 0]
+    assert limits(torch.sqrt, lambda x: x * math.nan) == [math.inf, 0]
+    assert limits(lambda x: x * x.log(), lambda x: x * (-x).log()) == [-math.inf, -math.inf]
+    assert limits(lambda x: x**1.1, lambda x: torch.sin(x)) == [0, 0]
+    assert limits(torch.sin, torch.exp) == [0, -math.inf]  # exp(0) is 1
+
+
+# ---- Elements that are tiny beside the others
+
+
+@pytest.mark.parametrize("tiny", [1e-21, 1e-15])
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize(
+    "function",
+    [torch.log, torch.sqrt, lambda x: x**0.3, lambda x: 1 / x],
+    ids=["log", "sqrt", "power", "reciprocal"],
+)
+@pytest.mark.parametrize("size", [4, 100], ids=["few", "many"])
+def test_probabilities_that_are_nearly_0(function, mode, tiny, size):
+    """Steps of the others' size leave the domain there."""
+    p = torch.linspace(0.1, 0.9, size, dtype=F64)
+    p[2] = tiny
+    assert check(function, p, mode=mode).verdict is Verdict.PASS
+
+    def wrong(inputs, cotangent, right):
+        found = right[0].clone()
+        found[2] *= 1 + 1e-6
+        return (found,)
+
+    if size == 4:
+        assert check(planted(function, wrong), p, mode=mode).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("tiny", [1e-21, 1e-15])
+def test_what_moves_a_function_by_less_than_its_rounding_is_not_known(tiny):
+    """The entropy's slope there is 47, but for moves that are as small as that."""
+
+    def entropy(p):
+        return -(p * p.log()).sum()
+
+    report = check(entropy, t(0.1, 0.3, tiny, 0.6))
+    assert report.verdict is Verdict.INCONCLUSIVE
+    wrong = planted(entropy, lambda inputs, cotangent, right: (right[0] * t(1, 1 + 1e-8, 1, 1),))
+    assert check(wrong, t(0.1, 0.3, tiny, 0.6)).verdict is Verdict.FAIL
+    many = torch.linspace(0.1, 0.9, 100, dtype=F64)
+    many[2] = tiny
+    assert check(entropy, many).verdict is Verdict.PASS
+
+
+def test_slopes_that_grow_without_end_are_infinite():
+    """As slowly as a logarithm."""
+    report = check(torch.special.entr, t(0.0))
+    assert report.verdict is Verdict.NON_DIFFERENTIABLE
+    assert one(report).kink == (math.inf, math.inf)
+    assert one(report).claim_inside
+
+
+# ---- Saturation in low precision
+
+
+@pytest.mark.parametrize(
+    ("function", "x"),
+    [
+        (torch.tanh, t(10.0, dtype=torch.float32)),
+        (torch.tanh, t(8.0, 9.0, 10.0, dtype=torch.float32)),
+        (torch.tanh, t(4.0, dtype=torch.bfloat16)),
+        (torch.tanh, t(5.0, dtype=torch.float16)),
+        (torch.sigmoid, t(17.0, dtype=torch.float32)),
+    ],
+    ids=["tanh(10)", "tanh(8, 9, 10)", "bfloat16", "float16", "sigmoid"],
+)
+def test_what_is_left_of_a_saturated_function_is_rounding(function, x):
+    """1 - tanh(x)^2 is made of a tanh that is rounded: no fault, but no proof either."""
+    assert check(function, x).verdict is Verdict.INCONCLUSIVE
+    ordinary = torch.linspace(-1, 1, 9).to(x.dtype)
+    assert check(function, torch.cat([x, ordinary])).verdict is Verdict.PASS
+    twice = planted(function, lambda inputs, cotangent, right: (2 * right[0],))
+    assert check(twice, torch.cat([x, ordinary])).verdict is Verdict.FAIL
+
+
+# ---- Backward formulas that write into their cotangents
+
+
+class Writing(torch.autograd.Function):
+    """x**3."""
+
+    factor = 3
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @classmethod
+    def backward(cls, ctx, u):
+        (x,) = ctx.saved_tensors
+        return u.mul_(3 * x**2)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_backward_that_writes_into_its_cotangent(mode):
+    """Its numbers are right; what it cannot do is answer a cotangent whose elements share memory, as sum()'s do."""
+    cotangents = {"out0": t(1.0, 2.0, 3.0)}
+    report = check(Writing.apply, t(1.0, 2.0, 3.0), mode=mode, cotangents=cotangents)
+    assert cotangents["out0"].tolist() == [1, 2, 3]
+    assert report.verdict is Verdict.FAIL
+    assert [found.name for found in report.opinions if found.verdict is Verdict.FAIL] == ["linear_expanded"]
+    assert "unsupported operation" in one(report).explanation
+    assert not one(report).worst
+
+    def wrong(x):
+        return Writing.apply(x) + x.detach() ** 2
+
+    report = check(wrong, t(1.0, 2.0, 3.0), mode=mode, cotangents=cotangents)
+    found = one(report).worst[0]
+    of_cotangent = 3 if mode is Mode.PROBE else 1  # of the gradient, or of the Jacobian
+    assert found.claimed == pytest.approx(27 * of_cotangent)
+    assert found.numerical == pytest.approx(33 * of_cotangent, rel=1e-9)
+    assert one(report).diagnosis is not Diagnosis.NAN
