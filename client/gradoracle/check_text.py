@@ -61,7 +61,8 @@ def summary(report: CheckReport) -> str:
     """The figures of the whole check in one line."""
     spent = f"{report.evaluations} forward passes"
     if report.passed and report.detection_power:
-        return f"{spent}; a relative fault of {figure(report.detection_power)} in one element would have been caught"
+        fault = figure(report.detection_power)
+        return f"{spent} would have caught a relative fault of {fault} in one element of usual size"
     return spent
 
 

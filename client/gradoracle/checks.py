@@ -102,7 +102,7 @@ class InputReport:
     explanation: str
     """One sentence."""
     detection_power: float
-    """The smallest relative fault in one element of typical size that would have been caught; 0 without a PASS."""
+    """The smallest relative fault in one element of usual size that would have been caught; 0 without a PASS."""
     errors: Array | None
     """|claimed - right| of every element, where the verdict is FAIL and all are known."""
 
@@ -151,7 +151,8 @@ class CheckReport(Result):
     inputs: dict[str, InputReport]
     """By the inputs' names, in the graph's order."""
     detection_power: float
-    """The smallest relative fault that this run would have caught."""
+    """The smallest relative fault in one element of usual size, the median's, that this run would have caught. In much
+    smaller elements only larger ones are."""
     evaluations: int
     """Forward passes spent."""
     ladder: list[Rung]

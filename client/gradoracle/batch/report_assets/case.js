@@ -94,7 +94,7 @@ function values(known) {
 function facts(one, known) {
   const told = [["line", one.number], ...Object.entries(one.labels)];
   if (known?.evaluations !== undefined) told.push(["forward passes", known.evaluations]);
-  if (known?.detection_power) told.push(["smallest fault caught", figure(known.detection_power)]);
+  if (known?.detection_power) told.push(["smallest fault caught in an element of usual size", figure(known.detection_power)]);
   const phases = Object.entries(known?.timing ?? {}).filter(([name, value]) => name !== "total" && value >= 1e-4);
   if (one.time !== null) {
     const parts = phases.length > 1 ? ` (${phases.map(([name, value]) => `${name} ${seconds(value)}`).join(", ")})` : "";
