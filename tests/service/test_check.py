@@ -86,7 +86,11 @@ def test_claims_need_cotangents(client: go.Client) -> None:
         client.check("sin(x)", {"x": X}, claimed={"x": X})
 
 
-@pytest.mark.parametrize("options", [{"mode": "hard"}, {"order": 3}, {"order": 2, "forward_mode": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"mode": "hard"}, {"order": 3}, {"order": 2, "forward_mode": True}, {"order": 2, "claimed": {"x": X}}],
+    ids=lambda options: " ".join(options),
+)
 def test_unknown_options(client: go.Client, options: dict[str, object]) -> None:
     """An option that does not exist is refused with what there is."""
     with pytest.raises(go.InvalidRequestError, match="expected"):

@@ -324,6 +324,15 @@ def test_what_is_not_finite_is_inconclusive():
     assert check(torch.log, torch.tensor([-1.0, 2.0], dtype=F64)).verdict is Verdict.INCONCLUSIVE
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_cotangent_that_is_not_finite_is_inconclusive(value):
+    """It is no sum of what the function gives, and nothing to hold a gradient against."""
+    x = draw(3)
+    report = check(torch.exp, x, cotangents={"out0": torch.tensor([1.0, value, 1.0], dtype=F64)})
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert "cotangent" in one(report).explanation
+
+
 def test_what_shorter_steps_contradict_is_no_fault():
     """Rounding to decimals at a point of its grid looks linear to long steps; its gradient of 0 is not failed."""
     report = check(lambda x: torch.round(x, decimals=3), torch.linspace(-5, 5, 21, dtype=F64))

@@ -58,6 +58,8 @@ def check(
     chosen = trial.cotangents(plan, tape.outputs, cotangents, claimed=bool(claims), seed=options.seed)
     if not places or all(one is None for one in chosen):
         return _nothing(subject, skipped)
+    if not all(bool(one.isfinite().all()) for one in chosen if one is not None):
+        return _unweighable(subject, skipped)
     first = _first(subject, tape, chosen)
     again = subject.tape()
     repeated = not claims and options.order == 1 and opinions.repeats(again, chosen, first)
@@ -116,6 +118,13 @@ def _non_deterministic(name: str) -> InputReport:
     """Two runs differed."""
     text = "Two runs on the same tensors, with the same seed, gave different outputs or gradients."
     return InputReport(name, Verdict.NON_DETERMINISTIC, text)
+
+
+def _unweighable(subject: Subject, skipped: list[InputReport]) -> Report:
+    """A cotangent is no number, so that the sum of <cotangent, output> has no derivative to be held against."""
+    text = "A cotangent is not finite: there is no sum of cotangents times outputs to differentiate."
+    found = [InputReport(name, Verdict.INCONCLUSIVE, text) for name in subject.names]
+    return Report(Verdict.INCONCLUSIVE, [*found, *skipped], 0.0, 1, [])
 
 
 def _nothing(subject: Subject, skipped: list[InputReport]) -> Report:

@@ -34,6 +34,8 @@ def options(request: pb.CheckGradientsRequest) -> check.Options:
         raise _no_such("forward_mode", "order 1 with it", "order 2")
     if order == 2 and request.batched_gradients:
         raise _no_such("batched_gradients", "order 1 with it", "order 2")
+    if order == 2 and request.claimed:  # they would be weighted with numbers that no caller knows
+        raise _no_such("claimed", "order 1 with it", "order 2")
     return check.Options(
         mode=_MODES[request.mode],
         order=order,
