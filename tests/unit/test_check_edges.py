@@ -65,6 +65,41 @@ def test_a_jump_is_not_a_kink_that_is_near():
     assert limits(torch.sin, torch.exp) == [0, -math.inf]  # exp(0) is 1
 
 
+# ---- Functions that no step is short enough for
+
+
+def logistic(x):
+    for _ in range(50):
+        x = 3.9 * x * (1 - x)
+    return x
+
+
+@pytest.mark.parametrize("x", [0.1, 0.2, 0.35, 0.45, 0.7])
+@pytest.mark.parametrize(
+    "function",
+    [
+        logistic,
+        lambda x: sum(0.5**k * torch.cos(7**k * math.pi * x) for k in range(12)),
+        lambda x: torch.sin(1e9 * x),
+    ],
+    ids=["logistic map", "Weierstrass", "sin"],
+)
+def test_what_oscillates_faster_than_steps_is_not_known(function, x):
+    """Slopes of 1e9 and more, which no difference sees; what differences agree on is an accident."""
+    assert check(function, t(x)).verdict is Verdict.INCONCLUSIVE
+    assert check(function, t(x, 0.25)).verdict is Verdict.INCONCLUSIVE
+
+
+def test_what_is_rough_by_rounding_alone_is_known():
+    """Short steps see nothing but that, and long ones the slope."""
+
+    def rough(x):
+        return (torch.sin(x) + 1e7) - 1e7
+
+    assert check(planted(rough, lambda inputs, cotangent, right: (1.1 * right[0],)), t(0.3)).verdict is Verdict.FAIL
+    assert check(rough, t(0.3)).verdict is not Verdict.FAIL
+
+
 # ---- Elements that are tiny beside the others
 
 

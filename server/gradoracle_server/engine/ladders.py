@@ -14,6 +14,7 @@ from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.slopes import Question, Slopes, Values
 
 _HOPELESS = 1e3  # times the wanted bar: then shorter steps are tried, however little they promise
+_WILD = 2e-4  # of what the longest steps move an output by, that a millionth of their length may move it by
 _Change = Callable[[], torch.Tensor]
 _VALUES = 1 << 22  # coordinates of points and outputs that are worked on together
 
@@ -24,7 +25,8 @@ def measure(passes: Passes, question: Question) -> Slopes:
     for rows in _groups(passes, question.space, question.directions.shape[0]):
         part = question if rows is None else question.of(rows)
         values = sample(passes, part.space, part.directions, part.ladder)
-        pieces.append(_climbed(passes, part, _on_ladder(passes, values), _further(passes, part)))
+        slopes = _climbed(passes, part, _on_ladder(passes, values), _further(passes, part))
+        pieces.append(_but_wild(passes, part, slopes))
     return Slopes.joined(pieces) if len(pieces) > 1 else pieces[0]
 
 
@@ -62,9 +64,30 @@ def measure_all(passes: Passes, questions: Sequence[Question]) -> list[Slopes]:
     found, start = [], 0
     for one in questions:
         stop = start + one.directions.shape[0]
-        found.append(_climbed(passes, one, both.of(passes, slice(start, stop)), _further(passes, one)))
+        slopes = _climbed(passes, one, both.of(passes, slice(start, stop)), _further(passes, one))
+        found.append(_but_wild(passes, one, slopes))
         start = stop
     return found
+
+
+def _but_wild(passes: Passes, question: Question, slopes: Slopes) -> Slopes:
+    """Slopes, unknown along directions in which an output moves about as far in the shortest steps as in the longest:
+    it oscillates faster than any of them, or has no derivative, and what steps agree on is an accident."""
+    if slopes.smooth or passes.unsteady:
+        return slopes
+    rows = unsure(passes, slopes) & ~slopes.kinked & slopes.bar.isfinite() & (slopes.bar > question.wanted)
+    if not bool(rows.any()):
+        return slopes
+    lengths = [finite_difference.LADDERS[0], finite_difference.LADDERS[-1]]
+    values = sample(passes, question.space, question.directions[rows], lengths)
+    far, near = (values.found - passes.centre).abs().amax(1).unbind(1)
+    seen = far.isfinite() & (near > passes.loud) & (passes.weight != 0)
+    wild = (seen & (near >= _WILD * far)).any(1)
+    if not bool(wild.any()):
+        return slopes
+    rows = rows.clone()
+    rows[rows.clone()] = wild
+    return dataclasses.replace(slopes, bar=torch.where(rows, torch.inf, slopes.bar))
 
 
 def _values(passes: Passes, space: Space) -> int:
