@@ -46,17 +46,19 @@ def check(
 
     `fn` is a torch callable, a Graph or an expression. The inputs are numpy arrays, numbers, nested lists, torch
     tensors or anything with `__dlpack__`, in the order of the callable's parameters or of the graph's inputs, and have
-    their names. A callable gets torch tensors; a number is one too unless another argument is an array: then it is
-    passed as it is, as are flags, texts and None.
+    their names. A callable gets torch tensors, of float64 for what has no dtype of its own. Beside an array it gets
+    numbers, lists of whole numbers and tuples, which may be dimensions, as they are; flags, texts and None always.
 
     On trial are the inputs that require grad, as in torch: torch tensors if they say so, what is no torch tensor in any
-    case; a module's parameters too. Where nothing says so, every floating and complex input is.
+    case; a module's parameters too. Where nothing says so, every floating and complex input is. Integer and bool
+    inputs, which have no gradient to claim, are named beside autograd's own gradients.
 
     `claimed` holds gradients of the shapes and dtypes of the inputs on trial: a dict by name, a sequence in the order
     of the inputs on trial with None where nothing is claimed, one array where there is one input, or a function that
-    returns such, a hand-written backward, which is called with the inputs. They may come from any library: they are
-    taken by `__dlpack__`. `cotangents`, in the same forms but by output, are what they are pulled back from; they can
-    be left out where every output is a real scalar, and where autograd's own gradients are on trial.
+    returns such, a hand-written backward, which is called with the inputs, arrays for lists. They may come from any
+    library: they are taken by `__dlpack__`. `cotangents`, in the same forms but by output, are what they are pulled
+    back from; they can be left out where every output is a real scalar, and where autograd's own gradients are on
+    trial.
 
     What is made of torch's operators is traced, and judged by the server of `client`, or else by a private one on this
     machine, which is started at the first call and stopped when the process ends. What cannot be traced, and what
@@ -114,14 +116,15 @@ def _of_graph(graph: Graph, inputs: Sequence[ArrayLike], claimed: Any, cotangent
         )
     given = dict(zip(graph.inputs, inputs, strict=True))
     marked = {name for name, one in given.items() if getattr(one, "requires_grad", False)}
-    foreign = {name for name, one in given.items() if not hasattr(one, "requires_grad")}
     if marked:
-        graph = on_trial(graph, marked | foreign)
+        unable = {name for name, one in given.items() if not _can_require_grad(one)}
+        graph = on_trial(graph, {name for name in marked | unable if graph.requires_grad(name)})
     primals = {
         name: one if isinstance(one, tensor_pb2.Tensor) else _primal(one, name, graph.requires_grad(name))
         for name, one in given.items()
     }
-    return judge(graph, primals, claims.claimed_by(claimed, inputs), cotangents, ask)
+    arrays = [primals[name] if isinstance(one, list | tuple) else one for name, one in given.items()]
+    return judge(graph, primals, claims.claimed_by(claimed, arrays), cotangents, ask)
 
 
 def judge(graph: Graph, primals: dict[str, Any], claimed: Any, cotangents: Any, ask: Ask) -> CheckReport:
@@ -142,8 +145,16 @@ def on_trial(graph: Graph, names: set[str]) -> Graph:
     """The same graph, in which only these inputs require grad."""
     message = graph.message
     for one in message.inputs:
-        one.requires_grad = one.name in names and graph.requires_grad(one.name)
+        one.requires_grad = one.name in names
     return Graph.from_message(message)
+
+
+def _can_require_grad(value: Any) -> bool:
+    """Whether it is a torch tensor that could say that it requires grad."""
+    kind = getattr(value, "dtype", None)
+    return hasattr(value, "requires_grad") and any(
+        getattr(kind, one, True) for one in ("is_floating_point", "is_complex")
+    )
 
 
 def _primal(value: ArrayLike, name: str, floating: bool) -> Any:

@@ -154,6 +154,78 @@ def test_float32_where_no_graph_can(client: go.Client) -> None:
         assert go.check(fn, x, claimed=wrong, client=client).verdict is go.Verdict.FAIL
 
 
+@pytest.mark.parametrize("fn", ["x.sin()", lambda x: x.sin(), torch.sin, lambda x: x.sin() + 0 * int(x.sum())])
+def test_lists_are_arrays(client: go.Client, fn: Any) -> None:
+    """Nested lists are inputs, of float64, for a graph, for functions, and for one that cannot be traced."""
+    for given in ([1.0, 2.0], [[1, 2], [3, 4]], (0.5, 1.5), 2):
+        (found,) = go.check(fn, given, client=client).inputs.values()
+        assert found.passed
+        (claimed,) = go.check(fn, given, claimed=1.0001 * np.cos(given), cotangents=np.ones_like(given, float),
+                              client=client).inputs.values()  # fmt: skip
+        assert claimed.diagnosis is go.Diagnosis.SCALED
+        assert claimed.factor == pytest.approx(1.0001, rel=1e-8)
+
+
+@pytest.mark.parametrize(("fn", "backward"), [("sum(x**3)", np.square), (lambda x: (x**3).sum(), torch.square)])
+def test_a_hand_written_backward_gets_arrays_for_lists(client: go.Client, fn: Any, backward: Any) -> None:
+    """Arrays, or what the function itself gets."""
+    assert go.check(fn, [1.0, 2.0, 3.0], claimed=lambda x: 3 * backward(x), client=client).passed
+
+
+def test_lists_beside_arrays(client: go.Client) -> None:
+    """Lists of other than whole numbers are inputs; those and tuples, which may be dimensions, are passed as they are,
+    and so is what holds tensors."""
+    assert list(go.check(lambda x, w: (x * w).sum(), [1.0, 2.0], X[:2], client=client).inputs) == ["x", "w"]
+    for dims in ([1, 0], (1, 0)):
+        assert list(go.check(lambda x, dims: x.permute(dims).sin(), W, dims, client=client).inputs) == ["x"]
+    scale = (2.0, 0.5)
+    assert list(go.check(lambda x, scale: x * scale[0] + scale[1], X, scale, client=client).inputs) == ["x"]
+    pair = [torch.from_numpy(X), torch.from_numpy(X)]
+    report = go.check(lambda pair, dims: (pair[0] * pair[1]).sum(dims), pair, [0], client=client)
+    assert list(report.inputs) == ["pair.0", "pair.1"]
+    assert go.check(lambda x, flags: x if flags[0] else -x, 2.0, [True], client=client).passed
+    with pytest.raises(go.InvalidRequestError, match=r"inputs\[0\]: expected numbers, or nested lists of them in rows"):
+        go.check(lambda x: x.sum(), [[1.0, 2.0], [3.0]], client=client)
+
+
+@pytest.mark.parametrize("fn", ["x * n", lambda x, n: x * n, lambda x, n: x * n + 0 * int(n.sum())])
+@pytest.mark.parametrize("number", [torch.tensor([0, 1, 1]), np.array([True, False, True])])
+@pytest.mark.parametrize("tracked", [False, True])
+def test_inputs_without_a_gradient_are_named(client: go.Client, fn: Any, number: Any, tracked: bool) -> None:
+    """An integer or bool input is named, with why nothing was checked, and has no say in the verdict, wherever the
+    function is judged and whoever says what requires grad."""
+    report = go.check(fn, torch.from_numpy(X).clone().requires_grad_(tracked), number, client=client)
+    assert report.passed
+    assert list(report.inputs) == ["x", "n"]
+    assert report.inputs["n"].verdict is go.Verdict.NON_DIFFERENTIABLE
+    kind = str(number.dtype).removeprefix("torch.")
+    assert report.inputs["n"].explanation == f"{kind} tensors have no gradient; nothing was checked."
+    with pytest.raises(go.InvalidRequestError, match=f'claimed: input "n" is {kind} and has no gradient to claim'):
+        go.check(fn, X, number, claimed={"n": np.zeros(3)}, cotangents=X, client=client)
+
+
+@pytest.mark.parametrize("fn", ["n * 2.0", lambda n: n * 2.0, lambda n: n * 2.0 + 0 * int(n.sum())])
+def test_nothing_but_inputs_without_a_gradient(client: go.Client, fn: Any) -> None:
+    """They are named where nothing else is on trial, too."""
+    report = go.check(fn, torch.tensor([0, 1, 1]), client=client)
+    assert report.verdict is go.Verdict.NON_DIFFERENTIABLE
+    assert "int64 tensors have no gradient" in report.inputs["n"].explanation
+
+
+def test_in_inference_mode(client: go.Client) -> None:
+    """The mode around a check does not matter to it, nor that tensors were made in it, wherever it is judged."""
+    for fn in (torch.sin, branching):
+        with torch.inference_mode():
+            inside = torch.from_numpy(X).clone().requires_grad_()
+            for x in (torch.from_numpy(X), inside, X):
+                assert go.check(fn, x, client=client).passed
+        assert go.check(fn, inside, client=client).passed
+    with torch.inference_mode():
+        for x in (inside, X):
+            (found,) = go.check(Doubler.apply, x, client=client).inputs.values()
+            assert found.diagnosis is go.Diagnosis.SCALED
+
+
 def test_flags_and_numbers_are_passed_as_they_are(client: go.Client) -> None:
     """Beside arrays, numbers and flags are no inputs; alone, numbers are."""
     assert list(go.check(lambda x, n, flag: x**n, X, 3, True, client=client).inputs) == ["x"]

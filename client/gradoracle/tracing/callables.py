@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from gradoracle import claims, inprocess, judging
 from gradoracle.checks import CheckReport
@@ -15,9 +16,15 @@ from gradoracle.errors import TraceError
 from gradoracle.tracing import trace
 from gradoracle.tracing.arguments import Call
 
-_NUMBERS = (bool, int, float, complex)
+_KINDS: dict[type, tuple[type, ...]] = {
+    bool: (bool, np.bool_),
+    int: (int, np.integer),
+    float: (float, np.floating),
+    complex: (complex, np.complexfloating),
+}
 
 
+@torch.inference_mode(False)  # whose tensors autograd cannot record
 def check(
     fn: Callable[..., Any],
     inputs: Sequence[Any],
@@ -27,11 +34,14 @@ def check(
     ask: judging.Ask,
 ) -> CheckReport:
     """As `gradoracle.check`, which it is the torch side of; `ask` asks the server about a graph."""
-    alone = all(isinstance(one, _NUMBERS) or not _is_array(one) for one in inputs)
-    args = [tensor_of(one, place, numbers_too=alone) for place, one in enumerate(inputs)]
+    args = tensors_of(inputs)
     call = Call(fn, args, {})
     tried = _on_trial(call)
-    claimed = claims.claimed_by(claimed, inputs)
+    given = [
+        made.detach() if isinstance(one, list | tuple) and isinstance(made, torch.Tensor) else one
+        for one, made in zip(inputs, args, strict=True)
+    ]
+    claimed = claims.claimed_by(claimed, given)
     engine = inprocess.engine()
     own = claimed is None and engine is not None
     if own and has_own_gradient(_run_once(call)):
@@ -46,7 +56,7 @@ def check(
         return _in_process(call, tried, claimed, cotangents, options)
     primals = {leaf.name: claims.host_array(leaf.tensor, leaf.name) for leaf in call.leaves if not leaf.is_buffer}
     known = {name: primals[name] for name in graph.inputs if name in primals}
-    return judging.judge(judging.on_trial(graph, tried), known, claimed, cotangents, ask)
+    return judging.judge(judging.on_trial(graph, tried | _without_gradient(call)), known, claimed, cotangents, ask)
 
 
 def without_engine(error: TraceError) -> TraceError:
@@ -59,6 +69,11 @@ def _on_trial(call: Call) -> set[str]:
     """The inputs that require grad, or every floating one where none says so."""
     marked = {leaf.name for leaf in call.leaves if leaf.requires_grad and leaf.tensor.requires_grad}
     return marked or {leaf.name for leaf in call.leaves if leaf.requires_grad}
+
+
+def _without_gradient(call: Call) -> set[str]:
+    """The inputs whose dtype has no gradient: they are named in reports, which say so."""
+    return {leaf.name for leaf in call.leaves if leaf.shuffles}
 
 
 # ---- In this process
@@ -103,25 +118,26 @@ def _in_process(call: Call, tried: set[str], claimed: Any, cotangents: Any, opti
     function = _Fresh(call, tried)
     leaves = [leaf for leaf in call.leaves if not leaf.is_buffer]
     tensors = [leaf.tensor.detach() for leaf in leaves]
+    tensors = [one.clone() if one.is_inference() else one for one in tensors]
     with left_alone(tensors):
         outputs = function.named(tensors)
-        named = {leaf.name: (leaf.tensor.detach(), leaf.name in tried) for leaf in leaves}
+        shown = tried | _without_gradient(call)
+        named = {leaf.name: (one, leaf.name in shown) for leaf, one in zip(leaves, tensors, strict=True)}
         return inprocess.check(
             engine,
             function,
             named,
             [name for name, _ in outputs],
             request,
-            claimed=_claims(claimed, named),
+            claimed=_claims(claimed, {name: one for name, (one, _) in named.items() if name in tried}),
             cotangents=_cotangents(cotangents, dict(outputs)),
             raisable=is_raisable(function, tensors),
         )
 
 
-def _claims(claimed: Any, inputs: Mapping[str, tuple[torch.Tensor, bool]]) -> dict[str, torch.Tensor]:
+def _claims(claimed: Any, tried: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if claimed is None:
         return {}
-    tried = {name: tensor for name, (tensor, tracked) in inputs.items() if tracked}
     shapes = {name: tuple(tensor.shape) for name, tensor in tried.items()}
     named = claims.by_name(claimed, list(tried), shapes, "claimed", "input")
     originals = {name: claims.host_array(tensor, name) for name, tensor in tried.items()}
@@ -204,11 +220,19 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(_WIDE.get(tensor.dtype, tensor.dtype))
 
 
-def tensor_of(value: Any, place: int, *, numbers_too: bool) -> Any:
-    """What a function gets for an argument: a torch tensor where it is an array, else the value itself."""
-    if isinstance(value, torch.Tensor) or not (
-        _is_array(value) or (numbers_too and type(value) in (int, float, complex))
-    ):
+def tensors_of(inputs: Sequence[Any]) -> list[Any]:
+    """What a function gets for its arguments: torch tensors for arrays, else the values themselves.
+
+    Numbers, lists of whole numbers and tuples are arrays where nothing else is one: beside others they may be
+    dimensions.
+    """
+    beside = any(_is_array(one) for one in inputs) or any(_has_dtype(one) for one in pytree.tree_leaves(list(inputs)))
+    return [_tensor_of(one, place, beside=beside) for place, one in enumerate(inputs)]
+
+
+def _tensor_of(value: Any, place: int, *, beside: bool) -> Any:
+    alone = not beside and bool(_kinds(value) - {bool})
+    if isinstance(value, torch.Tensor) or not (alone or _is_array(value)):
         return value
     found = of_numpy(claims.host_array(value, f"inputs[{place}]"))
     return found.requires_grad_(found.dtype.is_floating_point or found.dtype.is_complex)
@@ -224,4 +248,16 @@ def of_numpy(array: Any) -> torch.Tensor:
 
 
 def _is_array(value: Any) -> bool:
+    return _has_dtype(value) or (isinstance(value, list) and bool(_kinds(value) & {float, complex}))
+
+
+def _has_dtype(value: Any) -> bool:
     return isinstance(value, torch.Tensor | np.ndarray | np.generic) or hasattr(value, "__dlpack__")
+
+
+def _kinds(value: Any) -> set[type]:
+    """Of which kinds a number, or those in nested lists, are; none where anything else is among them."""
+    if isinstance(value, list | tuple):
+        inside = [_kinds(one) for one in value]
+        return set().union(*inside) if all(inside) else set()
+    return next(({kind} for kind, types in _KINDS.items() if isinstance(value, types)), set())
