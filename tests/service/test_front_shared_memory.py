@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import signal
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -412,3 +414,31 @@ def test_its_path_must_be_free(tmp_path: Path) -> None:
     expected = "--shared-memory: expected an address that is free and of this machine"
     assert text.endswith(f"{expected}, got unix:{path}: a file of that name exists and is no socket\n")
     assert "mine" == path.read_text()
+
+
+def seconds_of(process: int) -> float:
+    """Processor time that a process has taken."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_without_descriptors_nobody_is_taken_for_a_while(tmp_path: Path) -> None:
+    """Who waits to be taken then costs no processor time, and is taken when there are descriptors again."""
+    with start(*flags(tmp_path), "--workers", "1") as server:
+        pid = server.process.pid
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        used = max(int(one.name) for one in Path(f"/proc/{pid}/fd").iterdir()) + 1
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used, before[1]))
+        lowest = [socket.socket(socket.AF_UNIX) for _ in range(used)]  # which take what is free below
+        for one in lowest:
+            one.connect(str(tmp_path / "g.sock.memory.calls"))
+        caller = Caller(tmp_path / "g.sock.memory")
+        with caller.socket, memory_file() as descriptor:
+            time.sleep(0.5)
+            begun = seconds_of(pid)
+            time.sleep(2)
+            assert seconds_of(pid) - begun < 0.4
+            for one in lowest:
+                one.close()
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+            assert caller.token(descriptor)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -48,6 +49,8 @@ _TOKEN = 16  # bytes
 _MESSAGE_AT_MOST = 64  # bytes of a message from a caller
 _FIELD_AT_MOST = 64 * 1024  # bytes of a request's field `memory`
 _NEEDED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+_NONE_LEFT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_REST = 1.0  # seconds in which nobody is taken after there was no descriptor or memory for one
 _UNWELCOME = fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | 0x10  # the last is F_SEAL_FUTURE_WRITE of <linux/fcntl.h>
 
 _log = logging.getLogger(__name__)
@@ -107,6 +110,7 @@ class SharedMemory:
         self._room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
         self._connections: set[_Connection] = set()
         self._socket: socket.socket | None = None
+        self._rest: asyncio.TimerHandle | None = None
 
     @property
     def is_full(self) -> bool:
@@ -121,12 +125,14 @@ class SharedMemory:
         sock.bind(str(self.path))
         self.path.chmod(0o600 if beside is None else stat.S_IMODE(beside.stat().st_mode))
         sock.listen()
-        asyncio.get_running_loop().add_reader(sock, self._accept)
+        self._listen()
 
     def close(self) -> None:
         """Ends all connections. May be called again."""
         for connection in list(self._connections):
             connection.close()
+        if self._rest is not None:
+            self._rest.cancel()
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
@@ -181,13 +187,21 @@ class SharedMemory:
             raise failure
         return size
 
+    def _listen(self) -> None:
+        if self._socket is not None:
+            asyncio.get_running_loop().add_reader(self._socket, self._accept)
+
     def _accept(self) -> None:
         if self._socket is None:
             return
         try:
             sock, _ = self._socket.accept()
-        except OSError:  # it has gone again, or there are no descriptors left
-            return
+        except OSError as error:
+            if error.errno in _NONE_LEFT:  # the loop would call again and again
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(self._socket)
+                self._rest = loop.call_later(_REST, self._listen)
+            return  # else it has gone again
         if self.is_full:
             sock.close()
             return
