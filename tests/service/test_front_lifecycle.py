@@ -225,6 +225,7 @@ def test_drain_pause_goes_on_serving() -> None:
     with start("--workers", "1", "--drain-pause", "1h") as server, connect(server) as stub:
         server.process.terminate()
         eventually(lambda: server.get("/readyz")[0] == 503)
+        assert "not ready: shutting down\n" == server.get("/readyz")[1]
 
         assert stub.Evaluate(command()).outputs
         assert 128 + signal.SIGTERM == server.stop()

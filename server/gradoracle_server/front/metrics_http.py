@@ -36,9 +36,9 @@ class MetricsServer:
         self.address = Address(address.host, self._server.server_address[1])
         self._serving = False
 
-    def start(self, registry: CollectorRegistry, is_ready: Callable[[], bool]) -> None:
-        """Serves the registry's metrics."""
-        self._server.set_app(_app(registry, is_ready))
+    def start(self, registry: CollectorRegistry, why_not_ready: Callable[[], str]) -> None:
+        """Serves the registry's metrics. `why_not_ready` is empty while the server is ready."""
+        self._server.set_app(_app(registry, why_not_ready))
         self._serving = True
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="gradoracle-metrics", daemon=True).start()
 
@@ -49,7 +49,7 @@ class MetricsServer:
         self._server.server_close()
 
 
-def _app(registry: CollectorRegistry, is_ready: Callable[[], bool]) -> WSGIApplication:
+def _app(registry: CollectorRegistry, why_not_ready: Callable[[], str]) -> WSGIApplication:
     metrics = make_wsgi_app(registry)
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -60,9 +60,9 @@ def _app(registry: CollectorRegistry, is_ready: Callable[[], bool]) -> WSGIAppli
         if path == "/healthz":
             return _text(start_response, "200 OK", "ok")
         if path == "/readyz":
-            if is_ready():
-                return _text(start_response, "200 OK", "ready")
-            return _text(start_response, "503 Service Unavailable", "not ready: no worker of the default device")
+            if why := why_not_ready():
+                return _text(start_response, "503 Service Unavailable", f"not ready: {why}")
+            return _text(start_response, "200 OK", "ready")
         return _text(start_response, "404 Not Found", "there are /metrics, /healthz and /readyz")
 
     return app

@@ -91,7 +91,7 @@ class Front:
             pool = self._pool = await self._make_pool()
             metrics = self._metrics = Metrics(pool, self._version)
             if http is not None:
-                http.start(metrics.registry, lambda: self._health.is_ready)
+                http.start(metrics.registry, self._why_not_ready)
             try:
                 if await self._comes_up(pool):
                     await self._serve(pool, metrics, http)
@@ -228,6 +228,11 @@ class Front:
 
     def _workers_changed(self) -> None:
         self._health.set_ready(not self._draining and self._pool is not None and self._pool.default.alive > 0)
+
+    def _why_not_ready(self) -> str:
+        if self._draining:
+            return "shutting down"
+        return "" if self._health.is_ready else "no worker of the default device"
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
