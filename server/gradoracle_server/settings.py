@@ -179,7 +179,15 @@ OPTIONS: tuple[Option, ...] = (
         "threads of each CPU worker (default: the cores shared out evenly)",
     ),
     Option("max_queue", _count, "a whole number from 0", "requests waiting for one device; 0: no limit", "1024"),
-    Option("max_queue_bytes", _size, _SIZE, "bytes of requests waiting for one device; 0: no limit", "2GiB", "BYTES"),
+    Option(
+        "max_queue_bytes",
+        _size,
+        _SIZE,
+        "bytes of requests waiting for one device; answers that callers of streams have yet to read may take an eighth "
+        "of it together; 0: no limit",
+        "2GiB",
+        "BYTES",
+    ),
     Option(
         "max_message_bytes",
         _message_size,

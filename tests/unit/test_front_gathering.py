@@ -13,6 +13,7 @@ import pytest
 from gradoracle.v1 import service_pb2
 from gradoracle_server.front import stream
 from gradoracle_server.front.stream_wire import Answer
+from gradoracle_server.front.unread import Unread
 
 FIELD = 3  # evaluate
 
@@ -36,7 +37,8 @@ class Context:
 @asynccontextmanager
 async def writing(context: Context, unanswered: int, waiting: int) -> AsyncIterator[Any]:
     """A stream with so many unanswered calls, on two workers for which so many calls wait."""
-    made = stream.Stream(SimpleNamespace(), SimpleNamespace(), context, None)  # type: ignore[arg-type]
+    unread = Unread(0, 2)
+    made = stream.Stream(SimpleNamespace(), SimpleNamespace(), unread, context, None)  # type: ignore[arg-type]
     made._calls = dict.fromkeys(range(1000, 1000 + unanswered))  # type: ignore[assignment]
     made._lane = SimpleNamespace(queue=SimpleNamespace(depth=waiting), size=2)  # type: ignore[assignment]
     writer = asyncio.create_task(made._write())

@@ -21,6 +21,7 @@ from gradoracle_server.front.admission import Ticket
 from gradoracle_server.front.metrics import SERVICE, Metrics
 from gradoracle_server.front.pool import Lane, Pool
 from gradoracle_server.front.shared_memory import SharedMemory
+from gradoracle_server.front.unread import Unread
 from gradoracle_server.front.uploads import Budget
 from gradoracle_server.settings import Settings
 
@@ -31,6 +32,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 _FOREVER = 1e9  # seconds
 _LIST_OPERATORS = METHODS.index("ListOperators")
+_UNREAD = 8  # answers that callers do not read may take one byte for so many that requests may
 
 
 class Connection(Protocol):
@@ -59,8 +61,9 @@ class Service:
         self.settings = settings
         self.tracing = tracing
         self.draining = False  # whether new calls are refused
-        one = sum(lane.size for lane in pool.lanes.values()) == 1
-        self.budget = Budget(settings.max_queue_bytes, settings.max_tensor_bytes, again=one)
+        workers = sum(lane.size for lane in pool.lanes.values())
+        self.budget = Budget(settings.max_queue_bytes, settings.max_tensor_bytes, again=workers == 1)
+        self.unread = Unread(-(-settings.max_queue_bytes // _UNREAD), workers)
         self.memory: SharedMemory | None = None  # what callers share, where that is wanted
         self._pool = pool
         self._version = version

@@ -2,7 +2,7 @@
 
 One task reads, one writes; a call costs no task of its own. What a stream may have unanswered is bounded by not reading
 on, so a client that sends faster than its calls are served, or reads no answers, is held up by gRPC's flow control, or
-that of whatever else the calls come over.
+that of whatever else the calls come over. What the answers of all streams may take together is told in unread.py.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from gradoracle_server.front.admission import Ticket
 from gradoracle_server.front.pool import Lane
 from gradoracle_server.front.service import Connection, Service, gone
 from gradoracle_server.front.stream_wire import Answer, Call, Chunk
+from gradoracle_server.front.unread import Share, Unread
 from gradoracle_server.front.uploads import Budget, Upload
 
 if TYPE_CHECKING:
@@ -45,11 +46,20 @@ _FIELDS_AT_ONCE = 256  # calls and chunks of one message before others have a go
 class Stream:
     """One stream: its calls, whatever they come over."""
 
-    def __init__(self, service: Service, budget: Budget, connection: Connection, trace: StreamTrace | None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        budget: Budget,
+        unread: Unread,
+        connection: Connection,
+        trace: StreamTrace | None,
+    ) -> None:
         self._service = service
         self._trace = trace
         self._budget = budget
         self._connection = connection
+        self._share = Share(unread)
+        self._leaving = 0  # bytes of the answers that end with the message that is being sent
         self._uploads: dict[int, Upload] = {}  # by call, which has not come yet
         self._calls: dict[int, tuple[Lane, Ticket, Upload | None]] = {}  # by id, not yet answered
         self._ready: deque[Answer] = deque()  # not yet sent
@@ -107,12 +117,12 @@ class Stream:
             self._sending[0].close()
         self._ready.clear()
         self._sending = None
+        self._share.close()
 
     async def _read(self) -> None:
         while True:
             while self._is_full():
-                self._room.clear()
-                await self._room.wait()
+                await self._sent()
             message = await self._connection.read()
             if message is grpc.aio.EOF:
                 return
@@ -124,7 +134,13 @@ class Stream:
 
     def _is_full(self) -> bool:
         sending = 0 if self._sending is None else 1
-        return len(self._calls) + len(self._ready) + sending >= CALLS_AT_MOST or self._held >= BYTES_AT_MOST
+        unanswered = len(self._calls) + len(self._ready) + sending
+        return unanswered >= CALLS_AT_MOST or self._held >= BYTES_AT_MOST or self._share.is_full
+
+    async def _sent(self) -> None:
+        """Waits until answers have left."""
+        self._room.clear()
+        await self._room.wait()
 
     async def _take(self, message: memoryview) -> None:
         calls = []
@@ -139,6 +155,8 @@ class Stream:
                 await asyncio.sleep(0)
         # A call's chunks may stand behind it in the same message.
         for count, call in enumerate(calls, 1):
+            while self._share.is_full:
+                await self._sent()
             await self._start(call)
             if count % _FIELDS_AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -223,6 +241,7 @@ class Stream:
             raise
         self._calls[call.id] = lane, ticket, upload
         self._held += ticket.size
+        self._share.begin()
         ticket.future.add_done_callback(lambda _: self._finished(call.id, call.method or 0))
 
     def _finished(self, call_id: int, method: int) -> None:
@@ -230,6 +249,7 @@ class Stream:
         lane, ticket, upload = self._calls.pop(call_id)
         self._lane = lane
         self._held -= ticket.size
+        self._share.end()
         if ticket.job.attachments is not None:
             ticket.job.attachments.close()
         if upload is not None:
@@ -283,6 +303,7 @@ class Stream:
             return
         self._ready.append(answer)
         self._held += answer.size
+        self._share.add(answer.whole_size)
         if self._sending is not None or not self._gathers():
             self._changed.set()
 
@@ -312,14 +333,19 @@ class Stream:
                     self._timer.cancel()
                     self._timer = None
                 await self._connection.write(message)
-                self._room.set()
-            elif self._ready or self._sending is not None:
-                continue  # the last part of a large answer was sent, and the next one waits
+                self._have_sent()
+            elif self._leaving or self._ready or self._sending is not None:
+                self._have_sent()  # the last part of a large answer, with the message before; the next one may wait
             elif self._no_more_calls and not self._calls:
                 return
             else:
                 self._changed.clear()
                 await self._changed.wait()
+
+    def _have_sent(self) -> None:
+        self._share.take(self._leaving)
+        self._leaving = 0
+        self._room.set()
 
     def _next(self) -> bytes:
         """The next message: answers that are ready, and a chunk of one that is larger."""
@@ -334,6 +360,7 @@ class Stream:
                 continue
             answer = self._ready.popleft()
             self._held -= answer.size
+            self._leaving += answer.whole_size
             size += answer.size
             parts += stream_wire.answer(answer)
         if self._sending is not None and size < _CHUNK:
@@ -343,6 +370,7 @@ class Stream:
             else:
                 self._sending = None
                 self._held -= answer.size
+                self._leaving += answer.whole_size
                 answer.close()
         return b"".join(parts)
 

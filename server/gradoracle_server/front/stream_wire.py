@@ -65,6 +65,11 @@ class Answer:
     def __post_init__(self) -> None:
         self.size = sum(map(len, self.parts))
 
+    @property
+    def whole_size(self) -> int:
+        """Bytes with the attachments."""
+        return self.size + (0 if self.attachments is None else sum(length for _, length in self.attachments.spans))
+
     def close(self) -> None:
         """Gives the attachments back."""
         if self.attachments is not None:

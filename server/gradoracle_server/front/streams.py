@@ -33,7 +33,7 @@ class Streams:
         """Serves a stream that is not gRPC's, to its end. Raises Failure where that is not the client's regular end."""
         if self._service.draining:
             raise statuses.shutting_down()
-        stream = Stream(self._service, self._budget, connection, None)
+        stream = Stream(self._service, self._budget, self._service.unread, connection, None)
         self._open.add(stream)
         try:
             await stream.run()
@@ -46,7 +46,7 @@ class Streams:
         calls.started += 1
         tracing = self._service.tracing
         trace = None if tracing is None else tracing.stream(context, arrived)
-        stream = Stream(self._service, self._budget, context, trace)
+        stream = Stream(self._service, self._budget, self._service.unread, context, trace)
         self._open.add(stream)
         try:
             if self._service.draining:
