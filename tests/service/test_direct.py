@@ -29,6 +29,7 @@ from front_server import Server, eventually, start
 import gradoracle as go
 from gradoracle import direct, stream
 from gradoracle.v1 import service_pb2
+from gradoracle_server import wire_format
 from gradoracle_server.front.direct import DirectCalls
 
 BUSY, IDLE = 'gradoracle_workers{device="cpu",state="busy"}', 'gradoracle_workers{device="cpu",state="idle"}'
@@ -738,6 +739,32 @@ async def test_who_leaves_in_the_middle_of_an_answer_costs_nothing_more(tmp_path
     await asyncio.sleep(0.1)
     assert written == before
     calls.close()
+
+
+def test_who_leaves_while_the_device_is_looked_for(tmp_path: Path) -> None:
+    """The call ends, so that a server that stops waits for nobody."""
+    message = service_pb2.StreamRequest()
+    message.calls.add(id=1).compute_vjp.device = "cpu"
+    # Empty fields that no request has, by the hundred thousand, in front of the device.
+    request = message.calls[0].compute_vjp.SerializeToString()
+    many = b"\xa2\x01\x00" * 200_000 + request
+    call = b"\x08\x01" + wire_format.headed(4, len(many)) + many
+    with start(*flags(tmp_path), "--workers", "1", "--drain-timeout", "10m") as server:
+        for number in range(10):
+            caller = Caller(server)
+            caller.send(wire_format.headed(1, len(call)) + call)
+            time.sleep(0.002 * number)
+            caller.socket.close()
+        eventually(lambda: vjps(server, "started") == vjps(server, "handled") > 0)
+        server.process.terminate()
+        assert server.process.wait(60) == 0
+
+
+def vjps(server: Server, what: str) -> float:
+    """How many calls of ComputeVjp have started, or were handled."""
+    lines = server.get("/metrics")[1].splitlines()
+    mine = [line for line in lines if line.startswith(f"grpc_server_{what}_total{{") and '"ComputeVjp"' in line]
+    return sum(float(line.rpartition(" ")[2]) for line in mine)
 
 
 def test_answers_that_nobody_reads(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ class Stream:
             self._reader.cancel()
             writer.cancel()
             self._give_back()
+            await asyncio.wait({self._reader, writer})  # a call that the reader has just begun ends with it
 
     def drain(self) -> None:
         """Reads no more calls."""
@@ -179,14 +180,19 @@ class Stream:
             upload = self._uploads[call_id] = Upload(self._budget, call_id)
         upload.add(attachment, data)
 
-    async def _start(self, call: Call) -> None:
-        arrived = time.perf_counter()
-        upload = self._uploads.pop(call.id, None)
-        if call.id in self._calls:
+    def _upload_of(self, call_id: int) -> Upload | None:
+        """What has come of a call before itself. Raises Failure where another has its id."""
+        upload = self._uploads.pop(call_id, None)
+        if call_id in self._calls:
             if upload is not None:
                 upload.close()
-            text = f"calls: expected an id that is not in use, got {call.id}, whose call is not yet answered"
+            text = f"calls: expected an id that is not in use, got {call_id}, whose call is not yet answered"
             raise statuses.malformed("Stream", text)
+        return upload
+
+    async def _start(self, call: Call) -> None:
+        arrived = time.perf_counter()
+        upload = self._upload_of(call.id)
         if call.method is not None:
             self._service.metrics.calls[_name(call.method)].started += 1
         try:
@@ -198,6 +204,12 @@ class Stream:
                 self._ended_with(call.method, arrived, grpc.StatusCode.OK)
                 return
             await self._admit(call, upload, arrived)
+        except asyncio.CancelledError:  # the stream ended, or is drained, while the device was looked for
+            if upload is not None:
+                upload.close()
+            if call.method is not None:
+                self._ended_with(call.method, arrived, gone(self._connection))
+            raise
         except Exception as error:
             if upload is not None:
                 upload.close()
