@@ -25,6 +25,7 @@ import pytest
 import real_server
 from callers import by_tasks, by_threads, told
 from front_server import Server, eventually, start
+from google.rpc import status_pb2
 
 import gradoracle as go
 from gradoracle import direct, stream
@@ -838,6 +839,34 @@ def test_a_connection_needs_credentials(tmp_path: Path) -> None:
             second._call(told("echo"), 30)
             with pytest.raises(go.AuthenticationError):
                 first._call(told("echo"), 30)
+
+
+def test_a_token_that_is_taken_away(tmp_path: Path) -> None:
+    """What runs by then finishes, as through gRPC, and calls beside it are refused; then the connection ends."""
+    tokens, free = tmp_path / "tokens", tmp_path / "free"
+    tokens.write_text("first\nsecond\n")
+    with start(*flags(tmp_path), "--workers", "1", "--token-file", str(tokens)) as server:
+        busy, idle = (Caller(server, b"Bearer first") for _ in range(2))
+        for caller in (busy, idle):
+            caller.call(1, "echo")
+            assert caller.receive() is not None
+        busy.call(1, f"until {free}")
+        eventually(lambda: server.metric(BUSY) == 1)
+        tokens.write_text("second\n")
+        server.process.send_signal(signal.SIGHUP)
+        assert idle.is_closed
+        busy.call(2, "echo")
+        refused, free_again = busy.receive(), Caller(server, b"Bearer second")
+        free_again.call(1, "echo")
+        free.touch()
+        answered = busy.receive()
+        assert refused is not None
+        assert answered is not None
+        assert (2, "status") == (refused.answers[0].id, refused.answers[0].WhichOneof("response"))
+        assert 16 == status_pb2.Status.FromString(refused.answers[0].status).code
+        assert (1, "evaluate") == (answered.answers[0].id, answered.answers[0].WhichOneof("response"))
+        assert busy.is_closed
+        assert free_again.receive() is not None
 
 
 def test_certificates_are_grpcs_to_show(tmp_path: Path) -> None:

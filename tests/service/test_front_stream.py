@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import signal
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -71,9 +72,9 @@ def refusal(answer: service_pb2.StreamAnswer) -> Refusal:
 class Talk:
     """A stream that is spoken to step by step."""
 
-    def __init__(self, stub: Stub) -> None:
+    def __init__(self, stub: Stub, **kwargs: Any) -> None:
         self._requests: queue.Queue[service_pb2.StreamRequest | None] = queue.Queue()
-        self.call = stub.Stream(iter(self._requests.get, None))
+        self.call = stub.Stream(iter(self._requests.get, None), **kwargs)
 
     def say(self, *messages: service_pb2.StreamRequest) -> None:
         for message in messages:
@@ -391,3 +392,39 @@ def test_slow_reader_does_not_stop_others(server: Server, stub: Stub) -> None:
     with connect(server) as other:
         assert [pid_of(other.Evaluate(command())) for _ in range(100)]
     slow.call.cancel()
+
+
+def test_streams_that_are_open_obey_sighup(tmp_path: Path) -> None:
+    """Calls of a token that is taken away are refused over a stream that it opened, too; what runs by then finishes."""
+    path, free = tmp_path / "tokens", tmp_path / "free"
+    path.write_text("first\nsecond\n")
+    flags = ("--workers", "1", "--token-file", str(path), "--max-queue-bytes", "1MiB")
+    with start(*flags) as server, connect(server) as stub:
+        talks = {token: Talk(stub, metadata=[("authorization", f"Bearer {token}")]) for token in ("first", "second")}
+        for talk in talks.values():
+            talk.say(call(1))
+            assert "evaluate" == talk.hear().WhichOneof("response")
+        talks["first"].say(call(2, f"until {free}"), chunk(3, 0, bytes(1000_000)))
+        eventually(lambda: server.metric('gradoracle_workers{device="cpu",state="busy"}') == 1)
+
+        path.write_text("second")
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: "Tokens: read again" in server.log)
+
+        refused = (
+            'expected metadata "authorization: Bearer <token>" with one of the server\'s tokens, got an unknown token'
+        )
+        talks["first"].say(call(3, attachments=1), chunk(4, 0, bytes(1000_000)), call(4, attachments=1), call(5))
+        for number in (3, 4, 5):
+            answer = talks["first"].hear()
+            found = refusal(answer)
+            assert (number, Code.UNAUTHENTICATED, refused) == (answer.id, found.code, found.message)
+        talks["second"].say(chunk(2, 0, bytes(1000_000)))  # what the refused ones held was given back
+        talks["second"].say(call(2, attachments=1))
+        free.touch()
+        assert "evaluate" == talks["second"].hear().WhichOneof("response")
+        answer = talks["first"].hear()
+        assert (2, "evaluate") == (answer.id, answer.WhichOneof("response"))
+        for talk in talks.values():
+            talk.finish()
+            assert [] == list(talk.call)

@@ -1,7 +1,8 @@
 """Who may call: TLS, client certificates, and bearer tokens.
 
 Files are read when the server starts, where a bad one is an error, and again on SIGHUP, where a bad one is logged and
-what was read before stays in force.
+what was read before stays in force. What has begun by then is not undone: a token counts for calls that begin later,
+over streams and connections that were open already, too; a certificate, for connections.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import hmac
 import logging
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Tokens(grpc.aio.ServerInterceptor):
         self._on_refused(method)
         return statuses.refusal(statuses.unauthenticated(problem))
 
-    def problem(self, metadata: Sequence[tuple[str, str | bytes]] | None) -> str:
+    def problem(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
         """What is wrong with a call's credentials; empty where nothing is."""
         found = [value for key, value in metadata or () if key == "authorization"]
         if not found:

@@ -18,6 +18,7 @@ import stat
 import struct
 import time
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,6 +49,7 @@ class DirectCalls:
         self._room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4  # the rest is for calls
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
+        self._look: asyncio.TimerHandle | None = None  # until connections are next looked at that are to end
 
     async def open(self, beside: Path) -> None:
         """Listens, with the permissions of the socket for memory. Raises OSError."""
@@ -73,6 +75,8 @@ class DirectCalls:
     def close(self) -> None:
         """Ends all connections. May be called again."""
         self._listen_no_more()
+        if self._look is not None:
+            self._look.cancel()
         for connection in list(self._connections):
             connection.abort()
 
@@ -84,17 +88,23 @@ class DirectCalls:
                 self.path.unlink()
 
     def check_credentials(self) -> None:
-        """Ends the connections whose credentials are not good enough any more."""
-        for connection in list(self._connections):
-            if not connection.is_welcome:
-                connection.abort()
+        """Ends the connections whose credentials are not good enough any more, once their calls are answered; their
+        streams refuse new ones."""
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        unwelcome = [one for one in self._connections if not one.is_welcome and not one.is_closing]
+        for connection in unwelcome:
+            if connection.has_nothing_more and self._streams.is_idle(connection):
+                connection.close()
+            elif self._look is None:
+                self._look = asyncio.get_running_loop().call_later(_LOOKS_AFTER, self.check_credentials)
 
     def is_welcome(self, authorization: bytes) -> bool:
         """Whether calls that bring this are served."""
         if self._tokens is None:
             return True
-        text = authorization.decode("utf-8", "surrogateescape")
-        return not self._tokens.problem([("authorization", text)] if text else [])
+        return not self._tokens.problem(_metadata(authorization))
 
     def add(self, connection: _Connection) -> bool:
         """A connection has come; False where there is no room."""
@@ -149,7 +159,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._came += data
-        while len(self._came) >= _LENGTH.size and not self._is_closing:
+        while len(self._came) >= _LENGTH.size and not self.is_closing:
             (length,) = _LENGTH.unpack_from(self._came)
             end = _LENGTH.size + length
             if length > MESSAGE_AT_MOST:
@@ -180,7 +190,7 @@ class _Connection(asyncio.Protocol):
         self._look = asyncio.get_running_loop().call_later(_LOOKS_AFTER, self._looked)
 
     def _looked(self) -> None:
-        if self._transport is None or self._is_closing:
+        if self._transport is None or self.is_closing:
             return
         poll = select.poll()
         poll.register(self._transport.get_extra_info("socket").fileno(), 0)
@@ -222,7 +232,13 @@ class _Connection(asyncio.Protocol):
         return self._task is not None
 
     @property
-    def _is_closing(self) -> bool:
+    def has_nothing_more(self) -> bool:
+        """Whether all messages that have come are taken."""
+        return not self._messages
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether it is ending, or has ended."""
         return self._transport is None or self._transport.is_closing()
 
     def close(self) -> None:
@@ -251,7 +267,7 @@ class _Connection(asyncio.Protocol):
         """Sends a message, once there is room for it. Raises ConnectionError where there is nobody to read it."""
         if self._writer is not None:
             await self._writer
-        if self._transport is None or self._is_closing:
+        if self._transport is None or self.is_closing:
             raise ConnectionResetError
         head = _LENGTH.pack(len(message))
         if len(message) <= _SMALL:
@@ -264,9 +280,17 @@ class _Connection(asyncio.Protocol):
         """None: a connection has no deadline."""
         return None
 
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
+        """What gRPC's would be."""
+        return _metadata(self._authorization or b"")
+
     def peer(self) -> str:
         """Whose it is."""
         return self._peer
+
+
+def _metadata(authorization: bytes) -> list[tuple[str, str | bytes]]:
+    return [("authorization", authorization.decode("utf-8", "surrogateescape"))] if authorization else []
 
 
 def _wake(waiting: asyncio.Future[None] | None) -> None:

@@ -70,6 +70,7 @@ class Front:
         self._tokens: Tokens | None = None
         self._tls: Tls | None = None
         self._tracing: Tracing | None = None
+        self._streams: Streams | None = None
         self._calls: DirectCalls | None = None
 
     async def run(self) -> None:
@@ -147,7 +148,7 @@ class Front:
     async def _serve(self, pool: Pool, metrics: Metrics, http: MetricsServer | None) -> None:
         settings = self._settings
         service = Service(pool, metrics, settings, self._version, self._tracing)
-        streams = Streams(service)
+        streams = self._streams = Streams(service, self._tokens)
         server = self._make_server(service, streams)
         address = _bind(server, settings.listen, self._tls)
         await self._health.start()
@@ -259,6 +260,8 @@ class Front:
                 _log.info("%s: read again", type(what).__name__)
             except SettingsError as error:
                 _log.error("%s: kept as before: %s", type(what).__name__, error)
+        if self._streams is not None:
+            self._streams.check_credentials()
         if self._calls is not None:
             self._calls.check_credentials()
 

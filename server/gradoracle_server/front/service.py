@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
@@ -46,6 +46,9 @@ class Connection(Protocol):
 
     def time_remaining(self) -> float | None:
         """Seconds until its deadline; None where it has none."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
+        """What its caller said when it began, credentials among it."""
 
     def peer(self) -> str:
         """Whose it is: what waits is served in turn by this."""

@@ -20,6 +20,7 @@ from gradoracle_server import wire_format
 from gradoracle_server.frames import METHODS
 from gradoracle_server.front import statuses, stream_wire, wire
 from gradoracle_server.front.admission import Ticket
+from gradoracle_server.front.auth import Tokens
 from gradoracle_server.front.pool import Lane
 from gradoracle_server.front.service import Connection, Service, gone
 from gradoracle_server.front.stream_wire import Answer, Call, Chunk
@@ -53,13 +54,17 @@ class Stream:
         unread: Unread,
         connection: Connection,
         trace: StreamTrace | None,
+        tokens: Tokens | None = None,
     ) -> None:
         self._service = service
         self._trace = trace
         self._budget = budget
         self._connection = connection
+        self._tokens = tokens
+        self._problem = ""  # with the caller's credentials
         self._share = Share(unread)
         self._leaving = 0  # bytes of the answers that end with the message that is being sent
+        self._taking = False  # whether a message is being taken apart
         self._uploads: dict[int, Upload] = {}  # by call, which has not come yet
         self._calls: dict[int, tuple[Lane, Ticket, Upload | None]] = {}  # by id, not yet answered
         self._ready: deque[Answer] = deque()  # not yet sent
@@ -96,6 +101,20 @@ class Stream:
             self._give_back()
             await asyncio.wait({self._reader, writer})  # a call that the reader has just begun ends with it
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that came is answered, and all answers are sent."""
+        return self._share.is_empty and not self._taking
+
+    def check_credentials(self) -> None:
+        """Looks whether the caller's credentials are good for the calls from now on. Those that have begun finish."""
+        if self._tokens is None:
+            return
+        self._problem = self._tokens.problem(self._connection.invocation_metadata())
+        if self._problem:
+            for upload in self._uploads.values():
+                upload.fail(statuses.unauthenticated(self._problem))
+
     def drain(self) -> None:
         """Reads no more calls."""
         if self._reader is not None and not self._reader.done():
@@ -127,11 +146,13 @@ class Stream:
             message = await self._connection.read()
             if message is grpc.aio.EOF:
                 return
+            self._taking = True
             try:
                 await self._take(memoryview(message))
             except wire_format.MalformedError as error:
                 text = f"the message's bytes are no StreamRequest: {error}"
                 raise statuses.malformed("Stream", text) from None
+            self._taking = False
 
     def _is_full(self) -> bool:
         sending = 0 if self._sending is None else 1
@@ -178,6 +199,8 @@ class Stream:
                 text = f"chunks: expected attachments of at most {CALLS_AT_MOST} calls that have not come, got more"
                 raise statuses.malformed("Stream", text)
             upload = self._uploads[call_id] = Upload(self._budget, call_id)
+            if self._problem:
+                upload.fail(statuses.unauthenticated(self._problem))
         upload.add(attachment, data)
 
     def _upload_of(self, call_id: int) -> Upload | None:
@@ -216,7 +239,9 @@ class Stream:
             self._fail(call.id, call.method, arrived, error)
 
     def _check(self, call: Call, upload: Upload | None) -> None:
-        """Raises Failure where a call does not follow the protocol."""
+        """Raises Failure where a call is not let in, or does not follow the protocol."""
+        if self._problem:
+            raise statuses.unauthenticated(self._problem)
         if upload is not None and upload.failure is not None:
             raise upload.failure
         if call.method is None:

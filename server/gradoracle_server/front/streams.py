@@ -4,41 +4,62 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from gradoracle_server.front import statuses
+from gradoracle_server.front.auth import Tokens
 from gradoracle_server.front.service import Connection, Context, Service, gone
 from gradoracle_server.front.stream import Stream
+
+if TYPE_CHECKING:
+    from gradoracle_server.front.tracing import StreamTrace
 
 
 class Streams:
     """The handler of Stream, and the streams that are open."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, tokens: Tokens | None = None) -> None:
+        """`tokens`: those of which calls must bring one."""
         self._service = service
-        self._budget = service.budget
-        self._open: set[Stream] = set()
+        self._tokens = tokens
+        self._open: dict[Connection, Stream] = {}
 
     def handler(self) -> grpc.RpcMethodHandler[Any, Any]:
         return grpc.stream_stream_rpc_method_handler(self._handle)
 
     def drain(self) -> None:
         """Lets every stream finish what it has and end."""
-        for stream in self._open:
+        for stream in self._open.values():
             stream.drain()
+
+    def check_credentials(self) -> None:
+        """Refuses the calls from now on of streams whose credentials are not good any more."""
+        for stream in self._open.values():
+            stream.check_credentials()
+
+    def is_idle(self, connection: Connection) -> bool:
+        """Whether all calls that were read from a connection are answered."""
+        stream = self._open.get(connection)
+        return stream is None or stream.is_idle
 
     async def serve(self, connection: Connection) -> None:
         """Serves a stream that is not gRPC's, to its end. Raises Failure where that is not the client's regular end."""
         if self._service.draining:
             raise statuses.shutting_down()
-        stream = Stream(self._service, self._budget, self._service.unread, connection, None)
-        self._open.add(stream)
+        stream = self._begin(connection, None)
         try:
             await stream.run()
         finally:
-            self._open.discard(stream)
+            del self._open[connection]
+
+    def _begin(self, connection: Connection, trace: StreamTrace | None) -> Stream:
+        service = self._service
+        stream = Stream(service, service.budget, service.unread, connection, trace, self._tokens)
+        stream.check_credentials()  # the tokens may have changed since they were looked at
+        self._open[connection] = stream
+        return stream
 
     async def _handle(self, _: object, context: Context) -> None:
         arrived = time.perf_counter()
@@ -46,8 +67,7 @@ class Streams:
         calls.started += 1
         tracing = self._service.tracing
         trace = None if tracing is None else tracing.stream(context, arrived)
-        stream = Stream(self._service, self._budget, self._service.unread, context, trace)
-        self._open.add(stream)
+        stream = self._begin(context, trace)
         try:
             if self._service.draining:
                 raise statuses.shutting_down()
@@ -65,7 +85,7 @@ class Streams:
                 trace.end(failure.code, failure)
             await failure.abort(context)
         finally:
-            self._open.discard(stream)
+            del self._open[context]
         calls.finished(grpc.StatusCode.OK, time.perf_counter() - arrived)
         if trace is not None:
             trace.end(grpc.StatusCode.OK)

@@ -68,6 +68,11 @@ class Upload:
         if self.failure is not None:
             self.close()
 
+    def fail(self, failure: statuses.Failure) -> None:
+        """The call will be answered with this."""
+        self.failure = failure
+        self.close()
+
     def attachments(self) -> Attachments | None:
         """All of them. The caller owns the memory file; `close` still gives the bytes back to the budget."""
         file, self._file = self._file, None
