@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from gradoracle.channel import MEMORY, beside
@@ -63,6 +64,9 @@ def local_server(
     with contextlib.ExitStack() as closing:
         memory = _memory(str(flags["listen"]), closing) if shared_memory else None
         flags["shared_memory"] = memory
+        if memory is not None and not str(flags["listen"]).startswith("unix:"):
+            # Where this process does not come to remove what it made, because it is killed, the server does.
+            flags["temporary_directory"] = str(Path(memory).parent.absolute())
         process, stderr = closing.enter_context(_running(flags))
         address = _ready(process, stderr, start_timeout)
         address.memory = memory

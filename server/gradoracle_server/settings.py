@@ -100,6 +100,12 @@ def _switch(text: str) -> bool:
     return text.lower() in ("1", "true", "yes", "on")
 
 
+def _directory(text: str) -> Path:
+    if not text.startswith("/"):
+        raise ValueError
+    return Path(text)
+
+
 def _shared(text: str) -> bool | Path:
     return Path(text) if "/" in text else _switch(text)
 
@@ -259,6 +265,13 @@ OPTIONS: tuple[Option, ...] = (
         "MODE",
     ),
     Option("stop_on_stdin_eof", _switch, _SWITCH, "stop as on SIGTERM when standard input is closed", "false", "BOOL"),
+    Option(
+        "temporary_directory",
+        _directory,
+        'the absolute path of a directory like "/tmp/for-this-server"',
+        "a directory that was made for the sockets of this server alone; it is removed at the end, if it is empty then",
+        metavar="DIRECTORY",
+    ),
 )
 
 
@@ -292,6 +305,7 @@ class Settings:
     log_format: str
     sandbox: str
     stop_on_stdin_eof: bool
+    temporary_directory: Path | None
 
     def __post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):
