@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -27,7 +29,7 @@ class AsyncClient:
         async with AsyncClient("localhost:50051") as client:
             (await client.vjp("x**2", {"x": 3.0})).gradients["x"]  # 6.0
 
-    It belongs to the event loop in which it is first used.
+    It belongs to the event loop, and the process, in which it is first used.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class AsyncClient:
             self._owned.callback(self._memory.close)
         self._channels = AsyncChannels(self._target)
         self._gathering = AsyncGathering(self._target, self._channels.next_stream)
+        self._process = os.getpid()
 
     @classmethod
     def local(
@@ -79,7 +82,8 @@ class AsyncClient:
         self._direct.close()
         await self._gathering.close()
         await self._channels.close()
-        await asyncio.to_thread(self._owned.close)
+        if os.getpid() == self._process:
+            await asyncio.to_thread(self._owned.close)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -269,31 +273,36 @@ class AsyncClient:
     ) -> AsyncIterator[R | GradOracleError]:
         """As `Client.map`; `async for` gives the results. The requests may come from an asynchronous iterable too."""
         conversation = stream.Conversation(window, ordered, return_exceptions, self._memory)
-        return self._converse(_asynchronous(requests), conversation, timeout)
+        return self._converse(_asynchronous(requests), conversation, channel.seconds(timeout))
 
     # ---- Calls
 
     async def _call(self, request: Request[R], timeout: float | None) -> R:
-        timeout = self._target.seconds(timeout)
         self._channels.check_open()
+        timeout = self._target.seconds(timeout)
+        began, left = time.monotonic(), timeout
         if self._memory is not None and self._memory.suits(request):
-            attempts = self._memory.attempts(request)
-            # In a thread, because it copies.
-            while (use := await asyncio.to_thread(next, attempts, None)) is not None:
+            attempts = self._memory.attempts(request, math.inf if timeout is None else began + timeout)
+            while (use := await self._next(attempts, timeout, began)) is not None:
                 with use:
-                    return await self._in_memory(request, use, timeout)
+                    return await self._in_memory(request, use, timeout, began)
+            left = channel.left(timeout, began)
         if request.tensor_bytes > stream.UNARY_AT_MOST:
-            conversation = stream.Conversation(window=1)
-            (result,) = [one async for one in self._converse(_asynchronous((request,)), conversation, timeout)]
-            return result
-        began = time.monotonic()
-        if (found := await self._direct.result(request, timeout)) is not None:
+            return await self._by_itself(request, timeout, left)
+        if (found := await self._direct.result(request, timeout, left)) is not None:
             return found
         return await self._gathering.answer(request, timeout, channel.left(timeout, began), self._alone)
 
-    async def _in_memory(self, request: Request[R], use: Use, timeout: float | None) -> R:
-        began = time.monotonic()
-        if (found := await self._direct.result(request, timeout, use)) is not None:
+    async def _next(self, attempts: Iterator[Use], timeout: float | None, began: float) -> Use | None:
+        """In a thread, because it copies, and waits for the server."""
+        try:
+            async with asyncio.timeout(channel.left(timeout, began)):  # threads may be few
+                return await asyncio.to_thread(next, attempts, None)
+        except TimeoutError:
+            raise self._target.late(timeout) from None
+
+    async def _in_memory(self, request: Request[R], use: Use, timeout: float | None, began: float) -> R:
+        if (found := await self._direct.result(request, timeout, channel.left(timeout, began), use)) is not None:
             return found
         data = await self._channels.unary(request.method, b"".join(use.pieces), timeout, channel.left(timeout, began))
         response = request.method.response(data)
@@ -302,11 +311,19 @@ class AsyncClient:
     async def _alone(self, request: Request[R], timeout: float | None, left: float | None) -> R:
         return request.method.answer(await self._channels.unary(request.method, request.to_bytes(), timeout, left))
 
+    async def _by_itself(self, request: Request[R], timeout: float | None, left: float | None) -> R:
+        """As `Client._by_itself`."""
+        results = self._channels.converse(
+            _asynchronous((request,)), stream.Conversation(window=1), timeout, left, self.server_info
+        )
+        (result,) = [one async for one in results]
+        return result
+
     def _converse(
         self, waiting: AsyncIterator[Request[R]], conversation: stream.Conversation, timeout: float | None
     ) -> AsyncIterator[R]:
         # It has a method of the client's, and so keeps the client, and a private server, while results are taken.
-        return self._channels.converse(waiting, conversation, timeout, self.server_info)
+        return self._channels.converse(waiting, conversation, timeout, timeout, self.server_info)
 
 
 async def _asynchronous(requests: Iterable[Request[R]] | AsyncIterable[Request[R]]) -> AsyncIterator[Request[R]]:

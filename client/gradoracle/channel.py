@@ -8,11 +8,14 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
+
+from gradoracle import status
+from gradoracle.errors import DeadlineExceededError, ServerUnavailableError
 
 ADDRESS = "GRADORACLE_ADDRESS"
 """The environment variable that names a server."""
@@ -29,6 +32,10 @@ CALLS = ".calls"
 TIMEOUT = 600.0
 """Seconds for a call where neither it nor its client names any: as long as a server works on a request."""
 
+LONGEST = 1e9
+"""Seconds of a timeout from which on it is as good as none: thirty years. gRPC reckons with the time of day in
+nanoseconds, of which 64 bits hold few centuries, and takes what is beyond as over."""
+
 ATTEMPTS = 5
 """How often a call is sent at most; gRPC allows no more."""
 
@@ -36,6 +43,8 @@ FIRST_PAUSE = 0.1
 """Seconds before the second attempt; doubled before each further one."""
 
 StreamCall: TypeAlias = "grpc.StreamStreamMultiCallable[bytes, bytes]"
+Begin: TypeAlias = Callable[..., Any]
+"""Begins a stream: a `StreamCall`, or what stands for one."""
 UnaryCall: TypeAlias = "grpc.UnaryUnaryMultiCallable[bytes, bytes]"
 _SCHEMES = ("dns:", "ipv4:", "ipv6:")  # what gRPC takes before a host, beside paths of sockets
 
@@ -141,9 +150,20 @@ class Target:
         return grpc.secure_channel(self.address, self.credentials, options=self.options)
 
     def seconds(self, timeout: float | None) -> float | None:
-        """The timeout of a call as gRPC takes it, where the call names one or none."""
-        chosen = self.timeout if timeout is None else timeout
-        return None if chosen == math.inf else chosen
+        """The timeout of a call that names one or none; None for no limit. Raises ValueError where it is no number, and
+        DeadlineExceededError where it has passed already."""
+        chosen = seconds(self.timeout if timeout is None else timeout)
+        if chosen is not None and chosen <= 0:
+            raise self.late(chosen)
+        return chosen
+
+    def late(self, timeout: float | None) -> DeadlineExceededError:
+        """What a call fails with that was not answered in time. `timeout` is what was asked for."""
+        return DeadlineExceededError(status.late(self.address, timeout), reason="DEADLINE_EXCEEDED")
+
+    def closed(self) -> ServerUnavailableError:
+        """What a call fails with that was running when its client was closed."""
+        return ServerUnavailableError(status.cut_off(self.address, "the client was closed"))
 
     @property
     def options(self) -> Sequence[tuple[str, int | str]]:
@@ -174,7 +194,7 @@ def target(
     if shared_memory and own is None:
         own = beside(address)
     if timeout is not None and not timeout > 0:
-        raise ValueError(f"timeout: expected seconds, more than 0, or None, got {timeout!r}")
+        raise _no_timeout(timeout)
     if channels < 1:
         raise ValueError(f"channels: expected 1 or more, got {channels}")
     if token is not None and (not token or not token.isascii() or not token.isprintable()):
@@ -191,6 +211,17 @@ def target(
         channels=channels,
         memory=None if shared_memory is False else own,
     )
+
+
+def seconds(timeout: float | None) -> float | None:
+    """A timeout that was asked for; None for no limit. Raises ValueError where it is no number."""
+    if timeout is not None and math.isnan(timeout):
+        raise _no_timeout(timeout)
+    return None if timeout is None or timeout >= LONGEST else timeout
+
+
+def _no_timeout(given: float) -> ValueError:
+    return ValueError(f"timeout: expected seconds, more than 0, or None, got {given!r}")
 
 
 def left(timeout: float | None, began: float) -> float | None:

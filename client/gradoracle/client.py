@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ R = TypeVar("R")
 
 
 class Client:
-    """A client of one server. Any number of threads may use it at once.
+    """A client of one server. Any number of threads may use it at once, and processes that were forked off.
 
         with Client("localhost:50051") as client:
             client.vjp("x**2", {"x": 3.0}).gradients["x"]  # 6.0
@@ -64,6 +66,7 @@ class Client:
             self._owned.callback(self._memory.close)
         self._channels = Channels(self._target)
         self._gathering = Gathering(self._target, self._channels.next_stream)
+        self._process = os.getpid()
 
     @classmethod
     def local(
@@ -91,7 +94,8 @@ class Client:
         self._channels.refuse()
         self._direct.close()  # first: a server of its own waits for the calls that it has
         self._channels.close()
-        self._owned.close()
+        if os.getpid() == self._process:  # else they are those of the process that forked
+            self._owned.close()
 
     def __enter__(self) -> Client:
         return self
@@ -328,28 +332,33 @@ class Client:
         `timeout` is for the whole stream; the client's own does not hold here.
         """
         conversation = stream.Conversation(window, ordered, return_exceptions, self._memory)
-        return self._converse(iter(requests), conversation, timeout)
+        return self._converse(iter(requests), conversation, channel.seconds(timeout))
 
     # ---- Calls
 
     def _call(self, request: Request[R], timeout: float | None) -> R:
-        timeout = self._target.seconds(timeout)
         self._channels.check_open()
+        timeout = self._target.seconds(timeout)
+        began, left = time.monotonic(), timeout
         if self._memory is not None and self._memory.suits(request):
-            for use in self._memory.attempts(request):
+            for use in self._uses(self._memory, request, timeout, began):
                 with use:
-                    return self._in_memory(request, use, timeout)
+                    return self._in_memory(request, use, timeout, began)
+            left = channel.left(timeout, began)
         if request.tensor_bytes > stream.UNARY_AT_MOST:
-            (result,) = self._converse(iter((request,)), stream.Conversation(window=1), timeout)
-            return result
-        began = time.monotonic()
-        if (found := self._direct.result(request, timeout)) is not None:
+            return self._by_itself(request, timeout, left)
+        if (found := self._direct.result(request, timeout, left)) is not None:
             return found
         return self._gathering.answer(request, timeout, channel.left(timeout, began), self._alone)
 
-    def _in_memory(self, request: Request[R], use: Use, timeout: float | None) -> R:
-        began = time.monotonic()
-        if (found := self._direct.result(request, timeout, use)) is not None:
+    def _uses(self, memory: Memory, request: Request[R], timeout: float | None, began: float) -> Iterator[Use]:
+        try:
+            yield from memory.attempts(request, math.inf if timeout is None else began + timeout)
+        except TimeoutError:
+            raise self._target.late(timeout) from None
+
+    def _in_memory(self, request: Request[R], use: Use, timeout: float | None, began: float) -> R:
+        if (found := self._direct.result(request, timeout, channel.left(timeout, began), use)) is not None:
             return found
         data = self._channels.unary(request.method, b"".join(use.pieces), timeout, channel.left(timeout, began))
         response = request.method.response(data)
@@ -358,8 +367,13 @@ class Client:
     def _alone(self, request: Request[R], timeout: float | None, left: float | None) -> R:
         return request.method.answer(self._channels.unary(request.method, request.to_bytes(), timeout, left))
 
+    def _by_itself(self, request: Request[R], timeout: float | None, left: float | None) -> R:
+        """A call's result over a stream of its own."""
+        (result,) = self._channels.converse(iter((request,)), stream.Conversation(window=1), timeout, left)
+        return result
+
     def _converse(
         self, waiting: Iterator[Request[R]], conversation: stream.Conversation, timeout: float | None
     ) -> Iterator[R]:
         # A generator of the client's own, which keeps the client, and a private server, while results are taken.
-        yield from self._channels.converse(waiting, conversation, timeout)
+        yield from self._channels.converse(waiting, conversation, timeout, timeout)

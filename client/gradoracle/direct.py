@@ -22,7 +22,7 @@ from gradoracle import spans, stream
 from gradoracle.answers import Incoming
 from gradoracle.channel import CALLS, Target
 from gradoracle.errors import GradOracleError
-from gradoracle.gathering import Answer, late, result_of
+from gradoracle.gathering import Answer, result_of
 from gradoracle.requests import Request
 from gradoracle.shared_memory import Use
 
@@ -75,9 +75,9 @@ class Connections:
         """Whether a call may go this way. A child that was forked off has its parent's connections."""
         return self.path is not None and not self._closed and os.getpid() == self._process
 
-    def message(self, request: Request[Any], timeout: float | None, use: Use | None) -> bytes | None:
+    def message(self, request: Request[Any], left: float | None, use: Use | None) -> bytes | None:
         """A call's message; None where it is gRPC's."""
-        return message_of(request, timeout, use) if self.may else None
+        return message_of(request, left, use) if self.may else None
 
     def take(self) -> socket.socket | None:
         """A connection that is there already, now busy; or a new one, to be connected; None where it is too early."""
@@ -111,7 +111,7 @@ class Connections:
         try:
             yield call
         except TimeoutError:
-            raise late(self.target, timeout) from None
+            raise self.target.late(timeout) from None
         except (OSError, DecodeError):
             self.failed()
         finally:
@@ -143,32 +143,39 @@ class Connections:
 class Direct(Connections):
     """The connections of a blocking client. Any number of threads may use it at once."""
 
-    def result(self, request: Request[R], timeout: float | None, use: Use | None = None) -> R | None:
-        """A call's result; None where it is to be asked for through gRPC. `use` is the memory that the request was put
-        into, if it was. Raises GradOracleError."""
-        if (message := self.message(request, timeout, use)) is None:
+    def result(
+        self, request: Request[R], timeout: float | None, left: float | None, use: Use | None = None
+    ) -> R | None:
+        """A call's result; None where it is to be asked for through gRPC. `left` is what is left of the timeout, and
+        `use` the memory that the request was put into, if it was. Raises GradOracleError."""
+        if (message := self.message(request, left, use)) is None:
             return None
-        found: R | GradOracleError | None = result_of(self._ask(message, timeout), request, use)
+        found: R | GradOracleError | None = result_of(self._ask(message, timeout, left), request, use)
         if isinstance(found, GradOracleError):
             raise found
         return found
 
-    def _ask(self, message: bytes, timeout: float | None) -> Answer | None:
+    def _ask(self, message: bytes, timeout: float | None, left: float | None) -> Answer | None:
         if (connection := self.take()) is None:
             return None
+        end = None if left is None else time.monotonic() + left
         with self.asking(connection, timeout) as call:
-            if self._connected(connection) and self.may:  # the client may have been closed meanwhile
-                call.answer = _asked(connection, message, timeout)
+            if self._connected(connection, end) and self.may:  # the client may have been closed meanwhile
+                call.answer = _asked(connection, message, end)
         return call.answer
 
-    def _connected(self, connection: socket.socket) -> bool:
+    def _connected(self, connection: socket.socket, end: float | None) -> bool:
+        """Raises TimeoutError where there is no time left for it."""
         if is_connected(connection):
             return True
+        patience = time.monotonic() + PATIENCE
         try:
-            connection.settimeout(PATIENCE)
+            _limit(connection, patience if end is None else min(end, patience))
             connection.connect(self.path or "")
             connection.sendall(greeting(self.target))
         except OSError:
+            if end is not None and time.monotonic() >= end:
+                raise TimeoutError from None
             self.failed()
             return False
         return True
@@ -197,16 +204,16 @@ def framed(message: bytes) -> bytes:
     return LENGTH.pack(len(message)) + message
 
 
-def message_of(request: Request[Any], timeout: float | None, use: Use | None) -> bytes | None:
+def message_of(request: Request[Any], left: float | None, use: Use | None) -> bytes | None:
     """A call's message; None where it is gRPC's: it is large, or the program traces, and gRPC's have a span each."""
     if spans.are_made():
         return None
     if use is not None:
-        message = stream.whole(_ID, request, use, timeout)
+        message = stream.whole(_ID, request, use, left)
     elif len(request.graph) + request.tensor_bytes > AT_MOST:
         return None
     else:
-        message = b"".join(stream.parts(_ID, request, timeout))
+        message = b"".join(stream.parts(_ID, request, left))
     return message if len(message) <= AT_MOST else None
 
 
@@ -238,9 +245,8 @@ class Reader:
         return None
 
 
-def _asked(connection: socket.socket, message: bytes, timeout: float | None) -> Answer:
+def _asked(connection: socket.socket, message: bytes, end: float | None) -> Answer:
     """Raises TimeoutError, OSError, or DecodeError."""
-    end = None if timeout is None else time.monotonic() + timeout
     _limit(connection, end)
     connection.sendall(framed(message))
     reader = Reader()

@@ -19,20 +19,22 @@ class AsyncDirect(Connections):
     """The connections of an asynchronous client. They belong to no event loop but while a call waits: asyncio's own
     transports would, and a child that is forked off would take them from its parent's."""
 
-    async def result(self, request: Request[R], timeout: float | None, use: Use | None = None) -> R | None:
+    async def result(
+        self, request: Request[R], timeout: float | None, left: float | None, use: Use | None = None
+    ) -> R | None:
         """As `Direct.result`."""
-        if (message := self.message(request, timeout, use)) is None:
+        if (message := self.message(request, left, use)) is None:
             return None
-        found: R | GradOracleError | None = result_of(await self._ask(message, timeout), request, use)
+        found: R | GradOracleError | None = result_of(await self._ask(message, timeout, left), request, use)
         if isinstance(found, GradOracleError):
             raise found
         return found
 
-    async def _ask(self, message: bytes, timeout: float | None) -> Answer | None:
+    async def _ask(self, message: bytes, timeout: float | None, left: float | None) -> Answer | None:
         if (connection := self.take()) is None:
             return None
         with self.asking(connection, timeout) as call:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(left):
                 if await self._connected(connection) and self.may:  # the client may have been closed meanwhile
                     call.answer = await _asked(connection, message)
         return call.answer

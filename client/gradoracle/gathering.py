@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import os
 import queue
 import threading
 import time
@@ -21,10 +22,10 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
-from gradoracle import spans, status, stream
+from gradoracle import spans, stream
 from gradoracle.answers import Incoming
-from gradoracle.channel import StreamCall, Target
-from gradoracle.errors import DeadlineExceededError, GradOracleError
+from gradoracle.channel import Begin, Target
+from gradoracle.errors import GradOracleError
 from gradoracle.outbox import Bundle
 from gradoracle.requests import Request
 from gradoracle.shared_memory import Use
@@ -81,26 +82,29 @@ def result_of(answer: Answer | None, request: Request[Any], use: Use | None = No
     return None if stream.pause_after(found) is not None else found
 
 
-def late(target: Target, timeout: float | None) -> DeadlineExceededError:
-    """What a call fails with that was not answered in time."""
-    return DeadlineExceededError(status.late(target.address, timeout), reason="DEADLINE_EXCEEDED")
-
-
 class Gathering:
     """The calls of a blocking client that go together."""
 
-    def __init__(self, target: Target, next_stream: Callable[[], StreamCall]) -> None:
+    def __init__(self, target: Target, next_stream: Callable[[], Begin]) -> None:
         """`next_stream` gives what begins a stream."""
         self._target, self._next_stream = target, next_stream
         self._ids = itertools.count(1)
-        self._under_way: set[int] = set()  # threads; adding to a set, and taking out of it, is one step of Python's
         self._may = may_gather(target)
+        self._begin()
+
+    def _begin(self) -> None:
+        """As if nothing had been asked: a child that was forked off has neither its parent's threads, nor its stream,
+        nor locks that anybody would release. Should two threads come here at once, one has a stream to itself."""
+        self._under_way: set[int] = set()  # threads; adding to a set, and taking out of it, is one step of Python's
         self._shared: _Shared | None = None
         self._starting = threading.Lock()
+        self._process = os.getpid()
 
     def answer(self, request: Request[R], timeout: float | None, left: float | None, alone: Alone[R]) -> R:
         """A call's result: over the stream that others share, or as `alone` gives it, in what is left of the timeout,
         of which `left` was left before. Raises GradOracleError."""
+        if os.getpid() != self._process:
+            self._begin()
         mine = threading.get_ident()
         self._under_way.add(mine)
         try:
@@ -130,7 +134,7 @@ class Gathering:
         if not shared.forget(call_id):  # it is answered this very moment
             waiter.wait(None)
             return waiter.found
-        raise late(self._target, timeout)
+        raise self._target.late(timeout)
 
     def _current(self) -> _Shared:
         shared = self._shared

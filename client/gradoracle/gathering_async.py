@@ -17,7 +17,7 @@ from gradoracle import stream
 from gradoracle.answers import Incoming
 from gradoracle.channel import Target
 from gradoracle.errors import GradOracleError
-from gradoracle.gathering import BUSY, IDLE, Answer, is_small, late, may_gather, result_of
+from gradoracle.gathering import BUSY, IDLE, Answer, is_small, may_gather, result_of
 from gradoracle.outbox import Bundle
 from gradoracle.requests import Request
 
@@ -73,7 +73,7 @@ class AsyncGathering:
             async with asyncio.timeout(left):
                 return await future
         except TimeoutError:
-            raise late(self._target, timeout) from None
+            raise self._target.late(timeout) from None
         finally:
             shared.forget(call_id)
 

@@ -16,6 +16,16 @@ MESSAGE = 1024 * 1024
 _Call: TypeAlias = tuple[float, int, Iterator[bytes]]  # when, by time.monotonic(); which came first; its messages
 
 
+class Waiting(Iterator[bytes]):
+    """Messages of which some may be long in coming: to be taken in a thread, where others must not wait."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts = parts
+
+    def __next__(self) -> bytes:
+        return next(self._parts)
+
+
 class Bundle:
     """Puts messages that are ready together into one, up to a size."""
 
@@ -129,7 +139,10 @@ class AsyncOutbox:
                     break
                 later.put(call)
                 continue
-            for part in parts:
+            waiting = isinstance(parts, Waiting)
+            if waiting and not bundle.is_empty:
+                yield bundle.take()
+            while (part := await asyncio.to_thread(next, parts, None) if waiting else next(parts, None)) is not None:
                 if not bundle.add(part):
                     yield bundle.take()
         if not bundle.is_empty:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -14,23 +15,45 @@ from typing import Any, TypeVar
 import grpc
 
 from gradoracle import channel, requests, spans, status, stream
-from gradoracle.errors import ServerUnavailableError
+from gradoracle.errors import GradOracleError, ServerUnavailableError
 from gradoracle.outbox import Outbox
 from gradoracle.requests import Method, Request
 
 R = TypeVar("R")
 
+_of_others: list[object] = []  # streams of the process that forked, which end where nobody holds them
+
+
+class _Opened:
+    """The channels of one process."""
+
+    def __init__(self, target: channel.Target) -> None:
+        self.process = os.getpid()
+        self.channels = [target.connect() for _ in range(target.channels)]
+        self.calls = channel.unary_calls(self.channels, [method.path for method in requests.METHODS])
+        self.streams = channel.stream_calls(self.channels, stream.PATH)
+
 
 class Channels:
-    """The channels of a blocking client, which take calls in turn. Any number of threads may use them at once."""
+    """The channels of a blocking client, which take calls in turn. Any number of threads may use them at once.
+
+    A child that was forked off has its parent's as they were in the middle of whatever gRPC was doing, and without the
+    threads that would go on with it: it leaves them alone, and has some of its own.
+    """
 
     def __init__(self, target: channel.Target) -> None:
         """Connects to nothing yet."""
         self.closed = False
         self._target = target
-        self._channels = [target.connect() for _ in range(target.channels)]
-        self._calls = channel.unary_calls(self._channels, [method.path for method in requests.METHODS])
-        self._streams = channel.stream_calls(self._channels, stream.PATH)
+        self._opened = [_Opened(target)]  # the last are this process's own, if any are; none is ever let go
+
+    def _own(self) -> _Opened:
+        """Those of this process. Should two threads of a child come here at once, both are kept, and closed."""
+        opened = self._opened[-1]
+        if opened.process != os.getpid():
+            opened = _Opened(self._target)
+            self._opened.append(opened)
+        return opened
 
     def check_open(self) -> None:
         """Raises RuntimeError where the client was closed."""
@@ -43,33 +66,63 @@ class Channels:
 
     def close(self) -> None:
         """Ends the calls that are still running, after `refuse`."""
-        for one in self._channels:
-            one.close()
+        for opened in self._opened:
+            if opened.process == os.getpid():
+                for one in opened.channels:
+                    one.close()
 
-    def next_stream(self) -> channel.StreamCall:
-        """What begins a stream."""
-        return next(self._streams)
+    def next_stream(self) -> channel.Begin:
+        """What begins a stream. Raises ServerUnavailableError where the client was closed, as the stream does."""
+        if self.closed:
+            raise self._target.closed()
+        begin = next(self._own().streams)
+
+        def run(*given: Any, **options: Any) -> Any:
+            try:
+                return begin(*given, **options)
+            except ValueError:
+                if self.closed:  # in this very moment
+                    raise self._target.closed() from None
+                raise
+
+        return run
 
     def unary(self, method: Method[Any], data: bytes, timeout: float | None, left: float | None) -> bytes:
         """The answer to one message. `left` is what is left of the timeout, where some of it is over."""
         if self.closed:  # meanwhile
-            raise ServerUnavailableError(status.cut_off(self._target.address, "the client was closed"))
-        call = spans.traced(next(self._calls[method.path]), method.path, self._target)
+            raise self._target.closed()
+        if left is not None and left <= 0:  # gRPC would leave to chance which is first, the end or the answer
+            raise self._target.late(timeout)
+        call = spans.traced(next(self._own().calls[method.path]), method.path, self._target)
         try:
             return call(data, timeout=timeout if left is None else left, metadata=self._target.metadata)
         except grpc.RpcError as error:
-            raise status.from_call(error, self._target.address, timeout) from error
+            raise self._failure(error, timeout) from error
+        except ValueError:
+            if self.closed:  # in this very moment
+                raise self._target.closed() from None
+            raise
+
+    def _failure(self, error: grpc.RpcError, timeout: float | None) -> GradOracleError:
+        if self.closed and error.code() is grpc.StatusCode.CANCELLED:
+            return self._target.closed()
+        return status.from_call(error, self._target.address, timeout)
 
     def converse(
-        self, waiting: Iterator[Request[R]], conversation: stream.Conversation, timeout: float | None
+        self,
+        waiting: Iterator[Request[R]],
+        conversation: stream.Conversation,
+        timeout: float | None,
+        left: float | None,
     ) -> Iterator[R]:
-        """The results of calls over a stream, and over another where it breaks."""
+        """The results of calls over a stream, and over another where it breaks. `left` as in `unary`."""
         self.check_open()
-        end = math.inf if timeout is None else time.monotonic() + timeout
+        end = math.inf if left is None else time.monotonic() + left
+        conversation.ends(end)
         while True:
             try:
                 with spans.of_stream(stream.PATH, self._target) as metadata:
-                    yield from self._over_stream(waiting, conversation, end, metadata)
+                    yield from self._over_stream(waiting, conversation, timeout, end, metadata)
                 return
             except stream.Broken as broken:
                 if self.closed:
@@ -78,18 +131,28 @@ class Channels:
             time.sleep(min(pause, max(0.0, end - time.monotonic())))
 
     def _over_stream(
-        self, waiting: Iterator[Request[R]], conversation: stream.Conversation, end: float, metadata: channel.Metadata
+        self,
+        waiting: Iterator[Request[R]],
+        conversation: stream.Conversation,
+        timeout: float | None,
+        end: float,
+        metadata: channel.Metadata,
     ) -> Iterator[R]:
         """Drives a stream: sends what there is room for, hands on what comes. Raises Broken when it breaks."""
-        outbox = Outbox()
-        left = None if end == math.inf else max(0.0, end - time.monotonic())
+        outbox, process = Outbox(), os.getpid()
+        left = None if end == math.inf else end - time.monotonic()
+        if left is not None and left <= 0:
+            raise self._target.late(timeout)
         call = self.next_stream()(outbox.messages(), timeout=left, metadata=metadata)
         try:
             while True:
                 yield from conversation.ready()
+                if os.getpid() != process:
+                    raise stream.Broken(ServerUnavailableError("the stream is that of the process that forked"))
                 for parts, pause in conversation.again():
                     outbox.put(parts, pause)
                 while conversation.has_room and (request := next(waiting, None)) is not None:
+                    conversation.connect(request)
                     outbox.put(conversation.add(request))
                 if not conversation.is_waiting:
                     break
@@ -97,12 +160,15 @@ class Channels:
                     if (data := next(call, None)) is None:
                         raise stream.ended_early()
                 except grpc.RpcError as error:
-                    raise stream.Broken(status.from_call(error, self._target.address, left)) from error
+                    raise stream.Broken(self._failure(error, timeout)) from error
                 conversation.receive(data)
             outbox.close()
             # To the end of the stream, so that the server sees a regular one.
             with contextlib.suppress(grpc.RpcError):
                 next(call, None)
         finally:
-            outbox.close()
-            call.cancel()
+            if os.getpid() == process:
+                outbox.close()
+                call.cancel()
+            else:
+                _of_others.append(call)

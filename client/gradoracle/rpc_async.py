@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import math
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeAlias, TypeVar
@@ -14,7 +15,7 @@ import grpc
 import grpc.aio
 
 from gradoracle import channel, requests, spans, status, stream
-from gradoracle.errors import GradOracleError, ServerUnavailableError
+from gradoracle.errors import DeadlineExceededError, GradOracleError
 from gradoracle.outbox import AsyncOutbox
 from gradoracle.requests import Method, Request
 
@@ -37,6 +38,7 @@ class AsyncChannels:
         self._channels: list[grpc.aio.Channel] = []
         self._calls: dict[str, Iterator[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]]] = {}
         self._streams: Iterator[grpc.aio.StreamStreamMultiCallable[bytes, bytes]] = iter(())
+        self._process = os.getpid()
 
     def check_open(self) -> None:
         """As `Channels.check_open`; to come before anything is asked, because it makes the channels."""
@@ -44,9 +46,14 @@ class AsyncChannels:
             raise RuntimeError("this client is closed; make a new one")
         if not self._channels:
             self._make()
+        elif self._process != os.getpid():  # it would wait for ever for threads that are not here
+            raise RuntimeError(
+                "this client was used in the process that forked this one, in which gRPC for asyncio does not work; "
+                "use Client here, or start processes with multiprocessing's spawn or forkserver"
+            )
 
     def _make(self) -> None:
-        target = self._target
+        target, self._process = self._target, os.getpid()
         for _ in range(target.channels):
             if target.credentials is None:
                 one = grpc.aio.insecure_channel(target.address, options=target.options)
@@ -66,34 +73,63 @@ class AsyncChannels:
 
     async def close(self) -> None:
         """As `Channels.close`."""
-        for one in self._channels:
-            await one.close()
+        if self._process == os.getpid():
+            for one in self._channels:
+                await one.close()
 
     def next_stream(self) -> grpc.aio.StreamStreamMultiCallable[bytes, bytes]:
         """As `Channels.next_stream`."""
+        if self.closed:
+            raise self._target.closed()
         return next(self._streams)
 
     async def unary(self, method: Method[Any], data: bytes, timeout: float | None, left: float | None) -> bytes:
         """As `Channels.unary`."""
         if self.closed:  # meanwhile
-            raise ServerUnavailableError(status.cut_off(self._target.address, "the client was closed"))
-        call = spans.traced_async(next(self._calls[method.path]), method.path, self._target)
+            raise self._target.closed()
+        if left is not None and left <= 0:
+            raise self._target.late(timeout)
+        call = spans.traced_async(self._answered(next(self._calls[method.path])), method.path, self._target)
         try:
             answer: bytes = await call(data, timeout=timeout if left is None else left, metadata=self._target.metadata)
             return answer
         except grpc.RpcError as error:
             raise status.from_call(error, self._target.address, timeout) from error
 
+    def _answered(self, begin: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]) -> Callable[..., Awaitable[bytes]]:
+        """A call whose CancelledError is its own task's. grpc.aio raises it as well where the channel was closed."""
+
+        async def run(data: bytes, *, timeout: float | None, metadata: channel.Metadata) -> bytes:
+            call = begin(data, timeout=timeout, metadata=metadata)
+            done = asyncio.Event()
+            call.add_done_callback(lambda _: done.set())
+            try:
+                await done.wait()  # which nobody cancels but who cancels the task
+            except BaseException:
+                call.cancel()
+                raise
+            if self.closed and call.cancelled():
+                raise self._target.closed()
+            return await call
+
+        return run
+
     async def converse(
-        self, waiting: AsyncIterator[Request[R]], conversation: stream.Conversation, timeout: float | None, ask: Ask
+        self,
+        waiting: AsyncIterator[Request[R]],
+        conversation: stream.Conversation,
+        timeout: float | None,
+        left: float | None,
+        ask: Ask,
     ) -> AsyncIterator[R]:
         """As `Channels.converse`. `ask` tells why a stream broke where grpc.aio does not."""
         self.check_open()
-        end = math.inf if timeout is None else time.monotonic() + timeout
+        end = math.inf if left is None else time.monotonic() + left
+        conversation.ends(end)
         while True:
             try:
                 with spans.of_stream(stream.PATH, self._target) as metadata:
-                    results = self._over_stream(waiting, conversation, end, metadata, ask)
+                    results = self._over_stream(waiting, conversation, timeout, end, metadata, ask)
                     async with contextlib.aclosing(results) as found:
                         async for result in found:
                             yield result
@@ -108,13 +144,16 @@ class AsyncChannels:
         self,
         waiting: AsyncIterator[Request[R]],
         conversation: stream.Conversation,
+        timeout: float | None,
         end: float,
         metadata: channel.Metadata,
         ask: Ask,
     ) -> AsyncGenerator[R, None]:
         """Drives a stream: sends what there is room for, hands on what comes. Raises Broken when it breaks."""
         outbox = AsyncOutbox()
-        left = None if end == math.inf else max(0.0, end - time.monotonic())
+        left = None if end == math.inf else end - time.monotonic()
+        if left is not None and left <= 0:
+            raise self._target.late(timeout)
         call = self.next_stream()(outbox.messages(), timeout=left, metadata=metadata)
         try:
             while True:
@@ -123,30 +162,52 @@ class AsyncChannels:
                 for parts, pause in conversation.again():
                     outbox.put(parts, pause)
                 while conversation.has_room and (request := await anext(waiting, None)) is not None:
+                    if conversation.shares(request):
+                        await asyncio.to_thread(conversation.connect, request)
                     outbox.put(conversation.add(request))
                 if not conversation.is_waiting:
                     break
-                conversation.receive(await self._read(call, left, ask))
+                conversation.receive(await self._read(call, timeout, end, ask))
             outbox.close()
             # To the end of the stream, so that the server sees a regular one.
-            with contextlib.suppress(grpc.RpcError):
-                await call.read()
+            with contextlib.suppress(grpc.RpcError, stream.Broken):
+                await self._message(call)
         finally:
             outbox.close()
             call.cancel()
 
-    async def _read(self, call: grpc.aio.StreamStreamCall[bytes, bytes], timeout: float | None, ask: Ask) -> bytes:
+    async def _read(
+        self, call: grpc.aio.StreamStreamCall[bytes, bytes], timeout: float | None, end: float, ask: Ask
+    ) -> bytes:
         """The next message of a stream. Raises Broken where none comes any more."""
         try:
-            data = await call.read()
+            data = await self._message(call)
         except grpc.RpcError as error:
-            if error.details() == _WRITE_FAILED:
-                try:
-                    await ask(timeout=timeout)
-                except GradOracleError as failure:
-                    raise stream.Broken(failure) from error
-                raise stream.ended_early() from error
-            raise stream.Broken(status.from_call(error, self._target.address, timeout)) from error
+            if self.closed:
+                raise stream.Broken(self._target.closed()) from error
+            if error.details() != _WRITE_FAILED:
+                raise stream.Broken(status.from_call(error, self._target.address, timeout)) from error
+            try:
+                await ask(timeout=None if end == math.inf else end - time.monotonic())
+            except DeadlineExceededError:
+                raise stream.Broken(self._target.late(timeout)) from error
+            except GradOracleError as failure:
+                raise stream.Broken(failure) from error
+            raise stream.ended_early() from error
         if not isinstance(data, bytes):  # grpc.aio.EOF
             raise stream.ended_early()
         return data
+
+    async def _message(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> object:
+        """What `call` reads next. A CancelledError is the task's own, as in `_answered`: read in a task of its own, the
+        other one is a result. Raises Broken for that, and RpcError."""
+        reading = asyncio.ensure_future(call.read())
+        try:
+            await asyncio.wait((reading,))
+        except BaseException:
+            if not reading.cancel() and not reading.cancelled():
+                reading.exception()  # nobody will ask for it any more
+            raise
+        if reading.cancelled():
+            raise stream.Broken(self._target.closed())
+        return reading.result()

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import mmap
 import os
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -105,33 +107,47 @@ class _Connection:
     and change sets and lists by single operations only.
     """
 
-    def __init__(self, path: str) -> None:
-        """Raises OSError."""
+    def __init__(self, path: str, end: float) -> None:
+        """Raises OSError; TimeoutError where that is not done until then."""
         self.files: set[_File] = set()
         self.viewed: set[_File] = set()  # of those: what results are made of
         self._idle: list[_File] = []
+        self._offered: _File | None = None  # the server has not said whether it takes it; one at a time
+        self._process = os.getpid()
+        self._asking = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.closed = False
         try:
-            self._socket.settimeout(_PATIENCE)
+            self._socket.settimeout(_patience(end))
             self._socket.connect(path)
         except BaseException:
             self._socket.close()
             raise
 
-    def take(self, size: int) -> _File | None:
-        """A file, best one that has `size` bytes already; None where there are too many. Raises OSError."""
-        if self._idle:
-            found = min(self._idle, key=lambda one: (one.size < size, abs(one.size - size)))
-            self._idle.remove(found)
-            return found
-        return None if len(self.files) >= _FILES_AT_MOST else self._offered()
+    def take(self, size: int, end: float) -> _File | None:
+        """A file, best one that has `size` bytes already; None where there are too many. Raises OSError; TimeoutError
+        where there is none until then."""
+        with _held(self._asking, end):
+            if self._idle:
+                found = min(self._idle, key=lambda one: (one.size < size, abs(one.size - size)))
+                self._idle.remove(found)
+                return found
+            return None if len(self.files) >= _FILES_AT_MOST else self._another(end)
 
-    def _offered(self) -> _File | None:
-        file = _File()
+    def _another(self, end: float) -> _File | None:
+        """One that the server did not have. Who has no time left to wait for its answer leaves that to the next."""
+        self._socket.settimeout(_patience(end))
+        if self._offered is None:
+            file = _File()
+            try:
+                socket.send_fds(self._socket, [_OFFER], [file.descriptor])
+            except BaseException:
+                file.close()
+                raise
+            self._offered = file
+        answer = self._socket.recv(4096)
+        file, self._offered = self._offered, None
         try:
-            socket.send_fds(self._socket, [_OFFER], [file.descriptor])
-            answer = self._socket.recv(4096)
             if not answer:
                 raise ConnectionResetError("the server has closed the connection")
             if answer[0] == _TAKEN:
@@ -160,13 +176,19 @@ class _Connection:
         self.viewed.discard(file)
         self.files.discard(file)
         file.close()
-        with contextlib.suppress(OSError):  # the server has gone, and knows
-            os.write(self._socket.fileno(), _TAKE_BACK + file.token)
+        if os.getpid() == self._process:  # else it is the parent's to use
+            with contextlib.suppress(OSError):  # the server has gone, and knows
+                os.write(self._socket.fileno(), _TAKE_BACK + file.token)
 
     def close(self) -> None:
         """Takes back all files. What results are made of lives on."""
         self.closed = True
-        self._socket.close()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # who waits for the server hears no more
+        with self._asking:
+            self._socket.close()
+            if self._offered is not None:
+                self._offered.close()
         while self._idle:
             self._idle.pop().close()
 
@@ -178,10 +200,9 @@ class Use:
     dropped. Only what MEMORY_UNKNOWN says is no failure but the end of the connection, and is not raised.
     """
 
-    def __init__(self, memory: Memory, connection: _Connection, file: _File, pieces: list[wire.Piece]) -> None:
+    def __init__(self, connection: _Connection, file: _File, pieces: list[wire.Piece]) -> None:
         self.pieces = pieces
         """The request's message, to be joined."""
-        self._memory = memory
         self._connection = connection
         self._file: _File | None = file
 
@@ -198,7 +219,7 @@ class Use:
         """The call has failed. Gives whether it may be made again at once, over another connection or without one."""
         unknown = isinstance(error, GradOracleError) and error.reason == "MEMORY_UNKNOWN"
         if unknown:
-            self._memory.lost(self._connection)
+            self._connection.close()
         self.drop()
         return unknown
 
@@ -270,80 +291,110 @@ class Memory:
         """Whether a request is large enough."""
         return any(tensor.nbytes >= FROM for _, _, tensor in request.tensors)
 
-    def attempts(self, request: Request[Any]) -> Iterator[Use]:
+    def attempts(self, request: Request[Any], end: float = math.inf) -> Iterator[Use]:
         """The request in shared memory, and again over another connection where the first one turns out to be gone.
 
-        None at all where there is no room. Raises GradOracleError where the server offers no such thing.
+        None at all where there is no room. Raises GradOracleError where the server offers no such thing, and
+        TimeoutError where it has not taken the request's memory at the time.monotonic() of `end`.
         """
         for _ in range(2):
-            if (use := self.put(request)) is None:
+            if (use := self.put(request, end)) is None:
                 return
             yield use
 
-    def put(self, request: Request[Any]) -> Use | None:
+    def put(self, request: Request[Any], end: float = math.inf) -> Use | None:
         """The request in shared memory, or None where there is no room. Raises as `attempts` does."""
         if os.getpid() != self._process:  # a child, forked off: its parent may be writing into the same files
             return None
-        placed, end = _placed(request)
-        connection, file = self._file(end)
+        placed, size = _placed(request)
+        connection, file = self._file(size, end)
         if connection is None or file is None:
             return None
         file.uses += 1
         try:
             for offset, data in placed:
                 file.write(data, offset)
-            file.grow(end)
+            file.grow(size)
         except OSError:  # no memory: gRPC needs less of it
             connection.drop(file)
             return None
-        return Use(self, connection, file, _pieces(request, file, placed))
+        return Use(connection, file, _pieces(request, file, placed))
 
-    def _file(self, size: int) -> tuple[_Connection | None, _File | None]:
+    def _file(self, size: int, end: float) -> tuple[_Connection | None, _File | None]:
         """A file, over another connection where the one that there was has broken."""
         for _ in range(2):
-            if (connection := self.connect()) is None:
+            if (connection := self.connect(end)) is None:
                 break
             try:
-                with self._lock:
-                    return connection, connection.take(size)
+                return connection, connection.take(size, end)
+            except TimeoutError:
+                if time.monotonic() >= end:
+                    raise
+                connection.close()  # it has had its time; gRPC may be quicker
+                break
             except OSError:
-                self.lost(connection)
+                connection.close()
         return None, None
 
-    def connect(self) -> _Connection | None:
-        """The connection; None where the server is away. Raises GradOracleError where it is there, but not for this."""
-        with self._lock:
-            if self._closed:  # in the middle of a call, which then fails of that
-                return None
+    def connect(self, end: float = math.inf) -> _Connection | None:
+        """The connection; None where the server is away. Raises GradOracleError where it is there, but not for this,
+        and TimeoutError where that is not known until then."""
+        if os.getpid() != self._process:
+            return None
+        with _held(self._lock, end):
             if self._connection is None or self._connection.closed:
                 try:
-                    self._connection = _Connection(self._path)
+                    self._connection = _Connection(self._path, end)
                     self._offered = True
                 except OSError as error:
-                    if not self._offered and self._beside and _listens(self._beside):
+                    if time.monotonic() >= end:
+                        raise TimeoutError from error
+                    if not self._offered and self._beside and _listens(self._beside, end):
                         raise GradOracleError(
                             f"the server at unix:{self._beside} offers no shared memory to this client "
                             f"({error.strerror or error}); start it with --shared-memory, or make the client without"
                         ) from error
                     return None
+            if self._closed:  # in the middle of a call, which then fails of that
+                self._connection.close()
+                return None
             return self._connection
-
-    def lost(self, connection: _Connection) -> None:
-        """A connection's files are not what the server has any more."""
-        with self._lock:
-            connection.close()
 
     def close(self) -> None:
         """Gives back what no result is made of."""
-        with self._lock:
-            self._closed = True
-            if self._connection is not None:
-                self._connection.close()
+        if os.getpid() != self._process:  # that is the parent's
+            return
+        self._closed = True
+        if (connection := self._connection) is not None:
+            connection.close()
 
 
-def _listens(path: str) -> bool:
+@contextlib.contextmanager
+def _held(lock: threading.Lock, end: float) -> Iterator[None]:
+    """A lock whose holder may be waiting for the server: nobody waits for him longer than he has time himself."""
+    if not lock.acquire(timeout=_left(end)):
+        raise TimeoutError
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _left(end: float) -> float:
+    """Seconds until then, as many as waiting takes. Raises TimeoutError where there are none."""
+    if (left := end - time.monotonic()) <= 0:
+        raise TimeoutError
+    return min(left, threading.TIMEOUT_MAX)
+
+
+def _patience(end: float) -> float:
+    """Seconds for the server to answer. Raises TimeoutError where that is over."""
+    return min(_left(end), _PATIENCE)
+
+
+def _listens(path: str, end: float) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(_PATIENCE)
+        sock.settimeout(_patience(end))
         return sock.connect_ex(path) == 0
 
 

@@ -7,6 +7,8 @@ to `receive`, tells it of the end of a stream by `broken`, and takes results out
 
 from __future__ import annotations
 
+import contextlib
+import math
 import random
 import time
 from collections import deque
@@ -19,6 +21,7 @@ from gradoracle import results, status, tensors, wire
 from gradoracle.answers import Incoming
 from gradoracle.channel import ATTEMPTS, FIRST_PAUSE
 from gradoracle.errors import GradOracleError, OverloadedError, ServerUnavailableError
+from gradoracle.outbox import Waiting
 from gradoracle.requests import SERVICE, Request
 from gradoracle.shared_memory import Memory, Use
 from gradoracle.v1 import service_pb2
@@ -129,6 +132,7 @@ class Conversation:
         self._ordered = ordered
         self._return_exceptions = return_exceptions
         self._memory = memory
+        self._end = math.inf
         self._stream = 0  # how many have broken
         # Uses of memory, by stream and call. By stream, because whoever sends for one that has broken may not know yet.
         self._uses: dict[tuple[int, int], Use] = {}
@@ -146,6 +150,10 @@ class Conversation:
         self._answers: dict[int, tuple[Any, int]] = {}  # answered, not yet its turn: the result and its bytes
         self._turn = 0  # whose turn it is
         self._ready: deque[tuple[Any, int]] = deque()
+
+    def ends(self, end: float) -> None:
+        """Nothing is to wait for memory after that time.monotonic()."""
+        self._end = end
 
     @property
     def has_room(self) -> bool:
@@ -166,8 +174,6 @@ class Conversation:
                 f"expected requests as gradoracle.request(method, graph, primals, …) makes them, "
                 f"got {type(request).__name__}"
             )
-        if self._memory is not None and self._memory.suits(request):
-            self._memory.connect()  # now, because what it raises must not come out of the sending
         call_id = self._next
         self._next += 1
         if not self._waiting:
@@ -175,12 +181,28 @@ class Conversation:
         self._waiting[call_id] = request
         self._taken += 1
         self._bytes += request.tensor_bytes
-        return self._parts(self._stream, call_id, request)
+        return self._messages(call_id, request)
+
+    def connect(self, request: Request[Any]) -> None:
+        """Comes before a call is taken up, because what it raises must not come out of the sending. May take a while
+        where the call `shares`."""
+        if self._memory is not None and self.shares(request):
+            with contextlib.suppress(TimeoutError):  # the stream says so
+                self._memory.connect(self._end)
+
+    def shares(self, request: Request[Any]) -> bool:
+        """Whether a call is to go through memory, for which the server may have to be waited for."""
+        return self._memory is not None and isinstance(request, Request) and self._memory.suits(request)
+
+    def _messages(self, call_id: int, request: Request[Any]) -> Iterator[bytes]:
+        parts = self._parts(self._stream, call_id, request)
+        return Waiting(parts) if self.shares(request) else parts
 
     def _parts(self, stream: int, call_id: int, request: Request[Any]) -> Iterator[bytes]:
         use = None
         if self._memory is not None and call_id not in self._without and self._memory.suits(request):
-            use = self._memory.put(request)
+            with contextlib.suppress(TimeoutError):
+                use = self._memory.put(request, self._end)
         if use is None:
             yield from parts(call_id, request)
         else:
@@ -223,7 +245,7 @@ class Conversation:
         while self._refused and self._taken + 1 <= self._takes:
             due, call_id = self._refused.popleft()
             self._taken += 1
-            yield self._parts(self._stream, call_id, self._waiting[call_id]), max(0.0, due - time.monotonic())
+            yield self._messages(call_id, self._waiting[call_id]), max(0.0, due - time.monotonic())
 
     def broken(self, failure: GradOracleError) -> float:
         """The stream has ended. Gives the seconds after which another may go on; raises the failure where none may."""

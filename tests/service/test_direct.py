@@ -376,7 +376,7 @@ def test_giving_up_is_told_whatever_copies_there_are(fake: Server) -> None:
             os.close(copy)
 
 
-@pytest.mark.parametrize("timeout", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("timeout", [0.0, -1.0])
 def test_no_time_at_all(fake: Server, timeout: float) -> None:
     """The deadline has passed before anything is sent."""
     with go.Client(fake.address, shared_memory=True) as client:
@@ -543,7 +543,7 @@ def test_what_the_server_sends_is_looked_at(tmp_path: Path) -> None:
             asking = direct.Direct(target)
             found: list[Any] = []
             thread = threading.Thread(
-                target=lambda asking=asking, found=found: found.append(asking.result(told("echo"), 30))
+                target=lambda asking=asking, found=found: found.append(asking.result(told("echo"), 30, 30))
             )
             thread.start()
             with listening.accept()[0] as peer:

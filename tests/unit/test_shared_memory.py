@@ -209,10 +209,11 @@ def test_where_no_server_is(tmp_path: object) -> None:
 def test_a_process_that_was_forked_off_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its parent has the same files, and may be using them."""
     memory = shared_memory.Memory("/nowhere")
-    monkeypatch.setattr(memory, "connect", lambda: pytest.fail("it has looked for a server"))
+    monkeypatch.setattr(shared_memory, "_Connection", lambda *_: pytest.fail("it has looked for a server"))
     monkeypatch.setattr(os, "getpid", lambda: 1 + memory._process)
 
     assert memory.put(requests.vjp("x.sum()", {"x": np.zeros(32_768)})) is None
+    assert memory.connect() is None
 
 
 def test_a_stream_that_has_broken_cannot_take_a_place_in_the_next(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_a_stream_that_has_broken_cannot_take_a_place_in_the_next(tmp_path: Path
         def connect(self) -> None:  # type: ignore[override]
             return None
 
-        def put(self, request: object) -> Use:  # type: ignore[override]
+        def put(self, request: object, end: float) -> Use:  # type: ignore[override]
             return Use()
 
     class Use:
