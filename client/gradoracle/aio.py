@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, overload
 
 from gradoracle import channel, checks, requests, results, stream
 from gradoracle.direct_async import AsyncDirect
-from gradoracle.errors import GradOracleError
+from gradoracle.errors import GradOracleError, ResourceLimitError
 from gradoracle.gathering_async import AsyncGathering
 from gradoracle.graph import Graph
 from gradoracle.requests import Names, Request, Tensors
@@ -309,7 +309,15 @@ class AsyncClient:
         return request.method.read(response, use.answered(response))
 
     async def _alone(self, request: Request[R], timeout: float | None, left: float | None) -> R:
-        return request.method.answer(await self._channels.unary(request.method, request.to_bytes(), timeout, left))
+        began = time.monotonic()
+        try:
+            data = await self._channels.unary(request.method, request.to_bytes(), timeout, left)
+        except ResourceLimitError as error:
+            if not stream.bears(error):
+                raise
+        else:
+            return request.method.answer(data)
+        return await self._by_itself(request, timeout, channel.left(left, began))
 
     async def _by_itself(self, request: Request[R], timeout: float | None, left: float | None) -> R:
         """As `Client._by_itself`."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, overload
 
 from gradoracle import channel, checks, requests, results, stream
 from gradoracle.direct import Direct
-from gradoracle.errors import GradOracleError
+from gradoracle.errors import GradOracleError, ResourceLimitError
 from gradoracle.gathering import Gathering
 from gradoracle.graph import Graph
 from gradoracle.requests import Names, Request, Tensors
@@ -365,7 +365,15 @@ class Client:
         return request.method.read(response, use.answered(response))
 
     def _alone(self, request: Request[R], timeout: float | None, left: float | None) -> R:
-        return request.method.answer(self._channels.unary(request.method, request.to_bytes(), timeout, left))
+        began = time.monotonic()
+        try:
+            data = self._channels.unary(request.method, request.to_bytes(), timeout, left)
+        except ResourceLimitError as error:
+            if not stream.bears(error):
+                raise
+        else:
+            return request.method.answer(data)
+        return self._by_itself(request, timeout, channel.left(left, began))
 
     def _by_itself(self, request: Request[R], timeout: float | None, left: float | None) -> R:
         """A call's result over a stream of its own."""

@@ -20,7 +20,7 @@ from google.rpc import status_pb2
 from gradoracle import results, status, tensors, wire
 from gradoracle.answers import Incoming
 from gradoracle.channel import ATTEMPTS, FIRST_PAUSE
-from gradoracle.errors import GradOracleError, OverloadedError, ServerUnavailableError
+from gradoracle.errors import GradOracleError, OverloadedError, ResourceLimitError, ServerUnavailableError
 from gradoracle.outbox import Waiting
 from gradoracle.requests import SERVICE, Request
 from gradoracle.shared_memory import Memory, Use
@@ -291,6 +291,11 @@ def result_of(answer: service_pb2.StreamAnswer, request: Request[Any], attached:
         return GradOracleError(f"the server answered {request.method.rpc} with {kind or 'nothing'}", reason="INTERNAL")
     response = getattr(answer, kind)
     return request.method.read(response, attached.answered(response) if isinstance(attached, Use) else attached)
+
+
+def bears(error: ResourceLimitError) -> bool:
+    """Whether what was refused as one message is no trouble over a stream, where large tensors are no part of one."""
+    return error.reason == "LIMIT_EXCEEDED" and error.metadata.get("limit") == "--max-message-bytes"
 
 
 def _size(answer: service_pb2.StreamAnswer, attached: results.Attachments) -> int:
