@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import os
 import queue
+import shutil
 import socket
 import subprocess
 import sys
@@ -83,9 +85,27 @@ def _memory(listen: str, closing: contextlib.ExitStack) -> str | None:
         return None
     if listen.startswith("unix:"):
         return beside(listen)
-    folder = closing.enter_context(tempfile.TemporaryDirectory(prefix="gradoracle-", ignore_cleanup_errors=True))
+    folder = closing.enter_context(_directory())
     path = f"{folder}/server{MEMORY}"
     return path if len(os.fsencode(path)) <= _LONGEST_PATH else None
+
+
+@contextlib.contextmanager
+def _directory() -> Iterator[str]:
+    """A directory that is removed at the end, or when this process ends in order, and by no child that was forked off,
+    whose end would take the sockets from its parent's server: a TemporaryDirectory is removed by both."""
+    folder, owner = tempfile.mkdtemp(prefix="gradoracle-"), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    try:
+        yield folder
+    finally:
+        remove()
+        atexit.unregister(remove)
 
 
 @contextlib.contextmanager
