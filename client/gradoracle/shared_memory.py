@@ -7,12 +7,8 @@ the last of them dies, the file is free for the next call. Fresh memory costs se
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import math
-import mmap
 import os
-import socket
 import threading
 import time
 import weakref
@@ -25,6 +21,7 @@ import numpy as np
 from gradoracle import tensors, wire
 from gradoracle.channel import MEMORY, Target
 from gradoracle.errors import GradOracleError
+from gradoracle.memory_files import Connection, File, held, listens
 from gradoracle.requests import Request
 from gradoracle.tensors import Bytes, WireTensor
 
@@ -33,12 +30,7 @@ FROM = 256 * 1024
 
 _ATTACHED_FROM = 64 * 1024  # bytes; smaller tensors of such a request travel inside it
 _ALIGNMENT = 64  # bytes
-_FILES_AT_MOST = 32  # what finds none goes through gRPC
 _VIEWED_AT_MOST = 8  # files that hold results which somebody still has; beyond, results are copied out
-_IDLE = 256 * 1024 * 1024  # bytes of files that are kept for later calls
-_PATIENCE = 60.0  # seconds for the server to take a file
-_OFFER, _TAKE_BACK = b"\1", b"\2"
-_TAKEN, _REFUSED = 0, 1
 _MEMORY = 16  # the field of requests
 _TOKEN, _USE, _SPANS = 1, 2, 3  # fields of SharedMemory
 _OFFSET, _LENGTH = 1, 2  # fields of Span
@@ -55,144 +47,6 @@ class _Place(Protocol):
     length: int
 
 
-class _File:
-    """A memory file, and how much of it is mapped."""
-
-    def __init__(self) -> None:
-        self.token = b""
-        self.uses = 0
-        self.descriptor = os.memfd_create("gradoracle", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        self._mapped: np.ndarray[Any, np.dtype[np.uint8]] | None = None
-        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
-
-    @property
-    def size(self) -> int:
-        """Bytes that it has become."""
-        return os.fstat(self.descriptor).st_size if self.descriptor >= 0 else 0
-
-    def write(self, data: wire.Piece, offset: int) -> None:
-        """Through the mapping where there is one; else not, because that would cost a page fault every 4 kB."""
-        if self._mapped is not None and offset + len(data) <= len(self._mapped):
-            np.copyto(self._mapped[offset : offset + len(data)], np.frombuffer(data, np.uint8))
-            return
-        rest = memoryview(data)
-        while rest:
-            written = os.pwrite(self.descriptor, rest, offset)
-            offset, rest = offset + written, rest[written:]
-
-    def grow(self, end: int) -> None:
-        """Sees to it that it has so many bytes, where no write has: spans of nothing may stand at its end."""
-        if self.size < end:
-            os.ftruncate(self.descriptor, end)
-
-    def contents(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """All of it, mapped. The mapping lives as long as the array."""
-        size = self.size
-        if self._mapped is None or len(self._mapped) < size:
-            self._mapped = np.frombuffer(mmap.mmap(self.descriptor, size), np.uint8)
-        return self._mapped
-
-    def close(self) -> None:
-        """Gives the memory back, but for what arrays are still made of. May be called again."""
-        self._mapped = None
-        descriptor, self.descriptor = self.descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-
-class _Connection:
-    """A connection to the server's second socket, and the files that went over it.
-
-    `release` and `drop` may be called at any moment, in the middle of anything, as arrays die. So they take no lock,
-    and change sets and lists by single operations only.
-    """
-
-    def __init__(self, path: str, end: float) -> None:
-        """Raises OSError; TimeoutError where that is not done until then."""
-        self.files: set[_File] = set()
-        self.viewed: set[_File] = set()  # of those: what results are made of
-        self._idle: list[_File] = []
-        self._offered: _File | None = None  # the server has not said whether it takes it; one at a time
-        self._process = os.getpid()
-        self._asking = threading.Lock()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.closed = False
-        try:
-            self._socket.settimeout(_patience(end))
-            self._socket.connect(path)
-        except BaseException:
-            self._socket.close()
-            raise
-
-    def take(self, size: int, end: float) -> _File | None:
-        """A file, best one that has `size` bytes already; None where there are too many. Raises OSError; TimeoutError
-        where there is none until then."""
-        with _held(self._asking, end):
-            if self._idle:
-                found = min(self._idle, key=lambda one: (one.size < size, abs(one.size - size)))
-                self._idle.remove(found)
-                return found
-            return None if len(self.files) >= _FILES_AT_MOST else self._another(end)
-
-    def _another(self, end: float) -> _File | None:
-        """One that the server did not have. Who has no time left to wait for its answer leaves that to the next."""
-        self._socket.settimeout(_patience(end))
-        if self._offered is None:
-            file = _File()
-            try:
-                socket.send_fds(self._socket, [_OFFER], [file.descriptor])
-            except BaseException:
-                file.close()
-                raise
-            self._offered = file
-        answer = self._socket.recv(4096)
-        file, self._offered = self._offered, None
-        try:
-            if not answer:
-                raise ConnectionResetError("the server has closed the connection")
-            if answer[0] == _TAKEN:
-                file.token = answer[1:]
-                self.files.add(file)
-                return file
-            if answer[0] == _REFUSED:
-                text = f"the server does not take this client's memory: {answer[1:].decode(errors='replace')}"
-                raise GradOracleError(text, reason="INTERNAL")
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-        return None
-
-    def release(self, file: _File) -> None:
-        """A file is free."""
-        self.viewed.discard(file)
-        if self.closed or sum(one.size for one in tuple(self._idle)) + file.size > _IDLE:
-            self.drop(file)
-        else:
-            self._idle.append(file)
-
-    def drop(self, file: _File) -> None:
-        """A file is not to be used again."""
-        self.viewed.discard(file)
-        self.files.discard(file)
-        file.close()
-        if os.getpid() == self._process:  # else it is the parent's to use
-            with contextlib.suppress(OSError):  # the server has gone, and knows
-                os.write(self._socket.fileno(), _TAKE_BACK + file.token)
-
-    def close(self) -> None:
-        """Takes back all files. What results are made of lives on."""
-        self.closed = True
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # who waits for the server hears no more
-        with self._asking:
-            self._socket.close()
-            if self._offered is not None:
-                self._offered.close()
-        while self._idle:
-            self._idle.pop().close()
-
-
 class Use:
     """A request put into a file, for one call. To be entered while the call runs.
 
@@ -200,11 +54,11 @@ class Use:
     dropped. Only what MEMORY_UNKNOWN says is no failure but the end of the connection, and is not raised.
     """
 
-    def __init__(self, connection: _Connection, file: _File, pieces: list[wire.Piece]) -> None:
+    def __init__(self, connection: Connection, file: File, pieces: list[wire.Piece]) -> None:
         self.pieces = pieces
         """The request's message, to be joined."""
         self._connection = connection
-        self._file: _File | None = file
+        self._file: File | None = file
 
     def __enter__(self) -> Use:
         return self
@@ -234,7 +88,7 @@ class Use:
             self._connection.drop(file)
             raise
 
-    def _attachments(self, file: _File, spans: Sequence[_Place]) -> Sequence[Bytes]:
+    def _attachments(self, file: File, spans: Sequence[_Place]) -> Sequence[Bytes]:
         if not spans:
             self._connection.release(file)
             return ()
@@ -274,7 +128,7 @@ class Memory:
         self._path = path
         self._beside = beside
         self._lock = threading.Lock()
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._offered = False  # whether this server has ever had it
         self._process = os.getpid()
         self._closed = False
@@ -320,7 +174,7 @@ class Memory:
             return None
         return Use(connection, file, _pieces(request, file, placed))
 
-    def _file(self, size: int, end: float) -> tuple[_Connection | None, _File | None]:
+    def _file(self, size: int, end: float) -> tuple[Connection | None, File | None]:
         """A file, over another connection where the one that there was has broken."""
         for _ in range(2):
             if (connection := self.connect(end)) is None:
@@ -336,20 +190,20 @@ class Memory:
                 connection.close()
         return None, None
 
-    def connect(self, end: float = math.inf) -> _Connection | None:
+    def connect(self, end: float = math.inf) -> Connection | None:
         """The connection; None where the server is away. Raises GradOracleError where it is there, but not for this,
         and TimeoutError where that is not known until then."""
         if os.getpid() != self._process:
             return None
-        with _held(self._lock, end):
+        with held(self._lock, end):
             if self._connection is None or self._connection.closed:
                 try:
-                    self._connection = _Connection(self._path, end)
+                    self._connection = Connection(self._path, end)
                     self._offered = True
                 except OSError as error:
                     if time.monotonic() >= end:
                         raise TimeoutError from error
-                    if not self._offered and self._beside and _listens(self._beside, end):
+                    if not self._offered and self._beside and listens(self._beside, end):
                         raise GradOracleError(
                             f"the server at unix:{self._beside} offers no shared memory to this client "
                             f"({error.strerror or error}); start it with --shared-memory, or make the client without"
@@ -369,35 +223,6 @@ class Memory:
             connection.close()
 
 
-@contextlib.contextmanager
-def _held(lock: threading.Lock, end: float) -> Iterator[None]:
-    """A lock whose holder may be waiting for the server: nobody waits for him longer than he has time himself."""
-    if not lock.acquire(timeout=_left(end)):
-        raise TimeoutError
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _left(end: float) -> float:
-    """Seconds until then, as many as waiting takes. Raises TimeoutError where there are none."""
-    if (left := end - time.monotonic()) <= 0:
-        raise TimeoutError
-    return min(left, threading.TIMEOUT_MAX)
-
-
-def _patience(end: float) -> float:
-    """Seconds for the server to answer. Raises TimeoutError where that is over."""
-    return min(_left(end), _PATIENCE)
-
-
-def _listens(path: str, end: float) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(_patience(end))
-        return sock.connect_ex(path) == 0
-
-
 def _is_attached(tensor: WireTensor) -> bool:
     return tensor.nbytes >= _ATTACHED_FROM
 
@@ -414,7 +239,7 @@ def _placed(request: Request[Any]) -> tuple[list[tuple[int, wire.Piece]], int]:
     return placed, end
 
 
-def _pieces(request: Request[Any], file: _File, placed: Sequence[tuple[int, wire.Piece]]) -> list[wire.Piece]:
+def _pieces(request: Request[Any], file: File, placed: Sequence[tuple[int, wire.Piece]]) -> list[wire.Piece]:
     """The request's message, its large tensors in a file."""
     pieces: list[wire.Piece] = [request.graph, request.head]
     attachments = 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import gradoracle as go
-from gradoracle import rpc, rpc_async, shared_memory
+from gradoracle import memory_files, rpc, rpc_async
 
 SCRIPT = Path(__file__).with_name("forked_client.py")
 
@@ -99,14 +99,14 @@ def test_a_child_takes_no_memory_back(tmp_path: Path, monkeypatch: pytest.Monkey
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(str(path))
         listening.listen()
-        connection = shared_memory._Connection(str(path), float("inf"))
+        connection = memory_files.Connection(str(path), float("inf"))
         with listening.accept()[0] as peer:
             peer.setblocking(False)
             with monkeypatch.context() as child:
                 child.setattr(os, "getpid", lambda: connection._process + 1)
-                connection.drop(shared_memory._File())
+                connection.drop(memory_files.File())
             with pytest.raises(BlockingIOError):
                 peer.recv(100)
-            connection.drop(shared_memory._File())
-            assert shared_memory._TAKE_BACK == peer.recv(100)
+            connection.drop(memory_files.File())
+            assert memory_files._TAKE_BACK == peer.recv(100)
         connection.close()

@@ -58,7 +58,7 @@ def numbers(count: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.random.default_rng(seed).normal(size=count)
 
 
-def connection(client: go.Client | go.AsyncClient) -> shared_memory._Connection:
+def connection(client: go.Client | go.AsyncClient) -> shared_memory.Connection:
     """The client's connection to the second socket."""
     assert client._memory is not None
     found = client._memory._connection
@@ -388,7 +388,7 @@ def memory_files(pid: int) -> int:
 
 def test_chunks_remain_where_there_are_no_files_left(shared: go.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls that find no file go through gRPC, in chunks where they are large."""
-    monkeypatch.setattr(shared_memory, "_FILES_AT_MOST", 0)
+    monkeypatch.setattr("gradoracle.memory_files._FILES_AT_MOST", 0)
     x = numbers(stream.UNARY_AT_MOST // 8 + 1)
     gradient = shared.vjp(CUBE, {"x": x}).gradients["x"]
 

@@ -209,7 +209,7 @@ def test_where_no_server_is(tmp_path: object) -> None:
 def test_a_process_that_was_forked_off_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its parent has the same files, and may be using them."""
     memory = shared_memory.Memory("/nowhere")
-    monkeypatch.setattr(shared_memory, "_Connection", lambda *_: pytest.fail("it has looked for a server"))
+    monkeypatch.setattr(shared_memory, "Connection", lambda *_: pytest.fail("it has looked for a server"))
     monkeypatch.setattr(os, "getpid", lambda: 1 + memory._process)
 
     assert memory.put(requests.vjp("x.sum()", {"x": np.zeros(32_768)})) is None
