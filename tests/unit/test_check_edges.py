@@ -212,3 +212,20 @@ def test_a_backward_that_writes_into_its_cotangent(mode):
     assert found.claimed == pytest.approx(27 * of_cotangent)
     assert found.numerical == pytest.approx(33 * of_cotangent, rel=1e-9)
     assert one(report).diagnosis is not Diagnosis.NAN
+
+
+# ---- Steps that are longer than the periods of a function
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_elements_are_not_wrong_by_steps_of_whole_periods(seed):
+    """An imaginary part of 0 moves by as much as the real part beside it, 1e4; the function repeats itself every 2 pi,
+    and differences over many periods agree."""
+    x = torch.full((5, 5, 5), 1e4, dtype=torch.complex128)
+
+    def summed(x):
+        return torch.logcumsumexp(x, 1)
+
+    assert check(summed, x, seed=seed).verdict is not Verdict.FAIL
+    wrong = planted(summed, lambda inputs, cotangent, right: (2 * right[0],))
+    assert check(wrong, x, seed=seed).verdict is Verdict.FAIL

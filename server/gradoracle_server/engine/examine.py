@@ -236,18 +236,36 @@ class Examiner(Measurement):
         blurred = (found.kinked | ~(found.bar <= _BLURRED * size)) & (size >= _NEGLIGIBLE * size.max())
         if bool(blurred.any()):
             found = found.replaced(blurred, self.measured(directions[blurred]))
+        usual, said = found, gradient[coordinates] * lengths
+
+        def off(by: Slopes) -> torch.Tensor:
+            return ((said - by.value).abs() > by.bar + tolerances.RELATIVE * size) & (size > 0)
+
         fine = tolerances.FAULT / 4 * size
-        off = (gradient[coordinates] * lengths - found.value).abs()
-        unclear = ((found.bar > fine) | (off > found.bar + tolerances.RELATIVE * size)) & (size > 0)
+        unclear = ((found.bar > fine) & (size > 0)) | off(found)
         if bool(unclear.any()):
             sharper = sharpened(
                 self.passes, self.space, directions[unclear], found.of(unclear), fine[unclear], again=False
             ).slopes
             found = found.replaced(unclear, sharper)
+        if bool((wrong := off(found)).any()):
+            found = self._unless_contradicted(directions, usual, found, wrong)
         if unrest is not None:
             noise = (found.coordinates.value != 0).to(unrest.dtype) @ (self.passes.strength * unrest)
             found = dataclasses.replace(found, bar=found.bar + noise / finite_difference.LADDERS[0])
         return found, lengths
+
+    def _unless_contradicted(
+        self, directions: torch.Tensor, usual: Slopes, found: Slopes, rows: torch.Tensor
+    ) -> Slopes:
+        """Slopes found along directions, (P, C), but for rows of them, (P,) of bool, those of shorter steps where these
+        contradict the usual ones: steps may be longer than the periods of a function, all of them by whole ones."""
+        nothing = torch.zeros(int(rows.sum()), dtype=torch.float64, device=directions.device)
+        finer = ladders.measure(self.passes, Question(self.space, directions[rows], nothing))
+        contradicted = rows.clone()
+        before = usual.of(rows)
+        contradicted[rows] = ((finer.value - before.value).abs() > before.bar) | (finer.bar > 2 * before.bar)
+        return found.replaced(contradicted, finer.of(contradicted[rows])) if bool(contradicted.any()) else found
 
     def together(self, gradient: torch.Tensor, kinks: list[int], allowance: torch.Tensor | None = None) -> bool:
         """Whether the gradient is between the slopes along the direction that moves all kinked coordinates by the same
