@@ -6,7 +6,6 @@ Any call can go this way; `gradoracle.direct` and `gradoracle.gathering` are qui
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -117,30 +116,26 @@ class Channels:
     ) -> Iterator[R]:
         """The results of calls over a stream, and over another where it breaks. `left` as in `unary`."""
         self.check_open()
-        end = math.inf if left is None else time.monotonic() + left
-        conversation.ends(end)
+        conversation.begin(left)
         while True:
             try:
                 with spans.of_stream(stream.PATH, self._target) as metadata:
-                    yield from self._over_stream(waiting, conversation, timeout, end, metadata)
+                    yield from self._over_stream(waiting, conversation, timeout, metadata)
                 return
             except stream.Broken as broken:
-                if self.closed:
-                    raise broken.failure from broken.__cause__
-                pause = conversation.broken(broken.failure)
-            time.sleep(min(pause, max(0.0, end - time.monotonic())))
+                pause = conversation.pause_before_another(broken, closed=self.closed)
+            time.sleep(pause)
 
     def _over_stream(
         self,
         waiting: Iterator[Request[R]],
         conversation: stream.Conversation,
         timeout: float | None,
-        end: float,
         metadata: channel.Metadata,
     ) -> Iterator[R]:
         """Drives a stream: sends what there is room for, hands on what comes. Raises Broken when it breaks."""
         outbox, process = Outbox(), os.getpid()
-        left = None if end == math.inf else end - time.monotonic()
+        left = conversation.left
         if left is not None and left <= 0:
             raise self._target.late(timeout)
         call = self.next_stream()(outbox.messages(), timeout=left, metadata=metadata)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import math
 import os
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeAlias, TypeVar
 
@@ -124,34 +122,30 @@ class AsyncChannels:
     ) -> AsyncIterator[R]:
         """As `Channels.converse`. `ask` tells why a stream broke where grpc.aio does not."""
         self.check_open()
-        end = math.inf if left is None else time.monotonic() + left
-        conversation.ends(end)
+        conversation.begin(left)
         while True:
             try:
                 with spans.of_stream(stream.PATH, self._target) as metadata:
-                    results = self._over_stream(waiting, conversation, timeout, end, metadata, ask)
+                    results = self._over_stream(waiting, conversation, timeout, metadata, ask)
                     async with contextlib.aclosing(results) as found:
                         async for result in found:
                             yield result
                 return
             except stream.Broken as broken:
-                if self.closed:
-                    raise broken.failure from broken.__cause__
-                pause = conversation.broken(broken.failure)
-            await asyncio.sleep(min(pause, max(0.0, end - time.monotonic())))
+                pause = conversation.pause_before_another(broken, closed=self.closed)
+            await asyncio.sleep(pause)
 
     async def _over_stream(
         self,
         waiting: AsyncIterator[Request[R]],
         conversation: stream.Conversation,
         timeout: float | None,
-        end: float,
         metadata: channel.Metadata,
         ask: Ask,
     ) -> AsyncGenerator[R, None]:
         """Drives a stream: sends what there is room for, hands on what comes. Raises Broken when it breaks."""
         outbox = AsyncOutbox()
-        left = None if end == math.inf else end - time.monotonic()
+        left = conversation.left
         if left is not None and left <= 0:
             raise self._target.late(timeout)
         call = self.next_stream()(outbox.messages(), timeout=left, metadata=metadata)
@@ -167,7 +161,7 @@ class AsyncChannels:
                     outbox.put(conversation.add(request))
                 if not conversation.is_waiting:
                     break
-                conversation.receive(await self._read(call, timeout, end, ask))
+                conversation.receive(await self._read(call, conversation, timeout, ask))
             outbox.close()
             # To the end of the stream, so that the server sees a regular one.
             with contextlib.suppress(grpc.RpcError, stream.Broken):
@@ -177,7 +171,11 @@ class AsyncChannels:
             call.cancel()
 
     async def _read(
-        self, call: grpc.aio.StreamStreamCall[bytes, bytes], timeout: float | None, end: float, ask: Ask
+        self,
+        call: grpc.aio.StreamStreamCall[bytes, bytes],
+        conversation: stream.Conversation,
+        timeout: float | None,
+        ask: Ask,
     ) -> bytes:
         """The next message of a stream. Raises Broken where none comes any more."""
         try:
@@ -188,7 +186,7 @@ class AsyncChannels:
             if error.details() != _WRITE_FAILED:
                 raise stream.Broken(status.from_call(error, self._target.address, timeout)) from error
             try:
-                await ask(timeout=None if end == math.inf else end - time.monotonic())
+                await ask(timeout=conversation.left)
             except DeadlineExceededError:
                 raise stream.Broken(self._target.late(timeout)) from error
             except GradOracleError as failure:

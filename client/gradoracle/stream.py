@@ -151,9 +151,21 @@ class Conversation:
         self._turn = 0  # whose turn it is
         self._ready: deque[tuple[Any, int]] = deque()
 
-    def ends(self, end: float) -> None:
-        """Nothing is to wait for memory after that time.monotonic()."""
-        self._end = end
+    def begin(self, left: float | None) -> None:
+        """Starts its time, so many seconds, which goes on over all of its streams; None where it has all the time."""
+        self._end = math.inf if left is None else time.monotonic() + left
+
+    @property
+    def left(self) -> float | None:
+        """The seconds that are left, 0 or fewer where it is late; None where it has all the time."""
+        return None if self._end == math.inf else self._end - time.monotonic()
+
+    def pause_before_another(self, broken: Broken, *, closed: bool) -> float:
+        """The seconds after which another stream may go on. Raises what broke the last one where none may, as where
+        the client was closed."""
+        if closed:
+            raise broken.failure from broken.__cause__
+        return min(self.broken(broken.failure), max(0.0, self._end - time.monotonic()))
 
     @property
     def has_room(self) -> bool:
