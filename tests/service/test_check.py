@@ -97,6 +97,12 @@ def test_unknown_options(client: go.Client, options: dict[str, object]) -> None:
         client.check("sin(x)", {"x": X}, **options)  # type: ignore[arg-type]
 
 
+def test_nothing_can_be_claimed_at_order_2(client: go.Client) -> None:
+    """First gradients are weighted there with numbers that no caller knows."""
+    with pytest.raises(go.InvalidRequestError, match="claimed: expected order 1 with it, got order 2"):
+        client.check("sum(x**2)", {"x": X}, order=2, claimed={"x": X})
+
+
 async def test_the_asyncio_client(server: str) -> None:
     """`check` is awaited, and gives the same report."""
     async with go.AsyncClient(server) as client:

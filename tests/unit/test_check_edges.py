@@ -201,6 +201,7 @@ def test_a_backward_that_writes_into_its_cotangent(mode):
     assert report.verdict is Verdict.FAIL
     assert [found.name for found in report.opinions if found.verdict is Verdict.FAIL] == ["linear_expanded"]
     assert "unsupported operation" in one(report).explanation
+    assert one(report).explanation.endswith("performing the operation.")
     assert not one(report).worst
 
     def wrong(x):

@@ -12,6 +12,7 @@ from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.report import Diagnosis, Mode, Verdict
+from gradoracle_server.engine.sharpening import Reach
 
 
 def draw(*shape, dtype=F64, seed=0):
@@ -504,3 +505,35 @@ def test_claims_must_cover_what_is_asked_for():
     """A claim for one input says nothing of another."""
     with pytest.raises(Fault, match='wrt: no gradient is claimed for "y"; claimed: "x"'):
         check(lambda x, y: (x * y).sum(), draw(2), draw(2), claimed={"x": draw(2)}, wrt=["x", "y"])
+
+
+def test_a_fault_that_only_the_jacobian_shows_has_no_detection_power():
+    """What would have been caught is said of a gradient that passed."""
+    x = torch.cat([torch.full((1,), -27.6, dtype=F64), torch.ones(5, dtype=F64)])
+
+    def squared(backward):
+        return lambda x: planted(torch.exp, backward)(x) ** 2
+
+    right = check(squared(scaled(0, 1.0)), x, mode=Mode.FULL)
+    assert right.verdict is Verdict.PASS
+    assert one(right).detection_power > 0
+    wrong = check(squared(scaled(0, 1.01)), x, mode=Mode.FULL)
+    assert wrong.verdict is Verdict.FAIL
+    assert one(wrong).detection_power == 0
+
+
+def test_steps_of_an_elements_own_size_reach_no_further_than_the_usual_ones():
+    """What is known of the reach of other directions is not theirs."""
+    base = torch.ones(100, dtype=F64)
+    base[3] = 1e-6
+    space = Space.of(0, "x", base, "")
+    ones = torch.ones(100, dtype=F64)
+    passes = Passes(lambda point: [torch.sin(point[0])], [base], [ones], device=base.device, seed=0)
+    gradient = torch.cos(base)
+    examiner = Examiner(passes, space, torch.Generator(), probes=4, every=False, expected=gradient, spread=None)
+    examiner.slopes = examiner.measured(examiner.directions)
+    examiner._reach = Reach.usual(examiner.slopes)
+    examiner.narrow(gradient)
+    assert examiner.space.scale[3] < space.scale[3]
+    assert examiner._reach is None
+    assert examiner.assess(gradient).verdict is Verdict.PASS

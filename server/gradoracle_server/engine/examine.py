@@ -188,12 +188,12 @@ class Examiner(Measurement):
         if self.units:
             self._narrow_units(nearer & (self.slopes.kinked | self.slopes.bar.isinf()), gradient)
             return
-        before = self.space, self._directions, self.slopes
-        self.space = space
+        before = self.space, self._directions, self.slopes, self._reach
+        self.space, self._reach = space, None
         self._directions = space.drawn(self.directions.shape[0], self.generator)
         self.slopes = self.measured(self.directions)
         if bool(self.slopes.kinked.any()):
-            self.space, self._directions, self.slopes = before
+            self.space, self._directions, self.slopes, self._reach = before
         self._blind = None
 
     def _narrow_units(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
