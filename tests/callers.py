@@ -11,6 +11,7 @@ from typing import Any
 
 from front_server import command
 
+import gradoracle as go
 from gradoracle.requests import EVALUATE, Request
 
 
@@ -38,3 +39,13 @@ def by_threads(count: int, call: Callable[[int], Any]) -> list[Any]:
 async def by_tasks(count: int, call: Callable[[int], Any]) -> list[Any]:
     """The same of tasks."""
     return await asyncio.gather(*(call(number) for number in range(count)), return_exceptions=True)
+
+
+def no_grpc(client: go.Client | go.AsyncClient) -> None:
+    """Lets the client fail where it asks through gRPC."""
+
+    def refuse(*_: Any, **__: Any) -> bytes:
+        raise AssertionError("asked through gRPC")
+
+    client._channels.unary = refuse  # type: ignore[method-assign]
+    client._channels.converse = refuse  # type: ignore[method-assign, assignment]

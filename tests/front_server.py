@@ -22,7 +22,7 @@ from google.rpc import error_details_pb2, status_pb2
 from gradoracle.v1 import service_pb2, service_pb2_grpc
 
 SCRIPT = Path(__file__).with_name("fake_server.py")
-QUICK = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
+QUICK = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--shared-memory", "false")
 
 
 @dataclasses.dataclass

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from gradoracle import status
+from gradoracle import neighbours, status
 from gradoracle.errors import DeadlineExceededError, ServerUnavailableError
 
 ADDRESS = "GRADORACLE_ADDRESS"
@@ -22,12 +22,6 @@ ADDRESS = "GRADORACLE_ADDRESS"
 
 PORT = 50051
 """Where servers listen."""
-
-MEMORY = ".memory"
-"""Behind the path of a server's Unix socket: where it takes memory files, if it was not told another place."""
-
-CALLS = ".calls"
-"""Behind that path: where it takes calls without gRPC."""
 
 TIMEOUT = 600.0
 """Seconds for a call where neither it nor its client names any: as long as a server works on a request."""
@@ -141,7 +135,9 @@ class Target:
     """Seconds for a call that names no other; infinity for no limit."""
     channels: int
     memory: str | None = None
-    """The path of the socket at which the server takes memory; None where it is not to be shared."""
+    """Where on this machine the server takes memory, if it does; None where none is to be shared."""
+    insists: bool = False
+    """Whether it is no good without that."""
 
     def connect(self) -> grpc.Channel:
         """A channel of the blocking kind."""
@@ -168,8 +164,8 @@ class Target:
     @property
     def options(self) -> Sequence[tuple[str, int | str]]:
         """gRPC's options for a channel."""
-        host = self.address.rpartition(":")[0].strip("[]")
-        local = host in ("localhost", "::1") or host.startswith("127.") or self.address.startswith("unix:")
+        host = self.address.rpartition(":")[0]
+        local = host == "localhost" or neighbours.is_loopback(host) or self.address.startswith("unix:")
         # A proxy for the outside world is no way to this machine.
         return (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if local else _OPTIONS
 
@@ -184,15 +180,13 @@ def target(
     shared_memory: bool | None = None,
 ) -> Target:
     """Checks what a client was given. Raises ValueError where it cannot be meant."""
-    own = getattr(address, "memory", None)  # of a server that was started here
     address = _address(address)
-    if shared_memory and own is None and not address.startswith("unix:"):
+    memory = neighbours.place(address) if shared_memory or (shared_memory is None and not tls) else None
+    if shared_memory and memory is None:
         raise ValueError(
-            f'shared_memory: expected an address like "unix:/run/gradoracle.sock" beside it, of a server on this '
-            f"machine, got {address!r}"
+            f"shared_memory: expected an address of this machine beside it, like "
+            f'"localhost:{PORT}" or "unix:/run/gradoracle.sock", got {address!r}'
         )
-    if shared_memory and own is None:
-        own = beside(address)
     if timeout is not None and not timeout > 0:
         raise _no_timeout(timeout)
     if channels < 1:
@@ -209,7 +203,8 @@ def target(
         metadata=(("authorization", f"Bearer {token}"),) if token is not None else (),
         timeout=TIMEOUT if timeout is None else timeout,
         channels=channels,
-        memory=None if shared_memory is False else own,
+        memory=memory,
+        insists=bool(shared_memory),
     )
 
 
@@ -227,11 +222,6 @@ def _no_timeout(given: float) -> ValueError:
 def left(timeout: float | None, began: float) -> float | None:
     """What is left of a timeout, in seconds, of what began at that time.monotonic()."""
     return None if timeout is None else max(0.0, began + timeout - time.monotonic())
-
-
-def beside(address: str) -> str:
-    """The path of the socket at which a server at "unix:PATH" takes memory files."""
-    return address.removeprefix("unix:").removeprefix("//") + MEMORY
 
 
 def _address(given: str | None) -> str:

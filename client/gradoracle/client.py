@@ -33,10 +33,10 @@ class Client:
     calls that name none: ten minutes unless said, math.inf for no limit. `channels` is the number of connections, over
     which calls are spread; over a single one to an IP address, localhost or a socket, small calls that several threads
     make at the same time go together. A call that a server cannot take just now is repeated, five times at most.
-    `shared_memory` is for a server on this machine: large tensors are handed over as memory files, up to 256 MiB of
-    which the client keeps for the next ones, and calls go over a socket without gRPC, which is asked where that fails.
-    True: with one at "unix:PATH", which must have been started with --shared-memory; None: with those that
-    `local_server` started; False: with none.
+    With a server of this user on this machine, at a loopback address without TLS, or where it offers that at
+    "unix:PATH" (serve --shared-memory), large tensors are handed over as memory files, up to 256 MiB of which the
+    client keeps for the next ones, and calls go over a socket without gRPC, which is asked where that fails.
+    `shared_memory=False` keeps from it; with True it is an error where a server at "unix:PATH" does not offer it.
 
     In every method `graph` is a Graph or an expression, and `primals` holds a tensor for each of its inputs, by name: a
     numpy array, a number, nested lists of numbers, anything with `__dlpack__`, or one that the server makes (`normal`,

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from gradoracle import spans, stream
+from gradoracle import neighbours, spans, stream
 from gradoracle.answers import Incoming
-from gradoracle.channel import CALLS, Target
+from gradoracle.channel import Target
 from gradoracle.errors import GradOracleError
 from gradoracle.gathering import Answer, result_of
 from gradoracle.requests import Request
@@ -56,7 +56,7 @@ class Connections:
     def __init__(self, target: Target) -> None:
         """Connects to nothing yet."""
         self.target = target
-        self.path = path_to(target)
+        self.place = place_of(target)
         """Where the server takes calls; None where it does not, or not from this client."""
         # Adding one, and taking one out, are single steps of Python's.
         self.idle: list[socket.socket] = []
@@ -73,7 +73,7 @@ class Connections:
     @property
     def may(self) -> bool:
         """Whether a call may go this way. A child that was forked off has its parent's connections."""
-        return self.path is not None and not self._closed and os.getpid() == self._process
+        return self.place is not None and not self._closed and os.getpid() == self._process
 
     def message(self, request: Request[Any], left: float | None, use: Use | None) -> bytes | None:
         """A call's message; None where it is gRPC's."""
@@ -171,7 +171,8 @@ class Direct(Connections):
         patience = time.monotonic() + PATIENCE
         try:
             _limit(connection, patience if end is None else min(end, patience))
-            connection.connect(self.path or "")
+            connection.connect(self.place or "")
+            neighbours.admit(connection, self.place or "")
             connection.sendall(greeting(self.target))
         except OSError:
             if end is not None and time.monotonic() >= end:
@@ -181,9 +182,9 @@ class Direct(Connections):
         return True
 
 
-def path_to(target: Target) -> str | None:
-    """The path of the socket; None where the server has none for this client. A certificate is gRPC's to show."""
-    return f"{target.memory}{CALLS}" if target.memory is not None and target.credentials is None else None
+def place_of(target: Target) -> str | None:
+    """Where the socket is; None where the server has none for this client. A certificate is gRPC's to show."""
+    return f"{target.memory}{neighbours.CALLS}" if target.memory is not None and target.credentials is None else None
 
 
 def is_connected(connection: socket.socket) -> bool:

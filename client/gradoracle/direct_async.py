@@ -6,6 +6,7 @@ import asyncio
 import socket
 from typing import TypeVar
 
+from gradoracle import neighbours
 from gradoracle.direct import PATIENCE, Connections, Reader, framed, greeting, is_connected
 from gradoracle.errors import GradOracleError
 from gradoracle.gathering import Answer, result_of
@@ -46,7 +47,8 @@ class AsyncDirect(Connections):
         connection.setblocking(False)
         try:
             async with asyncio.timeout(PATIENCE):
-                await loop.sock_connect(connection, self.path or "")
+                await loop.sock_connect(connection, self.place or "")
+                neighbours.admit(connection, self.place or "")
                 await loop.sock_sendall(connection, greeting(self.target))
         except (OSError, TimeoutError):
             self.failed()

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib.util
 import os
 import queue
-import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import IO, Any
 
-from gradoracle.channel import MEMORY, beside
 from gradoracle.errors import ServerUnavailableError
 
 _READY = "gradoracle listening on "
 _STDERR_SHOWN = 4000  # characters
 _STOP_WITHIN = 15.0  # seconds, before the process is killed
-_LONGEST_PATH = 107  # bytes of a socket's
 
 
 class Address(str):
     """host:port of a server that was started here."""
 
-    __slots__ = ("memory", "metrics")
+    __slots__ = ("metrics",)
 
     metrics: str
     """host:port of its metrics."""
-    memory: str | None
-    """The path of the socket over which it is handed large tensors as memory files; None where it takes none."""
 
 
 @contextlib.contextmanager
@@ -46,8 +38,8 @@ def local_server(
         with local_server(workers=2) as address, Client(address) as client:
             …
 
-    Clients of the address that it gives ask without gRPC, and hand over large tensors as memory files, where this
-    system has such files; not with `shared_memory=False`.
+    Its clients ask without gRPC, and hand over large tensors as memory files, where this system has such files; not
+    with `shared_memory=False`.
 
     `workers` is their number for each device; None is one a core, or one a GPU. `settings` are further flags of the
     server, as `gradoracle serve --help` lists them, with underscores: `device="cpu"`, `max_queue=4`; a list repeats the
@@ -63,49 +55,11 @@ def local_server(
             "install them with: pip install 'gradoracle[server]'"
         )
     flags = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "workers": workers, **settings}
-    with contextlib.ExitStack() as closing:
-        memory = _memory(str(flags["listen"]), closing) if shared_memory else None
-        flags["shared_memory"] = memory
-        if memory is not None and not str(flags["listen"]).startswith("unix:"):
-            # Where this process does not come to remove what it made, because it is killed, the server does.
-            flags["temporary_directory"] = str(Path(memory).parent.absolute())
-        process, stderr = closing.enter_context(_running(flags))
-        address = _ready(process, stderr, start_timeout)
-        address.memory = memory
-        yield address
-
-
-def _memory(listen: str, closing: contextlib.ExitStack) -> str | None:
-    """Where a server takes memory files from this user's processes; None where that cannot be.
-
-    `gradoracle serve` takes none unless told to, for whoever shares memory with a worker may harm it. The callers of a
-    private server are who started it, and 64 MiB there and back take 44 ms this way and 135 through gRPC.
-    """
-    if not hasattr(os, "memfd_create") or not hasattr(socket, "SOCK_SEQPACKET"):  # another system than Linux
-        return None
-    if listen.startswith("unix:"):
-        return beside(listen)
-    folder = closing.enter_context(_directory())
-    path = f"{folder}/server{MEMORY}"
-    return path if len(os.fsencode(path)) <= _LONGEST_PATH else None
-
-
-@contextlib.contextmanager
-def _directory() -> Iterator[str]:
-    """A directory that is removed at the end, or when this process ends in order, and by no child that was forked off,
-    whose end would take the sockets from its parent's server: a TemporaryDirectory is removed by both."""
-    folder, owner = tempfile.mkdtemp(prefix="gradoracle-"), os.getpid()
-
-    def remove() -> None:
-        if os.getpid() == owner:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(remove)
-    try:
-        yield folder
-    finally:
-        remove()
-        atexit.unregister(remove)
+    # A port is where this user's clients find the rest by themselves; a path has to be told to offer it.
+    offered = "true" if str(flags["listen"]).startswith("unix:") and hasattr(os, "memfd_create") else "auto"
+    flags["shared_memory"] = offered if shared_memory else "false"
+    with _running(flags) as (process, stderr):
+        yield _ready(process, stderr, start_timeout)
 
 
 @contextlib.contextmanager

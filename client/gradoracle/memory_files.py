@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gradoracle import wire
+from gradoracle import neighbours, wire
 from gradoracle.errors import GradOracleError
 
 _FILES_AT_MOST = 32  # what finds none goes through gRPC
@@ -79,7 +79,7 @@ class Connection:
     and change sets and lists by single operations only.
     """
 
-    def __init__(self, path: str, end: float) -> None:
+    def __init__(self, place: str, end: float) -> None:
         """Raises OSError; TimeoutError where that is not done until then."""
         self.files: set[File] = set()
         self.viewed: set[File] = set()  # of those: what results are made of
@@ -91,7 +91,8 @@ class Connection:
         self.closed = False
         try:
             self._socket.settimeout(patience(end))
-            self._socket.connect(path)
+            self._socket.connect(place)
+            neighbours.admit(self._socket, place)
         except BaseException:
             self._socket.close()
             raise

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gradoracle import tensors, wire
-from gradoracle.channel import MEMORY, Target
+from gradoracle import neighbours, tensors, wire
+from gradoracle.channel import Target
 from gradoracle.errors import GradOracleError
 from gradoracle.memory_files import Connection, File, held, listens
 from gradoracle.requests import Request
@@ -123,9 +123,10 @@ class Use:
 class Memory:
     """What a client shares with its server. Any number of threads may use it at once."""
 
-    def __init__(self, path: str, beside: str = "") -> None:
-        """`path` is where descriptors are handed over; `beside` is gRPC's, if a socket. Connects to nothing yet."""
-        self._path = path
+    def __init__(self, place: str, beside: str = "") -> None:
+        """`place` is where descriptors are handed over; `beside` is gRPC's socket, where its server has to offer that.
+        Connects to nothing yet."""
+        self._place = place
         self._beside = beside
         self._lock = threading.Lock()
         self._connection: Connection | None = None
@@ -138,7 +139,8 @@ class Memory:
         """What a client shares with a server; None where it is not to."""
         if target.memory is None:
             return None
-        return cls(target.memory, target.memory.removesuffix(MEMORY) if target.address.startswith("unix:") else "")
+        insists = target.insists and target.address.startswith("unix:")
+        return cls(target.memory, neighbours.path(target.address) if insists else "")
 
     @staticmethod
     def suits(request: Request[Any]) -> bool:
@@ -198,7 +200,7 @@ class Memory:
         with held(self._lock, end):
             if self._connection is None or self._connection.closed:
                 try:
-                    self._connection = Connection(self._path, end)
+                    self._connection = Connection(self._place, end)
                     self._offered = True
                 except OSError as error:
                     if time.monotonic() >= end:

@@ -9,7 +9,6 @@ time off a small request. All else is the same with asyncio's own.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib.metadata
 import logging
@@ -72,9 +71,6 @@ def main(
         return 0
     finally:
         processes.close()
-        if told.temporary_directory is not None:
-            with contextlib.suppress(OSError):  # it has gone, or somebody has put something else there
-                told.temporary_directory.rmdir()
         output.forget_what_nobody_takes()
 
 

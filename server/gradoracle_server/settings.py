@@ -13,7 +13,7 @@ import re
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from gradoracle_server.addresses import Address, parse_address, parse_metrics_address
 
@@ -100,13 +100,9 @@ def _switch(text: str) -> bool:
     return text.lower() in ("1", "true", "yes", "on")
 
 
-def _directory(text: str) -> Path:
-    if not text.startswith("/"):
-        raise ValueError
-    return Path(text)
-
-
-def _shared(text: str) -> bool | Path:
+def _shared(text: str) -> bool | Path | Literal["auto"]:
+    if text == "auto":
+        return "auto"
     return Path(text) if "/" in text else _switch(text)
 
 
@@ -144,12 +140,13 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "shared_memory",
         _shared,
-        '"true", "false" or the path of a socket like "/run/gradoracle.memory"',
-        "let callers on this machine hand over large tensors as memory files, over a second Unix socket at PATH, or "
-        "where none is given at that of --listen unix:..., with .memory behind it, and ask without gRPC, over a third "
-        "one with .calls behind that; for callers who trust one another: who may open the second may try to harm a "
+        '"auto", "true", "false" or the path of a socket like "/run/gradoracle.memory"',
+        "let callers on this machine hand over large tensors as memory files, and ask without gRPC, over two further "
+        "Unix sockets. auto: those of the server's own user, who find it by its port, where it has no certificate; "
+        "true: who may open the socket of --listen unix:..., beside which they are, with .memory and .memory.calls "
+        "behind it; PATH: who may open that, and PATH.calls. For callers who trust one another: they may try to harm a "
         "worker by changing its tensors while it computes",
-        "false",
+        "auto",
         "PATH",
     ),
     Option(
@@ -265,13 +262,6 @@ OPTIONS: tuple[Option, ...] = (
         "MODE",
     ),
     Option("stop_on_stdin_eof", _switch, _SWITCH, "stop as on SIGTERM when standard input is closed", "false", "BOOL"),
-    Option(
-        "temporary_directory",
-        _directory,
-        'the absolute path of a directory like "/tmp/for-this-server"',
-        "a directory that was made for the sockets of this server alone; it is removed at the end, if it is empty then",
-        metavar="DIRECTORY",
-    ),
 )
 
 
@@ -280,7 +270,7 @@ class Settings:
     """All that the server is told, checked. Limits of 0 mean none; None means not given."""
 
     listen: Address
-    shared_memory: bool | Path
+    shared_memory: bool | Path | Literal["auto"]
     metrics_listen: Address | None
     device: tuple[str, ...]
     workers: int | None
@@ -305,7 +295,6 @@ class Settings:
     log_format: str
     sandbox: str
     stop_on_stdin_eof: bool
-    temporary_directory: Path | None
 
     def __post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):

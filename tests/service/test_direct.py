@@ -23,7 +23,7 @@ import front_server
 import numpy as np
 import pytest
 import real_server
-from callers import by_tasks, by_threads, told
+from callers import by_tasks, by_threads, no_grpc, told
 from front_server import Server, eventually, start
 from google.rpc import status_pb2
 
@@ -32,6 +32,7 @@ from gradoracle import direct, stream
 from gradoracle.v1 import service_pb2
 from gradoracle_server import wire_format
 from gradoracle_server.front.direct import DirectCalls
+from gradoracle_server.front.places import Place
 
 BUSY, IDLE = 'gradoracle_workers{device="cpu",state="busy"}', 'gradoracle_workers{device="cpu",state="idle"}'
 LATE = r"the timeout of 0\.3 s passed before|the deadline passed while"  # the client's words, or the server's
@@ -61,16 +62,6 @@ def fake(tmp_path: Path) -> Iterator[Server]:
     """A server whose two workers do what they are told."""
     with start(*flags(tmp_path), "--workers", "2", "--max-queue", "2") as server:
         yield server
-
-
-def no_grpc(client: go.Client) -> None:
-    """Lets the client fail where it asks through gRPC."""
-
-    def refuse(*_: Any, **__: Any) -> bytes:
-        raise AssertionError("asked through gRPC")
-
-    client._channels.unary = refuse  # type: ignore[method-assign]
-    client._channels.converse = refuse  # type: ignore[method-assign, assignment]
 
 
 def path_of(server: Server) -> str:
@@ -136,7 +127,10 @@ def test_answers_are_those_of_grpc(server: Server) -> None:
     x, y = np.random.default_rng(0).normal(size=(2, 5, 4))
     graph = "sum(sin(x) * y)"
     primals = {"x": x, "y": y}
-    with go.Client(server.address) as plain, go.Client(server.address, shared_memory=True) as client:
+    with (
+        go.Client(server.address, shared_memory=False) as plain,
+        go.Client(server.address, shared_memory=True) as client,
+    ):
         no_grpc(client)
         for call in (
             lambda one: one.evaluate(graph, primals).outputs["out"],
@@ -158,7 +152,10 @@ def test_answers_are_those_of_grpc(server: Server) -> None:
 async def test_answers_are_those_of_grpc_awaited(server: Server) -> None:
     """The same for asyncio."""
     x = np.random.default_rng(0).normal(size=(3, 4))
-    async with go.AsyncClient(server.address) as plain, go.AsyncClient(server.address, shared_memory=True) as client:
+    async with (
+        go.AsyncClient(server.address, shared_memory=False) as plain,
+        go.AsyncClient(server.address, shared_memory=True) as client,
+    ):
         no_grpc(client)  # type: ignore[arg-type]
         mine, its = [(await one.vjp("sum(sin(x))", {"x": x})).gradients["x"] for one in (client, plain)]
         assert mine.tobytes() == its.tobytes()  # type: ignore[union-attr]
@@ -177,7 +174,10 @@ def test_large_answers_come_in_pieces(server: Server) -> None:
 def test_large_tensors_go_in_memory(server: Server) -> None:
     """Without gRPC too: by the client's own thread and by tasks."""
     x = np.random.default_rng(1).normal(size=300_000)
-    with go.Client(server.address) as plain, go.Client(server.address, shared_memory=True) as client:
+    with (
+        go.Client(server.address, shared_memory=False) as plain,
+        go.Client(server.address, shared_memory=True) as client,
+    ):
         no_grpc(client)
         for _ in range(3):
             found = client.vjp("sum(x**3)", {"x": x}).gradients["x"]
@@ -534,7 +534,7 @@ def test_what_the_server_sends_is_looked_at(tmp_path: Path) -> None:
     """An answer that is none, or that ends too early, is asked for through gRPC."""
     target = go.channel.target(f"unix:{tmp_path}/x", tls=None, token=None, timeout=None, channels=1, shared_memory=True)
     for said in (LENGTH.pack(3) + b"\xff\xff\xff", LENGTH.pack(9) + b"short", b"\1"):
-        path = direct.path_to(target)
+        path = direct.place_of(target)
         assert path is not None
         Path(path).unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX) as listening:
@@ -710,7 +710,6 @@ def test_a_caller_who_goes_while_nothing_is_read(tmp_path: Path) -> None:
 
 async def test_who_leaves_in_the_middle_of_an_answer_costs_nothing_more(tmp_path: Path) -> None:
     """What was to be sent is not even read."""
-    (tmp_path / "beside").touch()
     written = 0
 
     async def write(connection: Any) -> None:
@@ -726,8 +725,8 @@ async def test_who_leaves_in_the_middle_of_an_answer_costs_nothing_more(tmp_path
         finally:
             writing.cancel()
 
-    calls = DirectCalls(tmp_path / "calls", SimpleNamespace(serve=serve), None)  # type: ignore[arg-type]
-    await calls.open(tmp_path / "beside")
+    calls = DirectCalls(Place(str(tmp_path / "calls")), SimpleNamespace(serve=serve), None)  # type: ignore[arg-type]
+    await calls.open(0o600)
     _, writer = await asyncio.open_unix_connection(tmp_path / "calls")
     writer.write(LENGTH.pack(0))
     while not written:
@@ -874,17 +873,17 @@ def test_certificates_are_grpcs_to_show(tmp_path: Path) -> None:
     target = go.channel.target(
         f"unix:{tmp_path}/g.sock", tls=True, token=None, timeout=None, channels=1, shared_memory=True
     )
-    assert direct.path_to(target) is None
-    plain = go.channel.target(f"unix:{tmp_path}/g.sock", tls=None, token=None, timeout=None, channels=1)
-    assert direct.path_to(plain) is None
+    assert direct.place_of(target) is None
+    unasked = go.channel.target(f"unix:{tmp_path}/g.sock", tls=True, token=None, timeout=None, channels=1)
+    assert unasked.memory is None
+    assert direct.place_of(unasked) is None
 
 
 async def test_there_is_room_for_so_many(tmp_path: Path) -> None:
     """Who finds none is told by the end of the connection, and asks through gRPC; one that ends makes room."""
-    (tmp_path / "beside").touch()
-    calls = DirectCalls(tmp_path / "calls", SimpleNamespace(serve=lambda _: asyncio.sleep(60)), None)  # type: ignore[arg-type]
+    calls = DirectCalls(Place(str(tmp_path / "calls")), SimpleNamespace(serve=lambda _: asyncio.sleep(60)), None)  # type: ignore[arg-type]
     calls._room = 2
-    await calls.open(tmp_path / "beside")
+    await calls.open(0o600)
     callers = [await asyncio.open_unix_connection(tmp_path / "calls") for _ in range(3)]
     assert await asyncio.wait_for(callers[2][0].read(), 30) == b""
     callers[0][1].close()

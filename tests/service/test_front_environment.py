@@ -27,7 +27,7 @@ def test_a_misspelt_variable_is_one_warning() -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, {b"GOMP_SPINCOUNT=1000"}),
+        ({}, {b"GOMP_SPINCOUNT=10000"}),
         ({"GOMP_SPINCOUNT": "7"}, {b"GOMP_SPINCOUNT=7"}),
         ({"OMP_WAIT_POLICY": "active"}, {b"OMP_WAIT_POLICY=active"}),
     ],

@@ -226,14 +226,21 @@ def test_variables_are_named_where_they_gave_the_value(
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [("true", True), ("off", False), ("/run/g.memory", Path("/run/g.memory")), ("./memory", Path("./memory"))],
+    [
+        ("auto", "auto"),
+        ("true", True),
+        ("off", False),
+        ("/run/g.memory", Path("/run/g.memory")),
+        ("./memory", Path("./memory")),
+    ],
 )
-def test_shared_memory_is_on_or_off_or_has_a_path(given: str, expected: bool | Path) -> None:
+def test_shared_memory_is_on_or_off_or_has_a_path(given: str, expected: bool | Path | str) -> None:
     """A path has a slash, so that no word is taken for one."""
     arguments = ["--listen", "unix:/run/g.sock", "--shared-memory", given]
     assert expected == load(arguments, {}).shared_memory
     with pytest.raises(SettingsError) as caught:
         load(["--shared-memory", "memory"], {})
     assert str(caught.value) == (
-        '--shared-memory: expected "true", "false" or the path of a socket like "/run/gradoracle.memory", got "memory"'
+        '--shared-memory: expected "auto", "true", "false" or the path of a socket like "/run/gradoracle.memory", '
+        'got "memory"'
     )

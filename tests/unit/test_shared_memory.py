@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,14 @@ import torch
 from engine_cases import CPU
 
 import gradoracle as go
-from gradoracle import channel, local, requests, shared_memory, stream
+from gradoracle import channel, neighbours, requests, shared_memory, stream
 from gradoracle.v1 import service_pb2
 from gradoracle.v1 import tensor_pb2 as pb
 from gradoracle_server import frames, lanes
+from gradoracle_server.addresses import Address
 from gradoracle_server.front import wire
+from gradoracle_server.front.neighbours import MEMORY
+from gradoracle_server.front.places import Place, by_port
 from gradoracle_server.mapping import KeptMapping
 from gradoracle_server.worker.tensors import NUMBERS, Incoming, Outgoing
 
@@ -168,27 +170,73 @@ def test_spans_are_read_as_protobuf_reads_them() -> None:
 )
 def test_the_path_of_an_address(address: str, path: str) -> None:
     """The second socket is beside the one that gRPC connects to."""
-    assert f"{path}.memory" == target(address, shared_memory=True).memory
-    assert None is target(address).memory
+    assert f"{path}.memory" == target(address).memory == target(address, shared_memory=True).memory
     assert None is target(address, shared_memory=False).memory
+    assert [False, True] == [target(address, shared_memory=one).insists for one in (None, True)]
 
 
-def target(address: str, **options: bool) -> channel.Target:
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("localhost:7", "127.0.0.1:7"),
+        ("localhost", "127.0.0.1:50051"),
+        ("127.0.0.1:7", "127.0.0.1:7"),
+        ("127.0.0.2:7", "127.0.0.2:7"),
+        ("[::1]:7", "[::1]:7"),
+    ],
+)
+def test_the_name_of_a_port(address: str, name: str) -> None:
+    """A server on this machine is found by its port and this user."""
+    found = target(address).memory
+    assert f"\0gradoracle/{os.geteuid()}/{name}.memory" == found == target(address, shared_memory=True).memory
+    assert None is target(address, shared_memory=False).memory
+    host, _, port = name.rpartition(":")
+    place = by_port(Address(host.strip("[]"), int(port)))
+    assert place is not None
+    assert found == place.beside(MEMORY).address  # what the server makes of it
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "localhost"])  # noqa: S104 - nobody listens
+def test_a_server_that_listens_to_every_address(host: str) -> None:
+    """It is this machine's, too."""
+    assert by_port(Address(host, 7)) == by_port(Address("127.0.0.1", 7)) is not None
+
+
+@pytest.mark.parametrize("address", ["gradoracle.example", "10.0.0.1:7", "dns:localhost:7", "[fe80::1]:7"])
+def test_other_machines_have_no_such_name(address: str) -> None:
+    """Nor have addresses of which it cannot be told."""
+    assert None is target(address).memory
+
+
+def test_other_servers_have_no_such_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor has a server that only other machines reach by its address, or one at a path, or where there is no Linux."""
+    assert None is by_port(Address("10.0.0.1", 7)) is by_port(Address("", 0, "/run/g.sock"))
+    monkeypatch.delattr(os, "memfd_create")
+    assert None is by_port(Address("127.0.0.1", 7)) is target("127.0.0.1:7").memory
+
+
+def test_who_shows_a_certificate_asks_through_grpc() -> None:
+    """So that it is shown."""
+    assert None is channel.target("localhost", tls=True, token=None, timeout=None, channels=1).memory
+
+
+def target(address: str, **options: bool | None) -> channel.Target:
     """What a client of an address knows."""
     return channel.target(address, tls=None, token=None, timeout=None, channels=1, **options)
 
 
-@pytest.mark.parametrize("text", ["127.0.0.1:1234", "unix:/run/g.sock"])
-def test_an_address_that_says_where_memory_is_taken(text: str) -> None:
-    """That of a server that was started here does: its clients share memory unless they are told not to."""
-    address = local.Address(text)
-    assert None is target(address).memory  # one that was pickled without, say
-    address.memory = None
-    assert None is target(address).memory
-    address.memory = "/run/its.memory"
-    assert "/run/its.memory" == target(address).memory == target(address, shared_memory=True).memory
-    assert None is target(address, shared_memory=False).memory
-    assert "/run/its.memory" == pickle.loads(pickle.dumps(address)).memory  # noqa: S301 - made here
+def test_nobody_elses_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name has no permissions: each end looks whose process is at the other. A path has, and they are enough."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        neighbours.admit(ours, "\0name")
+        assert Place("\0name").admits(theirs)
+        monkeypatch.setattr(os, "geteuid", lambda: 4_000_000_000)
+        with pytest.raises(ConnectionRefusedError, match="another user's process"):
+            neighbours.admit(ours, "\0name")
+        assert not Place("\0name").admits(theirs)
+        neighbours.admit(ours, "/run/g.sock.memory")
+        assert Place("/run/g.sock.memory").admits(theirs)
 
 
 def test_only_large_requests_are_shared() -> None:

@@ -10,29 +10,26 @@ closed without a word, and the client learns why when it asks through gRPC. So i
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import resource
 import select
 import socket
-import stat
 import struct
 import time
 from collections import deque
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, cast
 
 import grpc
 
 from gradoracle_server.front import statuses
 from gradoracle_server.front.auth import Tokens
+from gradoracle_server.front.places import Place, peer
 from gradoracle_server.front.streams import Streams
 
 MESSAGE_AT_MOST = 1024 * 1024
 """Bytes of a message from a client; what is longer is gRPC's."""
 
 _LENGTH = struct.Struct("<I")
-_CREDENTIALS = struct.Struct("iII")  # process, user, group
 _BACKLOG = 1024  # connections that wait to be taken; who finds no place there asks through gRPC
 _SMALL = 16 * 1024  # bytes of a message that is sent in one piece with its length
 _LOOKS_AFTER = 1.0  # seconds, again and again, while nothing is read
@@ -42,8 +39,8 @@ _WAITING_AT_MOST = 4  # messages that have come and are not yet taken, from whic
 class DirectCalls:
     """The socket, and the connections to it."""
 
-    def __init__(self, path: Path, streams: Streams, tokens: Tokens | None) -> None:
-        self.path = path
+    def __init__(self, place: Place, streams: Streams, tokens: Tokens | None) -> None:
+        self.place = place
         self._streams = streams
         self._tokens = tokens
         self._room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4  # the rest is for calls
@@ -51,20 +48,15 @@ class DirectCalls:
         self._server: asyncio.Server | None = None
         self._look: asyncio.TimerHandle | None = None  # until connections are next looked at that are to end
 
-    async def open(self, beside: Path) -> None:
-        """Listens, with the permissions of the socket for memory. Raises OSError."""
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()  # left behind by a server that is gone
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.bind(str(self.path))
-        self.path.chmod(stat.S_IMODE(beside.stat().st_mode))
+    async def open(self, permissions: int) -> None:
+        """Listens. Raises OSError."""
+        sock = self.place.listening(socket.SOCK_STREAM, _BACKLOG, permissions)
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: _Connection(self), sock=sock, backlog=_BACKLOG)
 
     async def drain(self, seconds: float) -> None:
-        """Takes no more connections, and waits, so many seconds at most, until those that there are have ended, as they
-        do when their streams are drained and all that was answered is sent."""
-        self._listen_no_more()
+        """Waits, so many seconds at most, until all connections have ended, as they do when their streams are drained
+        and all that was answered is sent."""
         end = time.monotonic() + seconds
         for connection in list(self._connections):
             if not connection.is_served:
@@ -74,18 +66,18 @@ class DirectCalls:
 
     def close(self) -> None:
         """Ends all connections. May be called again."""
-        self._listen_no_more()
+        self.refuse()
         if self._look is not None:
             self._look.cancel()
         for connection in list(self._connections):
             connection.abort()
 
-    def _listen_no_more(self) -> None:
+    def refuse(self) -> None:
+        """Takes no more connections. May be called again."""
         if self._server is not None:
             self._server.close()
             self._server = None
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+            self.place.remove()
 
     def check_credentials(self) -> None:
         """Ends the connections whose credentials are not good enough any more, once their calls are answered; their
@@ -107,8 +99,8 @@ class DirectCalls:
         return not self._tokens.problem(_metadata(authorization))
 
     def add(self, connection: _Connection) -> bool:
-        """A connection has come; False where there is no room."""
-        if len(self._connections) >= self._room:
+        """A connection has come; False where there is no room, or none for this caller."""
+        if len(self._connections) >= self._room or not self.place.admits(connection.socket):
             return False
         self._connections.add(connection)
         return True
@@ -149,10 +141,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is of no such class
-        sock = transport.get_extra_info("socket")
-        process, user, _ = _CREDENTIALS.unpack(
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
+        process, user = peer(self.socket)
         self._peer = f"direct:{user}:{process}"  # what waits is served by process in turn, as if it had one connection
         if not self._calls.add(self):
             self.close()
@@ -193,7 +182,7 @@ class _Connection(asyncio.Protocol):
         if self._transport is None or self.is_closing:
             return
         poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), 0)
+        poll.register(self.socket.fileno(), 0)
         if poll.poll(0):  # it is hung up: what is not read yet is for nobody
             self.abort()
         else:
@@ -220,6 +209,11 @@ class _Connection(asyncio.Protocol):
         self._writer = None
 
     # ---- As its calls see it
+
+    @property
+    def socket(self) -> socket.socket:
+        """What it goes over."""
+        return cast(socket.socket, None if self._transport is None else self._transport.get_extra_info("socket"))
 
     @property
     def is_welcome(self) -> bool:

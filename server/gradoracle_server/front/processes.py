@@ -26,7 +26,7 @@ _FORK_SERVER = "gradoracle_server.front.fork_server"  # what the fork server imp
 _DYING = 0.25  # seconds that a process may take to end after it closed its socket, before it is killed
 _TELLING = 10.0  # seconds that the fork server may take to tell how a process ended
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>: the signal that a process gets when its parent ends
-_SPINS = "1000"  # instead of 300,000
+_SPINS = "10000"  # instead of 300,000
 _UNKNOWN = 255  # multiprocessing's exit code of a process whose fork server has gone
 
 _fork_server: Any = forkserver._forkserver
@@ -101,7 +101,7 @@ def _start_fork_server() -> None:
     others = [one for one in os.environ.get("GLIBC_TUNABLES", "").split(":") if one and "tcache_count" not in one]
     os.environ["GLIBC_TUNABLES"] = ":".join([*others, "glibc.malloc.tcache_count=0"])
     # OpenMP's threads wait for the next operator in a loop, which takes the core that this process and the caller need
-    # for the answer. A few microseconds of it are all that a chain of operators has use for.
+    # for the answer. A tenth of a millisecond of it is all that a chain of operators has use for.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     resource_tracker.ensure_running()  # before the signals are blocked: it unblocks them

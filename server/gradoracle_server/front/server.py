@@ -21,17 +21,16 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from gradoracle_server import environment, heap
 from gradoracle_server.addresses import Address
-from gradoracle_server.front import devices, shared_memory
+from gradoracle_server.front import devices, neighbours
 from gradoracle_server.front.admission import Queue
 from gradoracle_server.front.auth import Tls, Tokens
-from gradoracle_server.front.direct import DirectCalls
 from gradoracle_server.front.health import Health
 from gradoracle_server.front.metrics import SERVICE, Metrics
 from gradoracle_server.front.metrics_http import MetricsServer
+from gradoracle_server.front.neighbours import Neighbours
 from gradoracle_server.front.pool import Lane, Pool
 from gradoracle_server.front.processes import Processes
 from gradoracle_server.front.service import Service, register
-from gradoracle_server.front.shared_memory import SharedMemory
 from gradoracle_server.front.streams import Streams
 from gradoracle_server.settings import Settings, SettingsError
 
@@ -71,7 +70,7 @@ class Front:
         self._tls: Tls | None = None
         self._tracing: Tracing | None = None
         self._streams: Streams | None = None
-        self._calls: DirectCalls | None = None
+        self._neighbours: Neighbours | None = None
 
     async def run(self) -> None:
         """Serves until told to stop. Raises SettingsError or StartError where it cannot come up."""
@@ -79,10 +78,8 @@ class Front:
         self._listen_to_signals()
         heap.keep_freed_memory(_KEPT)
         check_address("--listen", settings.listen)
-        if (path := shared_memory.path_for(settings)) is not None:
-            for one in (path, self._path_for_calls()):
-                if one is not None:
-                    check_address("--shared-memory", Address("", 0, str(one)))
+        for place in neighbours.asked_for(settings):
+            check_address("--shared-memory", Address("", 0, str(place)))
         self._tls = Tls(settings) if settings.tls_cert else None
         if settings.token_file is not None:
             self._tokens = Tokens(settings.token_file, settings.health_without_token, self._refused)
@@ -153,8 +150,12 @@ class Front:
         address = _bind(server, settings.listen, self._tls)
         await self._health.start()
         await server.start()
-        if (path := shared_memory.path_for(settings)) is not None:
-            await self._share(path, address, service, streams)
+        self._neighbours = Neighbours(settings, service, streams, self._tokens)
+        try:
+            await self._neighbours.open(address)
+        except OSError as error:
+            place = Address("", 0, str(error.filename))
+            raise _cannot_listen("--shared-memory", place, error.strerror or str(error)) from None
         if settings.unguarded:
             missing = " and ".join(settings.unguarded)
             _log.warning("listening on %s, which other machines can reach, without %s", address, missing)
@@ -162,33 +163,9 @@ class Front:
             print(f"gradoracle listening on {address} (metrics {http.address if http else 'off'})", flush=True)
         await self._stop.wait()
         await self._drain(server, service, streams)
-        if self._calls is not None:
-            self._calls.close()
-        if service.memory is not None:
-            service.memory.close()
+        self._neighbours.close()
         if address.path:
             Path(address.path).unlink(missing_ok=True)
-
-    async def _share(self, path: Path, address: Address, service: Service, streams: Streams) -> None:
-        """Listens to callers on this machine, beside gRPC."""
-        service.memory = SharedMemory(path, service.budget)
-        try:
-            service.memory.open(Path(address.path) if address.path else None)
-            if (calls := self._path_for_calls()) is not None:
-                path = calls
-                self._calls = DirectCalls(path, streams, self._tokens)
-                await self._calls.open(service.memory.path)
-        except OSError as error:
-            place = Address("", 0, str(path))
-            raise _cannot_listen("--shared-memory", place, error.strerror or str(error)) from None
-
-    def _path_for_calls(self) -> Path | None:
-        """Where calls are taken without gRPC, which then have neither a certificate nor a span; None where nowhere."""
-        settings = self._settings
-        path = shared_memory.path_for(settings)
-        if path is None or settings.tls_cert or settings.otlp_endpoint is not None:
-            return None
-        return shared_memory.calls_beside(path)
 
     def _make_server(self, service: Service, streams: Streams) -> grpc.aio.Server:
         settings = self._settings
@@ -207,6 +184,8 @@ class Front:
         await asyncio.sleep(settings.drain_pause)
         service.draining = True
         streams.drain()
+        if self._neighbours is not None:
+            self._neighbours.refuse()  # before gRPC gives up the port, by which they are found
         # From here on clients are told to go elsewhere. Those who watch health would keep this from ending, so that
         # what is waited for is counted here.
         stopping = asyncio.create_task(server.stop(settings.drain_timeout + _FLUSH))
@@ -215,8 +194,8 @@ class Front:
             await asyncio.sleep(0.02)
         if left:
             _log.warning("stopping although %d calls have not finished within --drain-timeout", left)
-        elif self._calls is not None:
-            await self._calls.drain(max(_FLUSH, end - time.monotonic()))
+        elif self._neighbours is not None:
+            await self._neighbours.drain(max(_FLUSH, end - time.monotonic()))
         await server.stop(_FLUSH if not left else 0)
         await stopping
 
@@ -262,8 +241,8 @@ class Front:
                 _log.error("%s: kept as before: %s", type(what).__name__, error)
         if self._streams is not None:
             self._streams.check_credentials()
-        if self._calls is not None:
-            self._calls.check_credentials()
+        if self._neighbours is not None:
+            self._neighbours.check_credentials()
 
 
 def check_address(flag: str, address: Address) -> None:

@@ -9,7 +9,6 @@ sizes, which cannot shrink, and nothing else.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import fcntl
 import logging
@@ -17,23 +16,15 @@ import os
 import resource
 import secrets
 import socket
-import stat
 import threading
-from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
 from gradoracle.v1 import service_pb2
 from gradoracle_server.frames import Attachments
 from gradoracle_server.front import statuses, wire
+from gradoracle_server.front.places import Place
 from gradoracle_server.front.uploads import Budget
-from gradoracle_server.settings import Settings
-
-SUFFIX = ".memory"
-"""Behind the path of gRPC's socket: where this one is, unless another place is named."""
-
-CALLS = ".calls"
-"""Behind the path of this socket: where calls are taken without gRPC."""
 
 FILES_AT_MOST = 64
 """Files of one connection."""
@@ -44,7 +35,7 @@ OFFER, TAKE_BACK = 1, 2
 TAKEN, REFUSED, NO_ROOM = 0, 1, 2
 """The first byte of an answer to an offer."""
 
-_LONGEST_PATH = 107  # bytes of a socket's
+_BACKLOG = 128  # connections that wait to be taken
 _TOKEN = 16  # bytes
 _MESSAGE_AT_MOST = 64  # bytes of a message from a caller
 _FIELD_AT_MOST = 64 * 1024  # bytes of a request's field `memory`
@@ -62,19 +53,6 @@ class _File:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.uses = 0  # the number of the last one
-
-
-def path_for(settings: Settings) -> Path | None:
-    """Where the socket is to be; None where memory is not shared."""
-    if settings.shared_memory is True:
-        return Path(settings.listen.path + SUFFIX)
-    return settings.shared_memory or None
-
-
-def calls_beside(path: Path) -> Path | None:
-    """Where the socket for calls is, beside that for memory; None where its path would be too long for one."""
-    found = Path(f"{path}{CALLS}")
-    return found if len(os.fsencode(found)) <= _LONGEST_PATH else None
 
 
 class Use:
@@ -102,8 +80,8 @@ class Use:
 class SharedMemory:
     """The socket, the connections to it, and the files that they have offered."""
 
-    def __init__(self, path: Path, budget: Budget) -> None:
-        self.path = path
+    def __init__(self, place: Place, budget: Budget) -> None:
+        self.place = place
         self.files: dict[bytes, _File] = {}  # by token
         self._budget = budget
         # The rest of the descriptors that the process may have are for calls.
@@ -117,28 +95,26 @@ class SharedMemory:
         """Whether it takes no more connections or files."""
         return len(self._connections) + len(self.files) >= self._room
 
-    def open(self, beside: Path | None = None) -> None:
-        """Listens, with the permissions of gRPC's socket, where there is one; else for this user. Raises OSError."""
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()  # left behind by a server that is gone, as has been looked at
-        self._socket = sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        sock.bind(str(self.path))
-        self.path.chmod(0o600 if beside is None else stat.S_IMODE(beside.stat().st_mode))
-        sock.listen()
+    def open(self, permissions: int) -> None:
+        """Listens. Raises OSError."""
+        self._socket = self.place.listening(socket.SOCK_SEQPACKET, _BACKLOG, permissions)
         self._listen()
 
     def close(self) -> None:
         """Ends all connections. May be called again."""
+        self.refuse()
         for connection in list(self._connections):
             connection.close()
+
+    def refuse(self) -> None:
+        """Takes no more connections. May be called again."""
         if self._rest is not None:
             self._rest.cancel()
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
             self._socket = None
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+            self.place.remove()
 
     def take(self, request: bytes | memoryview, method: str) -> tuple[bytes | memoryview, Use | None]:
         """The request without its field `memory`, and what that names; the field as a part of the request would make
@@ -202,7 +178,7 @@ class SharedMemory:
                 loop.remove_reader(self._socket)
                 self._rest = loop.call_later(_REST, self._listen)
             return  # else it has gone again
-        if self.is_full:
+        if self.is_full or not self.place.admits(sock):
             sock.close()
             return
         sock.setblocking(False)
