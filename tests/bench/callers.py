@@ -89,48 +89,29 @@ def rows(quick: bool) -> Iterator[Row]:
     graph, x = go.Graph.parse(small_vjp.POLYNOMIAL), np.array(2.0)
     payload = small_vjp.request_bytes(graph, x)
     with go.local_server(None) as address, servers.echo_server() as other:
-        with go.Client(address, shared_memory=False) as client, grpc.insecure_channel(other) as channel:
-            echo: servers.Echo = channel.unary_unary(servers.ECHO)
-            best = 0.0
-            for callers in (8, 64):
-                found = turns.rates(
-                    {
-                        "vjp": threads(lambda: client.vjp(graph, {"x": x}), callers),
-                        "echo": threads(lambda: echo(payload), callers),
-                    },
-                    window,
-                    repeats,
-                )
-                best = max(best, found["echo"])
-                yield _row(f"{callers} callers (threads)", found, "vjp", WANTED, GOAL)
-            client._gathering._may = False
-            found = turns.rates(
-                {
-                    "vjp": threads(lambda: client.vjp(graph, {"x": x}), 8),
-                    "echo": threads(lambda: echo(payload), 8),
-                },
-                window,
-                repeats,
-            )
-            yield _row("8 callers, each call by itself (threads)", found, "vjp", None, None)
-            # The echo at 8 threads is what `map` stands beside.
-            found = turns.rates({"map": mapped(client), "echo": threads(lambda: echo(payload), 8)}, window, repeats)
-            yield _row(
-                "client.map", found, "map", at_least(1), at_least(2), f"8 threads of unary echoes; best {best:,.0f}/s"
-            )
-        with go.Client(address) as client, grpc.insecure_channel(other) as channel:
-            echo = channel.unary_unary(servers.ECHO)
-            for callers in (8, 64):
-                work = {
-                    "vjp": threads(lambda: client.vjp(graph, {"x": x}), callers),
-                    "echo": threads(lambda: echo(payload), callers),
-                }
-                name = f"{callers} callers, private server (threads)"
-                yield _row(name, turns.rates(work, window, repeats), "vjp", WANTED, GOAL)
-        with asyncio.Runner() as runner:
-            for shared_memory in (False, None):
+        for alone in (False, True):
+            shared_memory = False if alone else None
+            kind = ", gRPC alone" if alone else ""
+            with go.Client(address, shared_memory=shared_memory) as client, grpc.insecure_channel(other) as channel:
+                echo: servers.Echo = channel.unary_unary(servers.ECHO)
+                sides = {"vjp": lambda: client.vjp(graph, {"x": x}), "echo": lambda: echo(payload)}  # noqa: B023
+                best = 0.0
+                for callers in (8, 64):
+                    work = {side: threads(call, callers) for side, call in sides.items()}
+                    found = turns.rates(work, window, repeats)
+                    best = max(best, found["echo"])
+                    yield _row(f"{callers} callers{kind} (threads)", found, "vjp", WANTED, GOAL)
+                if alone:
+                    client._gathering._may = False
+                    found = turns.rates({side: threads(call, 8) for side, call in sides.items()}, window, repeats)
+                    yield _row("8 callers, gRPC alone, each call by itself (threads)", found, "vjp", None, None)
+                    # The echo at 8 threads is what `map` stands beside.
+                    found = turns.rates({"map": mapped(client), "echo": threads(sides["echo"], 8)}, window, repeats)
+                    note = f"8 threads of unary echoes; best {best:,.0f}/s"
+                    yield _row("client.map", found, "map", at_least(1), at_least(2), note)
+            with asyncio.Runner() as runner:
                 asynchronous = runner.run(_opened(address, shared_memory))
-                yield from _tasks(runner.run, asynchronous, other, graph, payload, window, repeats)
+                yield from _tasks(runner.run, asynchronous, other, kind, payload, window, repeats)
 
 
 async def _opened(address: str, shared_memory: bool | None) -> go.AsyncClient:
@@ -141,7 +122,7 @@ def _tasks(
     run: Callable[[Coroutine[Any, Any, Any]], Any],
     client: go.AsyncClient,
     other: str,
-    graph: go.Graph,
+    kind: str,
     payload: bytes,
     window: float,
     repeats: int,
@@ -150,9 +131,8 @@ def _tasks(
         return grpc.aio.insecure_channel(other)
 
     channel = run(opened())
-    kind = "" if client._target.memory is None else ", private server"
     echo = channel.unary_unary(servers.ECHO)
-    primals = {"x": np.array(2.0)}
+    graph, primals = go.Graph.parse(small_vjp.POLYNOMIAL), {"x": np.array(2.0)}
 
     async def echoed() -> bytes:
         answer: bytes = await echo(payload)

@@ -1,8 +1,8 @@
 """What large tensors cost: an elementwise gradient through the service, beside a raw gRPC echo of the same bytes.
 
 The request is one float32 tensor of so many bytes, the answer a scalar and a gradient of the same size, so that as much
-goes each way as with the echo, whose messages are bytes that nobody parses. A client of its own private server hands
-tensors over in shared memory. A client of any other server sends what is over its unary limit through a stream, in
+goes each way as with the echo, whose messages are bytes that nobody parses. A client hands tensors over in shared
+memory to a server of its user on its machine. To any other it sends what is over its unary limit through a stream, in
 chunks: the rows of gRPC alone. A unary message ends at 2 GiB; what is larger has no echo.
 """
 
@@ -83,19 +83,20 @@ def copied(x: Array) -> Callable[[], Array]:
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    """1 MiB to 1 GiB to a private server, the same over gRPC alone and over a Unix socket, and 3 GiB."""
+    """1 MiB to 1 GiB to a server on this machine, the same over gRPC alone and over a Unix socket, and 3 GiB."""
     torch.set_num_threads(1)
     sizes = {MIB: 40, 16 * MIB: 10, 64 * MIB: 5} if quick else {MIB: 100, 16 * MIB: 20, 64 * MIB: 8, 1024 * MIB: 2}
     graph = go.Graph.parse(EXPRESSION)
-    for name, options in (("gRPC alone", {"shared_memory": False}), ("Client.local()", {})):
-        with go.Client.local(**options, **LIMITS) as client:
-            yield from beside_an_echo(name, client, graph, sizes)
+    with go.local_server(1, **LIMITS) as address:
+        for kind, shared_memory in (("", None), (", gRPC alone", False)):
+            with go.Client(address, shared_memory=shared_memory) as client:
+                yield from beside_an_echo(kind, client, graph, sizes)
     yield from in_shared_memory(sizes)
     if not quick:
         yield three_gib(graph)
 
 
-def beside_an_echo(name: str, client: go.Client, graph: go.Graph, sizes: dict[int, int]) -> Iterator[Row]:
+def beside_an_echo(kind: str, client: go.Client, graph: go.Graph, sizes: dict[int, int]) -> Iterator[Row]:
     """Rows of one client, in turn with an echo."""
     with (
         servers.echo_server() as address,
@@ -108,7 +109,7 @@ def beside_an_echo(name: str, client: go.Client, graph: go.Graph, sizes: dict[in
             work = {"vjp": gradient(client, graph, x), "echo": lambda: echo(payload)}  # noqa: B023 - called at once
             found = turns.median(work, repeats, warm=min(1, repeats // 5), seen={"vjp": is_right(x)})
             beside = f"raw unary echo, {found['echo'] * 1e3:,.1f} ms; ours {found['vjp'] * 1e3:,.1f} ms"
-            title = f"{size // MIB} MiB, elementwise vjp, {name}"
+            title = f"{size // MIB} MiB, elementwise vjp{kind}"
             yield Row(title, found["vjp"] / found["echo"], "x", at_most(1), at_most(0.6), beside)
 
 

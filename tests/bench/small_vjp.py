@@ -77,11 +77,12 @@ def new_graphs(client: go.Client, count: int) -> Callable[[], object]:
 
 
 @contextmanager
-def both(direct: bool = False) -> Iterator[tuple[go.Client, Callable[[bytes], bytes]]]:
-    """A client of a server with one worker, through gRPC or as the client of a private server, and the echo."""
+def both(shared_memory: bool | None = None) -> Iterator[tuple[go.Client, Callable[[bytes], bytes]]]:
+    """A client of a server with one worker, and the echo."""
     torch.set_num_threads(1)
     with (
-        go.Client.local(shared_memory=direct) as client,
+        go.local_server(1) as server,
+        go.Client(server, shared_memory=shared_memory) as client,
         servers.echo_server() as address,
         grpc.insecure_channel(address, options=servers.UNLIMITED) as channel,
     ):
@@ -91,14 +92,14 @@ def both(direct: bool = False) -> Iterator[tuple[go.Client, Callable[[bytes], by
 
 def rows(quick: bool) -> Iterator[Row]:
     """What a small request costs beside its floor: an echo of its bytes and the same work in process."""
-    for direct in (False, True):
-        yield from _rows(300 if quick else 3000, direct)
+    for alone in (False, True):
+        yield from _rows(300 if quick else 3000, alone)
 
 
-def _rows(repeats: int, direct: bool) -> Iterator[Row]:
-    name = ", Client.local()" if direct else ""
+def _rows(repeats: int, alone: bool) -> Iterator[Row]:
+    name = ", gRPC alone" if alone else ""
     few = repeats // 10
-    with both(direct) as (client, echo):
+    with both(False if alone else None) as (client, echo):
         things = work(client, echo)
         found = turns.seconds(things, repeats)
         first = turns.seconds({**things, "first": new_graphs(client, few + 5)}, few, warm=5)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gradoracle_server.engine import finite_difference, ladders, tolerances
+from gradoracle_server.engine import finite_difference, ladders, noise, tolerances
 from gradoracle_server.engine.measurement import Measurement
 from gradoracle_server.engine.products import Assessment, Products
 from gradoracle_server.engine.report import Verdict
@@ -35,6 +35,7 @@ class Examiner(Measurement):
     doubted = False
     """Whether batches have been compared with a loop."""
 
+    _listened = False
     _refined = False
     _all_alone = False  # whether what blocks do not show has been moved alone
 
@@ -178,6 +179,19 @@ class Examiner(Measurement):
         same |= (alone.value == batched.value) | (alone.bar.isinf() & batched.bar.isinf())
         return bool((same & (alone.kinked == batched.kinked)).all())
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing is known along some direction, though no kink is seen there."""
+        return bool((self.slopes.bar.isinf() & ~self.slopes.kinked).any())
+
+    def listen(self) -> bool:
+        """Measures again where the values are off by more than rounding of the outputs explains. Whether they are."""
+        before, self._listened = self._listened, True
+        if before or not noise.heard(self.passes, self.space, self.generator):
+            return False
+        self.slopes, self._reach, self._blind = ladders.measure(self.passes, self.question), None, None
+        return True
+
     def narrow(self, gradient: torch.Tensor) -> None:
         """Measures again with steps relative to each element alone: for inputs that span many magnitudes. What is small
         beside the others may have a kink, or an edge, as near as it is to 0."""
@@ -251,8 +265,8 @@ class Examiner(Measurement):
         if bool((wrong := off(found)).any()):
             found = self._unless_contradicted(directions, usual, found, wrong)
         if unrest is not None:
-            noise = (found.coordinates.value != 0).to(unrest.dtype) @ (self.passes.strength * unrest)
-            found = dataclasses.replace(found, bar=found.bar + noise / finite_difference.LADDERS[0])
+            moved = (found.coordinates.value != 0).to(unrest.dtype) @ (self.passes.strength * unrest)
+            found = dataclasses.replace(found, bar=found.bar + moved / finite_difference.LADDERS[0])
         return found, lengths
 
     def _unless_contradicted(

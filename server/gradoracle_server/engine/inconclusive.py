@@ -20,7 +20,7 @@ def report(passes: Passes, examiner: Examiner, found: Assessment) -> InputReport
     if not bool(passes.centre.isfinite().all()):
         report.explanation = "An output is not finite at this point."
     elif math.isinf(widest):
-        report.explanation = "The function has no finite values around this point."
+        report.explanation = "No steps around this point agree on a slope."
     else:
         report.explanation = f"The numerical derivative is known to {widest:.2g} only, which is too wide to tell."
     return report

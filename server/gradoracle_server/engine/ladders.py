@@ -15,6 +15,7 @@ from gradoracle_server.engine.slopes import Question, Slopes, Values
 
 _HOPELESS = 1e3  # times the wanted bar: then shorter steps are tried, however little they promise
 _WILD = 2e-4  # of what the longest steps move an output by, that a millionth of their length may move it by
+_ROUNDED = 16.0  # units in the last place, or times the noise of an output where that is known
 _Change = Callable[[], torch.Tensor]
 _VALUES = 1 << 22  # coordinates of points and outputs that are worked on together
 
@@ -81,7 +82,8 @@ def _but_wild(passes: Passes, question: Question, slopes: Slopes) -> Slopes:
     lengths = [finite_difference.LADDERS[0], finite_difference.LADDERS[-1]]
     values = sample(passes, question.space, question.directions[rows], lengths)
     far, near = (values.found - passes.centre).abs().amax(1).unbind(1)
-    seen = far.isfinite() & (near > passes.loud) & (passes.weight != 0)
+    rounded = (_ROUNDED * passes.epsilon * passes.centre.abs()).clamp(min=passes.loud)
+    seen = far.isfinite() & (near > rounded) & (passes.weight != 0)
     wild = (seen & (near >= _WILD * far)).any(1)
     if not bool(wild.any()):
         return slopes

@@ -128,6 +128,16 @@ class Passes:
         """(M,): bars that are narrow beside the output itself."""
         return self.centre.abs().nan_to_num_(0.0, 0.0).mul_(_SETTLED)
 
+    def roughen(self, noise: torch.Tensor) -> bool:
+        """Takes values to be off by so much, (M,), where that is more than rounding of the outputs. Whether it is."""
+        epsilon = torch.maximum(self.epsilon, (noise / self.centre.abs()).nan_to_num(0.0, 0.0, 0.0))
+        if bool((epsilon == self.epsilon).all()):
+            return False
+        self.units = self.epsilon = epsilon
+        for name in ("rounding", "floor", "floors", "faint"):
+            self.__dict__.pop(name, None)
+        return True
+
     @torch.no_grad()
     def at(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor:
         """The outputs' real coordinates, of shape (count, M): each input named by its place has a leading axis."""

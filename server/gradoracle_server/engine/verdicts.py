@@ -219,6 +219,8 @@ class Judge:
         if found.verdict is Verdict.FAIL:
             inside, unrest = self._inside(place, examiner.space)
             found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
+        if (found.verdict is Verdict.FAIL or examiner.is_lost) and examiner.listen():
+            found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
         if found.verdict is Verdict.INCONCLUSIVE and not found.kinked:
             examiner.narrow(gradient)
             found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
@@ -260,7 +262,10 @@ class Judge:
             again = mismatches.measured(examiner, gradients, [chosen[k] for k in small], small=True, inside=inside)
             for k, one in zip(small, again, strict=True):
                 rows[k] = one
-        return rows, [one for one in rows if not one.error <= one.error_bound]
+        wrong = [one for one in rows if not one.error <= one.error_bound]
+        if wrong and examiner.listen():
+            return self._wrong(place, examiner, gradients, chosen)
+        return rows, wrong
 
     def _single(self, place: int, examiner: Examiner, gradients: Gradients, found: Assessment) -> list[Mismatch]:
         """The elements, if any, that are wrong by themselves where the whole is within the tolerance."""
