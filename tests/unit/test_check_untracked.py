@@ -99,3 +99,28 @@ def test_a_right_claim_where_autograd_is_wrong(dtype):
     claim[7] *= 1 + (1e-8 if dtype is F64 else 1e-4)
     assert check(wrong_in_torch, x, claimed={"x0": claim}, cotangents=ones).verdict is Verdict.FAIL
     assert check(wrong_in_torch, x, claimed={"x0": 2 * x.cos()}, cotangents=ones).verdict is Verdict.FAIL
+
+
+def waves(count):
+    """So many of them a unit, of a numpy function."""
+    return lambda x: torch.from_numpy(np.sin(np.float32(count) * x.detach().numpy())).sum()
+
+
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_claims_in_low_precision_that_are_off_by_the_rounding_of_what_is_inside(size):
+    """The cosine of what is rounded to 24 bits and is a hundred is off by more than its own last places."""
+    for seed in range(6):
+        x = draw(size, seed=seed).float()
+        right = 100 * torch.cos(100 * x)
+        assert check(waves(100), x, claimed={"x": right}).verdict is not Verdict.FAIL
+        assert check(waves(100), x, claimed={"x": 1.1 * right}).verdict is Verdict.FAIL
+
+
+def test_claims_in_low_precision_of_which_slopes_tell_nothing():
+    """Where the shortest steps reach further than the waves, right and wrong look alike."""
+    x = draw(5).float()
+    right = 1e5 * torch.cos(1e5 * x)
+    for claimed in (right, -right):
+        report = check(waves(1e5), x, claimed={"x": claimed})
+        assert report.verdict is Verdict.INCONCLUSIVE
+        assert "too wide to tell" in one(report).explanation or "agree on a slope" in one(report).explanation

@@ -101,6 +101,14 @@ def rounding(case: Case, passes: Passes, place: int, space: Space, *, inside: bo
     return found
 
 
+def roundings(case: Case, passes: Passes, place: int, space: Space) -> tuple[torch.Tensor, torch.Tensor]:
+    """What rounding inside of the function, and of its gradient, may do to the gradient, (C,), and to each output,
+    (M,)."""
+    contexts = shadow.roundings(case.resolution, case.subject.seed)
+    gradient = rounding(case, passes, place, space, inside=True)
+    return tolerances.SPREADS * gradient, tolerances.SPREADS * passes.unrest(contexts)
+
+
 def instability(case: Case, passes: Passes, place: int, space: Space) -> torch.Tensor:
     """(C,): what rounding anywhere does to the gradient that is held against slopes, up to a millionth of what the
     function's size lets expect; what moves further breaks ties, and counts as nothing."""

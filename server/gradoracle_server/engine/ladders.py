@@ -15,6 +15,8 @@ from gradoracle_server.engine.slopes import Question, Slopes, Values
 
 _HOPELESS = 1e3  # times the wanted bar: then shorter steps are tried, however little they promise
 _WILD = 2e-4  # of what the longest steps move an output by, that a millionth of their length may move it by
+_WILD_LOW = 0.1  # in float32, that a thousandth may
+_RESOLVED = 1e-3  # of the longest steps, that the shortest are at the most for this to be asked: not in float16
 _ROUNDED = 16.0  # units in the last place, or times the noise of an output where that is known
 _Change = Callable[[], torch.Tensor]
 _VALUES = 1 << 22  # coordinates of points and outputs that are worked on together
@@ -74,17 +76,21 @@ def measure_all(passes: Passes, questions: Sequence[Question]) -> list[Slopes]:
 def _but_wild(passes: Passes, question: Question, slopes: Slopes) -> Slopes:
     """Slopes, unknown along directions in which an output moves about as far in the shortest steps as in the longest:
     it oscillates faster than any of them, or has no derivative, and what steps agree on is an accident."""
-    if slopes.smooth or passes.unsteady:
+    if slopes.smooth and not passes.unsteady:
         return slopes
     rows = unsure(passes, slopes) & ~slopes.kinked & slopes.bar.isfinite() & (slopes.bar > question.wanted)
     if not bool(rows.any()):
         return slopes
-    lengths = [finite_difference.LADDERS[0], finite_difference.LADDERS[-1]]
+    lengths, most = [finite_difference.LADDERS[0], finite_difference.LADDERS[-1]], _WILD
+    if passes.unsteady:
+        lengths[1], most = passes.shortest / 8, _WILD_LOW
+        if lengths[1] > _RESOLVED * lengths[0]:
+            return slopes
     values = sample(passes, question.space, question.directions[rows], lengths)
     far, near = (values.found - passes.centre).abs().amax(1).unbind(1)
     rounded = (_ROUNDED * passes.epsilon * passes.centre.abs()).clamp(min=passes.loud)
     seen = far.isfinite() & (near > rounded) & (passes.weight != 0)
-    wild = (seen & (near >= _WILD * far)).any(1)
+    wild = (seen & (near >= most * far)).any(1)
     if not bool(wild.any()):
         return slopes
     rows = rows.clone()

@@ -17,30 +17,47 @@ from gradoracle_server.engine import finite_difference, ladders
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 
-_DISTANCES = tuple(2.0**-power for power in (48, 42, 36, 30, 24))  # relative to the input
+_DISTANCES = tuple(2.0**power for power in (4, 10, 16, 22, 28))  # relative to the input, in units in the last place
+_LONGEST = 2.0**-7
 _SIDE = 8  # values on either side of the point
 _COLUMNS = (4, 5, 6)  # of the difference table, which have to agree
 _APART = 4.0  # times, that their levels may differ by
 _LASTS = 8.0  # times, by which a level may be less at a distance of a 64th
 _LEVELS = 2.0  # standard deviations that a value is taken to be off by
-_LEAST = 1e-12  # of an output: less is what is allowed for anyway
-_MOST = 1e-3  # likewise: more is chaos, which moves about as far whatever the step, but has slopes beyond all measure
+_LEAST = 4096.0  # units in the last place of an output: less is what is allowed for anyway
+_MOST = 1e-3  # of an output: more is chaos, which moves about as far whatever the step, but has slopes beyond measure
+_MOST_LOW = 0.05  # the same in lower precision
+_ROUNDED = 16.0  # units in the last place of an output
+_CARRIED = 4.0  # roundings
 _NUMBERS = 1 << 22  # that values may be for this to be worth it
 
 
 def heard(passes: Passes, space: Space, generator: torch.Generator) -> bool:
     """Measures the noise of the outputs near the base point, which bars of slopes allow for from now on. Whether there
     is any."""
-    numbers = 2 * _SIDE * len(_DISTANCES) * (passes.centre.numel() + space.size)
-    if numbers > _NUMBERS or not bool((passes.epsilon <= finite_difference.EPSILON).all()):
+    unit = max(finite_difference.EPSILON, passes.unsteady)
+    distances = [one * unit for one in _DISTANCES if one * unit <= _LONGEST]
+    if len(distances) < 2 or 2 * _SIDE * len(distances) * (passes.centre.numel() + space.size) > _NUMBERS:
         return False
-    lengths = [distance * place for distance in _DISTANCES for place in range(1, _SIDE + 1)]
+    lengths = [distance * place for distance in distances for place in range(1, _SIDE + 1)]
     found = ladders.sample(passes, space, space.drawn(1, generator), lengths).found[0]
-    ahead, behind = (side.view(len(_DISTANCES), _SIDE, -1) for side in found.unbind())
-    centre = passes.centre.expand(len(_DISTANCES), 1, -1)
+    ahead, behind = (side.view(len(distances), _SIDE, -1) for side in found.unbind())
+    centre = passes.centre.expand(len(distances), 1, -1)
     noise = _LEVELS * level(torch.cat([behind.flip(1), centre, ahead], 1))
     size = passes.centre.abs()
-    return passes.roughen(torch.where((noise > _LEAST * size) & (noise <= _MOST * size), noise, 0.0))
+    most = _MOST_LOW if passes.unsteady else _MOST
+    return passes.roughen(torch.where((noise > _LEAST * passes.epsilon * size) & (noise <= most * size), noise, 0.0))
+
+
+def carried(passes: Passes, space: Space, directions: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """(P,): what a gradient that was computed at such a machine epsilon is off by along directions, (P, C), because the
+    input is rounded, or what is computed from it first: so many second derivatives along them, as values show them."""
+    lengths = [2.0**-power for power in range(4, 13)]
+    found = ladders.sample(passes, space, directions, lengths).found
+    squares = found.new_tensor(lengths)[:, None].square()
+    rounded = _ROUNDED * passes.epsilon * passes.centre.abs()
+    bends = ((found.sum(1) - 2 * passes.centre).abs() - rounded).clamp(min=0.0) / squares
+    return _CARRIED * epsilon * (bends.nan_to_num(0.0, 0.0).amax(1) @ passes.strength)
 
 
 def level(values: torch.Tensor) -> torch.Tensor:

@@ -16,15 +16,15 @@ from gradoracle_server.engine import (
     kinked,
     ladders,
     mismatches,
+    noise,
     passing,
     search,
-    shadow,
     ties,
     tolerances,
 )
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.examine import ALL_UNITS, Examiner
-from gradoracle_server.engine.gradients import Gradients, gradients_of, instability, rounding
+from gradoracle_server.engine.gradients import Gradients, gradients_of, instability, rounding, roundings
 from gradoracle_server.engine.jacobians import Jacobian
 from gradoracle_server.engine.opinions import ignores_cotangent
 from gradoracle_server.engine.passes import Passes
@@ -182,6 +182,12 @@ class Judge:
             elements = list(range(examiner.space.size))
             (directions, _), (slopes, _) = examiner.space.units(elements), examiner.element_slopes(elements)
         found = examiner.assessed(alone.claimed, directions, slopes, alone.allowance, asked=tolerances.ASKED_COARSE)
+        if found.verdict is Verdict.FAIL and examiner.listen():
+            return self._unaided(place, examiner, gradients)
+        if found.verdict is Verdict.FAIL:
+            wider = slopes.bar + noise.carried(self._passes, examiner.space, directions, self._case.epsilon)
+            slopes = dataclasses.replace(slopes, bar=wider)
+            found = examiner.assessed(alone.claimed, directions, slopes, alone.allowance, asked=tolerances.ASKED_COARSE)
         if found.verdict is Verdict.FAIL:
             return self._failed(place, examiner, gradients)
         if found.verdict is not Verdict.PASS:
@@ -217,7 +223,7 @@ class Judge:
             found = examiner.assess(gradient, generous=True)
         inside = unrest = None
         if found.verdict is Verdict.FAIL:
-            inside, unrest = self._inside(place, examiner.space)
+            inside, unrest = roundings(self._case, self._passes, place, examiner.space)
             found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
         if (found.verdict is Verdict.FAIL or examiner.is_lost) and examiner.listen():
             found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
@@ -240,13 +246,6 @@ class Judge:
         again = examiner.assess(gradient, generous=True, allowance=moved, unrest=unrest)
         return found if again.verdict is Verdict.FAIL else dataclasses.replace(again, verdict=Verdict.INCONCLUSIVE)
 
-    def _inside(self, place: int, space: Space) -> tuple[torch.Tensor, torch.Tensor]:
-        """What rounding inside of the function, and of its gradient, may do to the gradient, (C,), and to each output,
-        (M,)."""
-        gradient = tolerances.SPREADS * rounding(self._case, self._passes, place, space, inside=True)
-        contexts = shadow.roundings(self._case.resolution, self._case.subject.seed)
-        return gradient, tolerances.SPREADS * self._passes.unrest(contexts)
-
     def _wrong(
         self, place: int, examiner: Examiner, gradients: Gradients, chosen: Sequence[int]
     ) -> tuple[list[Mismatch], list[Mismatch]]:
@@ -258,7 +257,7 @@ class Judge:
             k for k in apart if examiner.is_small(gradients.claimed, mismatches.coordinates(examiner, [chosen[k]]))
         ]
         if small:
-            inside = self._inside(place, examiner.space)
+            inside = roundings(self._case, self._passes, place, examiner.space)
             again = mismatches.measured(examiner, gradients, [chosen[k] for k in small], small=True, inside=inside)
             for k, one in zip(small, again, strict=True):
                 rows[k] = one
@@ -285,7 +284,7 @@ class Judge:
         elements = mismatches.elements(examiner, excess.topk(count).indices.tolist())
         rows, wrong = self._wrong(place, examiner, gradients, elements)
         if not wrong and self._case.weights is None:
-            inside, _ = self._inside(place, examiner.space)
+            inside, _ = roundings(self._case, self._passes, place, examiner.space)
             if tied := ties.by_forward_mode(self._case, place, examiner, gradients, elements, inside):
                 report = self._failing(place, examiner, gradients, tied, trusted=gradients.reference)
                 report.explanation += f" {ties.SENTENCE}"
