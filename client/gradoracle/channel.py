@@ -183,6 +183,8 @@ def target(
     address = _address(address)
     memory = neighbours.place(address) if shared_memory or (shared_memory is None and not tls) else None
     if shared_memory and memory is None:
+        if not neighbours.are_possible():
+            raise ValueError("shared_memory: expected Linux for it, which has memory files; leave it out here")
         raise ValueError(
             f"shared_memory: expected an address of this machine beside it, like "
             f'"localhost:{PORT}" or "unix:/run/gradoracle.sock", got {address!r}'

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+from gradoracle import neighbours
 from gradoracle.errors import ServerUnavailableError
 
 _READY = "gradoracle listening on "
@@ -38,8 +39,8 @@ def local_server(
         with local_server(workers=2) as address, Client(address) as client:
             …
 
-    Its clients ask without gRPC, and hand over large tensors as memory files, where this system has such files; not
-    with `shared_memory=False`.
+    At a loopback address without TLS, or at a path, its clients ask without gRPC, and hand over large tensors as memory
+    files, where this system has such files; not with `shared_memory=False`.
 
     `workers` is their number for each device; None is one a core, or one a GPU. `settings` are further flags of the
     server, as `gradoracle serve --help` lists them, with underscores: `device="cpu"`, `max_queue=4`; a list repeats the
@@ -56,7 +57,7 @@ def local_server(
         )
     flags = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "workers": workers, **settings}
     # A port is where this user's clients find the rest by themselves; a path has to be told to offer it.
-    offered = "true" if str(flags["listen"]).startswith("unix:") and hasattr(os, "memfd_create") else "auto"
+    offered = "true" if str(flags["listen"]).startswith("unix:") and neighbours.are_possible() else "auto"
     flags["shared_memory"] = offered if shared_memory else "false"
     with _running(flags) as (process, stderr):
         yield _ready(process, stderr, start_timeout)

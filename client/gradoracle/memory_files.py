@@ -30,12 +30,18 @@ _TAKEN, _REFUSED = 0, 1
 class File:
     """A memory file, and how much of it is mapped."""
 
+    descriptor = -1
+
     def __init__(self) -> None:
         self.token = b""
         self.uses = 0
-        self.descriptor = os.memfd_create("gradoracle", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._mapped: np.ndarray[Any, np.dtype[np.uint8]] | None = None
+        self.descriptor = os.memfd_create("gradoracle", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+
+    def __del__(self) -> None:
+        """A client may be forgotten, not closed."""
+        self.close()
 
     @property
     def size(self) -> int:
@@ -96,6 +102,11 @@ class Connection:
         except BaseException:
             self._socket.close()
             raise
+
+    def __del__(self) -> None:
+        """A client that was forgotten, not closed, is no cause for warnings of its socket."""
+        with contextlib.suppress(AttributeError):  # there never was one
+            self._socket.close()
 
     def take(self, size: int, end: float) -> File | None:
         """A file, best one that has `size` bytes already; None where there are too many. Raises OSError; TimeoutError

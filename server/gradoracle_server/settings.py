@@ -144,8 +144,8 @@ OPTIONS: tuple[Option, ...] = (
         "let callers on this machine hand over large tensors as memory files, and ask without gRPC, over two further "
         "Unix sockets. auto: those of the server's own user, who find it by its port, where it has no certificate; "
         "true: who may open the socket of --listen unix:..., beside which they are, with .memory and .memory.calls "
-        "behind it; PATH: who may open that, and PATH.calls. For callers who trust one another: they may try to harm a "
-        "worker by changing its tensors while it computes",
+        "behind it; PATH: who may open that, and PATH.calls, which is for clients of other makes. For callers who "
+        "trust one another: they may try to harm a worker by changing its tensors while it computes",
         "auto",
         "PATH",
     ),
@@ -230,7 +230,7 @@ OPTIONS: tuple[Option, ...] = (
         "max_connection_age",
         _duration,
         _DURATION,
-        "connections older than this are asked to reconnect; 0: never",
+        "connections of gRPC older than this are asked to reconnect; 0: never",
         "0",
         "SECONDS",
     ),

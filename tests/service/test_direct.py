@@ -532,6 +532,7 @@ def test_a_child_that_was_forked_off_asks_through_grpc(server: Server) -> None:
 
 def test_what_the_server_sends_is_looked_at(tmp_path: Path) -> None:
     """An answer that is none, or that ends too early, is asked for through gRPC."""
+    (tmp_path / "x").touch()  # whose it is, is whose the server is
     target = go.channel.target(f"unix:{tmp_path}/x", tls=None, token=None, timeout=None, channels=1, shared_memory=True)
     for said in (LENGTH.pack(3) + b"\xff\xff\xff", LENGTH.pack(9) + b"short", b"\1"):
         path = direct.place_of(target)

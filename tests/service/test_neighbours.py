@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import socket
 import subprocess
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 import real_server
 from callers import no_grpc, told
-from front_server import Server, eventually, start
+from front_server import Server, eventually, refused, start
 from tcp_proxy import Proxy
 
 import gradoracle as go
@@ -90,7 +92,7 @@ def test_other_ways_to_listen(listen: str) -> None:
     """On every address, on IPv6's own, and by name."""
     with start(*AUTO, "--listen", listen, "--workers", "1") as server:
         assert 2 == len(names(server))
-        with go.Client(server.address.replace("0.0.0.0", "127.0.0.1")) as client:  # noqa: S104 - it is no address
+        with go.Client(server.address) as client:
             no_grpc(client)
             assert client.server_info().version
 
@@ -242,6 +244,40 @@ def test_another_users_impostor_is_told_nothing() -> None:
                 assert b"b''\n" == impostor.stdout.readline()
             finally:
                 impostor.kill()
+
+
+def test_an_address_of_which_another_server_has_a_part() -> None:
+    """A server at a name is at all of its addresses, or does not come up: gRPC would be content with one of them."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"localhost:{other.getsockname()[1]}"
+        code, log = refused("--listen", address)
+    assert (code, log) == (
+        2,
+        f"gradoracle: --listen: expected an address that is free and of this machine, got {address}: "
+        "Address already in use\n",
+    )
+
+
+def test_a_client_that_is_forgotten_leaves_no_memory(server: Server) -> None:
+    """Neither descriptors nor files, once its results are gone."""
+
+    def files() -> int:
+        found = 0
+        for one in list(Path("/proc/self/fd").iterdir()):
+            with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+                found += str(one.readlink()).startswith("/memfd:gradoracle")
+        return found
+
+    def forgotten() -> None:
+        client = go.Client(server.address)
+        assert isinstance(client.evaluate("x + 1", {"x": LARGE}).outputs["out"].base, shared_memory._Held)
+
+    gc.collect()
+    before = files()
+    for _ in range(3):
+        forgotten()
+    gc.collect()
+    assert files() == before
 
 
 def test_what_it_costs_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

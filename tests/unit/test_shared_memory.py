@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -181,6 +183,7 @@ def test_the_path_of_an_address(address: str, path: str) -> None:
         ("localhost:7", "127.0.0.1:7"),
         ("localhost", "127.0.0.1:50051"),
         ("127.0.0.1:7", "127.0.0.1:7"),
+        ("0.0.0.0:7", "127.0.0.1:7"),
         ("127.0.0.2:7", "127.0.0.2:7"),
         ("[::1]:7", "[::1]:7"),
     ],
@@ -211,7 +214,7 @@ def test_other_machines_have_no_such_name(address: str) -> None:
 def test_other_servers_have_no_such_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor has a server that only other machines reach by its address, or one at a path, or where there is no Linux."""
     assert None is by_port(Address("10.0.0.1", 7)) is by_port(Address("", 0, "/run/g.sock"))
-    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr(sys, "platform", "darwin")
     assert None is by_port(Address("127.0.0.1", 7)) is target("127.0.0.1:7").memory
 
 
@@ -225,18 +228,64 @@ def target(address: str, **options: bool | None) -> channel.Target:
     return channel.target(address, tls=None, token=None, timeout=None, channels=1, **options)
 
 
-def test_nobody_elses_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name has no permissions: each end looks whose process is at the other. A path has, and they are enough."""
+def test_nobody_elses_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A name has no permissions, and a path may be in a directory for everybody: each end looks whose process is at the
+    other. A server may be of another user, whose gRPC's socket it is; and who may open its path is let in."""
+    (tmp_path / "g.sock").touch()
+    path = f"{tmp_path}/g.sock.memory"
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        neighbours.admit(ours, "\0name")
+        for place in ("\0name", path, f"{path}.calls"):
+            neighbours.admit(ours, place)
         assert Place("\0name").admits(theirs)
-        monkeypatch.setattr(os, "geteuid", lambda: 4_000_000_000)
-        with pytest.raises(ConnectionRefusedError, match="another user's process"):
-            neighbours.admit(ours, "\0name")
-        assert not Place("\0name").admits(theirs)
-        neighbours.admit(ours, "/run/g.sock.memory")
-        assert Place("/run/g.sock.memory").admits(theirs)
+        with monkeypatch.context() as stranger:
+            stranger.setattr(os, "geteuid", lambda: 4_000_000_000)
+            with pytest.raises(ConnectionRefusedError, match="another user's process"):
+                neighbours.admit(ours, "\0name")
+            assert not Place("\0name").admits(theirs)
+            for place in (path, f"{path}.calls"):
+                neighbours.admit(ours, place)
+            assert Place(path).admits(theirs)
+            stranger.setattr(Path, "stat", lambda _: SimpleNamespace(st_uid=4_000_000_001))
+            for place in (path, f"{path}.calls"):
+                with pytest.raises(ConnectionRefusedError, match="another user's process"):
+                    neighbours.admit(ours, place)
+        (tmp_path / "g.sock").unlink()
+        with pytest.raises(ConnectionRefusedError, match="no server beside it"):
+            neighbours.admit(ours, path)
+
+
+@pytest.mark.parametrize(
+    ("known", "is_found"), [("         0          0 4294967295\n", True), ("      1000       1000          1\n", False)]
+)
+def test_who_is_one_of_many(known: str, is_found: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a namespace that does not know all users, all whom it does not know have one number."""
+    read = Path.read_text
+    monkeypatch.setattr(os, "geteuid", lambda: 65_534)
+    monkeypatch.setattr(Path, "read_text", lambda path: known if str(path) == "/proc/self/uid_map" else read(path))
+    assert is_found == (target("127.0.0.1:7").memory is not None)
+    assert is_found == (by_port(Address("127.0.0.1", 7)) is not None)
+
+
+@pytest.mark.parametrize(("addresses", "is_found"), [(["127.0.0.1"], True), (["127.0.1.1"], False), ([], False)])
+def test_what_localhost_is(addresses: list[str], is_found: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is not 127.0.0.1, gRPC knows where it is."""
+
+    def known(*_: object) -> list[tuple[object, ...]]:
+        if not addresses:
+            raise socket.gaierror
+        return [(2, 1, 6, "", (one, 0)) for one in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+    assert is_found == (target("localhost:7").memory is not None)
+
+
+def test_where_there_are_no_memory_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is of the system, not of the address."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert None is target("localhost:7").memory is by_port(Address("127.0.0.1", 7))
+    with pytest.raises(ValueError, match="shared_memory: expected Linux for it, which has memory files"):
+        target("localhost:7", shared_memory=True)
 
 
 def test_only_large_requests_are_shared() -> None:

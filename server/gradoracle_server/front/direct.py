@@ -142,7 +142,8 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is of no such class
         process, user = peer(self.socket)
-        self._peer = f"direct:{user}:{process}"  # what waits is served by process in turn, as if it had one connection
+        # What waits is served by process in turn, as if it had one connection.
+        self._peer = f"direct:{user}:{process or -self.socket.fileno()}"
         if not self._calls.add(self):
             self.close()
 

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import socket
 import struct
+import sys
 from pathlib import Path
 
 from gradoracle_server.addresses import Address
@@ -14,6 +15,8 @@ from gradoracle_server.addresses import Address
 _LONGEST = 107  # bytes of a socket's address
 _CREDENTIALS = struct.Struct("iII")  # process, user, group
 _EVERYWHERE = ("localhost", "0.0.0.0", "::")  # noqa: S104 - what is listened on has been decided
+_UNKNOWN = 65_534  # whom Linux takes a user for whom a namespace does not know
+_ALL_KNOWN = ["0", "0", "4294967295"]  # what /proc/self/uid_map says where there is none such
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,13 +78,20 @@ def by_port(listen: Address) -> Place | None:
     """Where callers look for a server of whom they know no more than its port on this machine; None where the server
     is not to be reached that way."""
     host = "127.0.0.1" if listen.host in _EVERYWHERE else listen.host
-    if listen.path or not Address(host, listen.port).is_local or not hasattr(os, "memfd_create"):  # or no Linux
+    if listen.path or not Address(host, listen.port).is_local or sys.platform != "linux":
+        return None
+    if not _is_one_user(os.geteuid()):
         return None
     return Place(f"\0gradoracle/{os.geteuid()}/{Address(host, listen.port)}")
 
 
+def _is_one_user(user: int) -> bool:
+    """Whether a number does not stand for many users, as one does in a namespace that does not know all."""
+    return user != _UNKNOWN or Path("/proc/self/uid_map").read_text().split() == _ALL_KNOWN
+
+
 def peer(sock: socket.socket) -> tuple[int, int]:
-    """Process and user at the other end."""
+    """Process and user at the other end; process 0 where that is of another namespace."""
     found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     process, user, _ = _CREDENTIALS.unpack(found)
     return process, user

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import signal
@@ -251,15 +252,27 @@ def check_address(flag: str, address: Address) -> None:
         if address.path:
             _check_path(Path(address.path))
             return
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(place)
-            sock.listen()
+        _check_port(address)
     except OSError as error:
         raise _cannot_listen(flag, address, error.strerror or str(error)) from None
+
+
+def _check_port(address: Address) -> None:
+    """Of a name's addresses one has to be this machine's, and none may be taken: gRPC listens on those that it gets."""
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    missing: list[OSError] = []
+    for family, kind, protocol, _, place in found:
+        try:
+            with socket.socket(family, kind, protocol) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind(place)
+                sock.listen()
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+            missing.append(error)
+    if len(missing) == len(found):
+        raise missing[0]
 
 
 def _check_path(path: Path) -> None:
