@@ -230,3 +230,11 @@ def test_elements_are_not_wrong_by_steps_of_whole_periods(seed):
     assert check(summed, x, seed=seed).verdict is not Verdict.FAIL
     wrong = planted(summed, lambda inputs, cotangent, right: (2 * right[0],))
     assert check(wrong, x, seed=seed).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("size", [1e30, 1e48, 1e100])
+def test_kinks_of_large_outputs(size):
+    """Numbers that no float32 holds are compared with like ones."""
+    report = check(lambda x: (x.abs() * size).sum(), torch.tensor([0.0, 1.0], dtype=F64))
+    assert report.verdict is Verdict.NON_DIFFERENTIABLE
+    assert [found.kink for found in report.inputs] == [(pytest.approx(-size), pytest.approx(size))]

@@ -210,6 +210,48 @@ def test_what_is_right_to_nine_digits_only_passes():
     assert check(torch.digamma, draw(300).abs() + 1).verdict is Verdict.PASS
 
 
+def beta_entropy(x):
+    return torch.distributions.Beta(x.exp(), 1 + x.exp()).entropy().sum()
+
+
+def dirichlet_entropy(x):
+    return torch.distributions.Dirichlet(x.exp()).entropy()
+
+
+@pytest.mark.parametrize("function", [beta_entropy, dirichlet_entropy, lambda x: torch.digamma(x * x + 1).sum()])
+@pytest.mark.parametrize("order", [1, 2])
+def test_what_is_right_to_nine_digits_only_passes_where_it_cancels(function, order):
+    """What is left of trigammas that cancel is off by more than nine digits; a millionth is still a fault."""
+    for seed in range(5):
+        x = draw(6, seed=seed)
+        assert check(function, x, order=order).verdict is Verdict.PASS, seed
+    if order == 1:
+        leaf = draw(6, seed=0).requires_grad_()
+        (right,) = torch.autograd.grad(function(leaf), leaf)
+        wrong = right.clone()
+        wrong[2] *= 1 + 1e-6
+        assert check(function, draw(6, seed=0), claimed={"x": wrong}).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize(("fault", "diagnosis"), [(0.0, Diagnosis.ZEROED), (-1.0, Diagnosis.SIGN_FLIPPED)])
+@pytest.mark.parametrize(("size", "count"), [(300, 11), (1003, 31), (4099, 64)])
+def test_a_tail_that_is_wrong_is_named_by_its_worst(size, count, fault, diagnosis):
+    """More elements are wrong than are followed to the end: those that are named are wrong, and so is said."""
+
+    def tail(inputs, cotangent, right):
+        found = right[0].clone()
+        found[-count:] *= fault
+        return (found,)
+
+    report = check(planted(torch.sin, tail), draw(size)).inputs[0]
+    assert (report.verdict, report.diagnosis) == (Verdict.FAIL, diagnosis)
+    assert len(report.worst) == 10
+    for one in report.worst:
+        assert one.index[0] >= size - count
+        assert one.error > 100 * one.error_bound
+    assert "more of them than were measured one by one" in report.explanation
+
+
 @pytest.mark.parametrize("size", [100, 2000])
 def test_the_power_that_is_reported_is_there(size):
     """A fault of ten times the reported power, in an element of usual size, fails."""

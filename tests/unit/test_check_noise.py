@@ -9,7 +9,7 @@ import torch
 from check_cases import check
 
 from gradoracle_server.engine import noise
-from gradoracle_server.engine.report import Mode, Verdict
+from gradoracle_server.engine.report import Mode, Report, Verdict
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -48,7 +48,7 @@ def test_it_would_fail_if_nobody_listened(monkeypatch: pytest.MonkeyPatch) -> No
         return sum(check(faster, at(seed)).verdict is Verdict.FAIL for seed in range(12))
 
     assert failed() == 0
-    monkeypatch.setattr(noise, "heard", lambda *_: False)
+    monkeypatch.setattr(noise, "heard", lambda *_: None)
     assert failed() > 0
 
 
@@ -93,3 +93,42 @@ def test_what_is_no_noise(kind: str) -> None:
         "constant": torch.ones_like(t),
     }[kind]
     assert float(noise.level(values)) < 1e-15
+
+
+@pytest.mark.parametrize("count", [1e8, 1e10])
+def test_steps_that_agree_by_accident_are_no_evidence(count: float) -> None:
+    """Waves that are shorter than any step: in ten elements some slopes look sharp, and none of them is the slope."""
+    for seed in range(8):
+        x = torch.randn(10, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        assert check(lambda x: (count * x).sin().sum(), x).verdict is not Verdict.FAIL, seed
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e-12, 1e-6])
+def test_noise_is_that_of_the_values_and_not_relative_to_them(shift: float) -> None:
+    """At the root of a function it is as large as elsewhere."""
+    failed = 0
+    for seed in range(8):
+        x = at(seed)
+        with torch.no_grad():
+            base = CANCELLED(x) - shift
+        report = check(lambda x, base=base: CANCELLED(x) - base, x)
+        assert report.verdict is not Verdict.FAIL, seed
+        wrong = {"x": 1.5 * gradient(CANCELLED, x)}
+        failed += check(lambda x, base=base: CANCELLED(x) - base, x, claimed=wrong).verdict is Verdict.FAIL
+    assert failed >= 6
+
+
+def test_noise_of_one_input_is_not_that_of_another() -> None:
+    """What moves only one input leaves the noise of the other where it is; and their order does not matter."""
+
+    def sharp(report: Report) -> float:
+        (found,) = (one for one in report.inputs if one.name == "b")
+        assert found.verdict is Verdict.FAIL
+        return found.error_bound
+
+    a, b = at(1), at(2)
+    claimed = {"a": 1e9 * torch.cos(1e9 * a), "b": 2 * b * (1 + 1e-6)}
+    first = check(lambda a, b: (1e9 * a).sin().sum() + b.square().sum(), a, b, claimed=claimed)
+    second = check(lambda b, a: (1e9 * a).sin().sum() + b.square().sum(), b, a, claimed=claimed)
+    assert sharp(first) == pytest.approx(sharp(second), rel=0.5)
+    assert sharp(first) < 1e-7

@@ -31,6 +31,7 @@ class Case:
     reference: list[torch.Tensor]  # autograd's in the shadow
     weights: list[torch.Tensor | None] | None = None  # order 2: what the first gradients are weighted with
     jitters: list[torch.Tensor] | None = None
+    inexact: list[torch.Tensor] | None = None
     spreads: dict[tuple[bool, bool, float], list[torch.Tensor]] = dataclasses.field(default_factory=dict)
 
     def spread(
@@ -55,6 +56,12 @@ class Case:
     def coarseness(self) -> float:
         """How many units in the last place stand for one, since the outputs themselves are off by that."""
         return min(max(1.0, self.distance), _COARSEST)
+
+    def inexactness(self, place: int) -> torch.Tensor:
+        """What operators that torch does not compute to the last digits may do to the gradient of an input."""
+        if self.inexact is None:
+            self.inexact = shadow.inexactness(self.twin, self.twin_cotangents, self.reference, self._pulled)
+        return self.inexact[place]
 
     def jitter(self, place: int) -> torch.Tensor:
         """How far the low-precision gradient moves by rounding inside of kernels."""

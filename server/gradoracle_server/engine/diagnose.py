@@ -12,6 +12,7 @@ from gradoracle_server.engine.report import Diagnosis
 _CLOSE = 1e-6  # relative distance at which a hypothesis explains a gradient in float64
 IGNORES_COTANGENT = "It is the same whatever the cotangent: the chain rule is not applied."
 
+_MORE = ", more of them than were measured one by one"
 _FEW = 10  # wrong elements that still count as single ones
 
 
@@ -61,8 +62,11 @@ def diagnose(evidence: Evidence) -> Finding:
     return Finding(Diagnosis.UNKNOWN, "It differs from the right gradient in no way that has a name.")
 
 
-def by_slopes(claimed: torch.Tensor, numerical: torch.Tensor, bar: torch.Tensor) -> Finding:
-    """The same from slopes along a few directions alone, each of shape (P,): for gradients wrong in many elements."""
+def by_slopes(
+    claimed: torch.Tensor, numerical: torch.Tensor, bar: torch.Tensor, wrong: Sequence[tuple[complex, complex]] = ()
+) -> Finding:
+    """The same from slopes along a few directions alone, each of shape (P,): for gradients wrong in many elements.
+    `wrong`: some of these, claimed and numerical."""
     if bool(claimed.isnan().any()):
         return Finding(Diagnosis.NAN, "It has elements that are NaN.")
     if bool((claimed == 0).all()):
@@ -74,6 +78,10 @@ def by_slopes(claimed: torch.Tensor, numerical: torch.Tensor, bar: torch.Tensor)
         if abs(factor + 1) <= _CLOSE:
             return Finding(Diagnosis.SIGN_FLIPPED, "It is the negative of the right gradient.")
         return Finding(Diagnosis.SCALED, f"It is {factor:.9g} times the right gradient.", factor)
+    if wrong and all(mine == 0 != true for mine, true in wrong):
+        return Finding(Diagnosis.ZEROED, f"It is zero in elements where the right gradient is not{_MORE}.")
+    if wrong and all(abs(mine + true) <= _CLOSE * abs(true) for mine, true in wrong):
+        return Finding(Diagnosis.SIGN_FLIPPED, f"It has the wrong sign in elements{_MORE}.")
     return Finding(Diagnosis.UNKNOWN, "It is wrong in more elements than were measured one by one.")
 
 

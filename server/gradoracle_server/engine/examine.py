@@ -134,12 +134,12 @@ class Examiner(Measurement):
         """(P,): bars in which a small fault of a whole direction shows."""
         return tolerances.FAULT / 4 * self._products(self._expected).total
 
-    def confirm(self, assessment: Assessment) -> None:
-        """Measures the directions that fail worst on every ladder: a slope that shorter steps contradict is no
-        evidence."""
+    def confirm(self, assessment: Assessment, *, every: bool = False) -> torch.Tensor:
+        """Measures the directions that fail worst, or `every` one that fails, on every ladder: a slope that shorter
+        steps contradict is no evidence. Gives which, (P,) of bool."""
         if self.slopes.coordinates.value.shape[1] != self.passes.centre.numel():  # measured in groups
             self.slopes = ladders.measure(self.passes, self.question)
-        rows = assessment.judgements.failed if self._quickly else self._worst_rows(assessment)
+        rows = assessment.judgements.failed if self._quickly or every else self._worst_rows(assessment)
         nothing = torch.zeros(int(rows.sum()), dtype=torch.float64, device=self.directions.device)
         finer = ladders.measure(self.passes, Question(self.space, self.directions[rows], nothing))
         reach = None
@@ -147,6 +147,7 @@ class Examiner(Measurement):
             again = sharpened(self.passes, self.space, self.directions[rows], finer, self._fine()[rows], again=True)
             finer, reach = again.slopes, again.reach
         self._exchange(rows, finer, reach)
+        return rows
 
     def _worst_rows(self, assessment: Assessment) -> torch.Tensor:
         """(P,) of bool: the few directions that are furthest from a pass."""
@@ -187,8 +188,9 @@ class Examiner(Measurement):
     def listen(self) -> bool:
         """Measures again where the values are off by more than rounding of the outputs explains. Whether they are."""
         before, self._listened = self._listened, True
-        if before or not noise.heard(self.passes, self.space, self.generator):
+        if before or (found := noise.heard(self.passes, self.space, self.generator)) is None:
             return False
+        self.passes.take_noise(found)
         self.slopes, self._reach, self._blind = ladders.measure(self.passes, self.question), None, None
         return True
 

@@ -142,21 +142,52 @@ def steps(longest: float, rungs: int = RUNGS) -> list[float]:
     return [longest * 0.5**rung for rung in range(rungs)]
 
 
-def central(values: torch.Tensor, centre: torch.Tensor, ladder: list[float], epsilon: Epsilon = EPSILON) -> Derivative:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rounding:
+    """What values of M outputs are off by."""
+
+    epsilon: Epsilon = EPSILON
+    """The machine epsilon of the precision in which they were computed; (M,) where outputs differ."""
+    noise: torch.Tensor | None = None
+    """(M,): what is known of them beside that."""
+
+    def of(self, outputs: slice | torch.Tensor) -> Rounding:
+        """That of some outputs, by their places."""
+        epsilon = self.epsilon[outputs] if isinstance(self.epsilon, torch.Tensor) else self.epsilon
+        return Rounding(epsilon, None if self.noise is None else self.noise[outputs])
+
+    def at(self, size: torch.Tensor) -> torch.Tensor:
+        """That of values of such sizes, (…, M)."""
+        found = size * self.epsilon
+        return found if self.noise is None else torch.maximum(found, self.noise)
+
+
+def central(
+    values: torch.Tensor,
+    centre: torch.Tensor,
+    ladder: list[float],
+    epsilon: Epsilon = EPSILON,
+    noise: torch.Tensor | None = None,
+) -> Derivative:
     """The derivative at 0 from values at +h and at -h, of shape (P, 2, K, M), and at 0, of shape (M,), in float64.
 
-    `epsilon` is the machine epsilon of the precision in which the values were computed; (M,) where outputs differ.
+    `epsilon` and `noise` as in `Rounding`.
     """
     triangle = romberg.central(tuple(ladder), values.device)
-    return _in_slices(values.flatten(1, 2), centre, epsilon, triangle)
+    return _in_slices(values.flatten(1, 2), centre, Rounding(epsilon, noise), triangle)
 
 
 def one_sided(
-    values: torch.Tensor, centre: torch.Tensor, ladder: list[float], side: torch.Tensor, epsilon: Epsilon = EPSILON
+    values: torch.Tensor,
+    centre: torch.Tensor,
+    ladder: list[float],
+    side: torch.Tensor,
+    epsilon: Epsilon = EPSILON,
+    noise: torch.Tensor | None = None,
 ) -> Derivative:
     """The one-sided derivative at 0 from values at side * h alone, of shape (P, K, M), side being +1 or -1, (P, 1)."""
     triangle = romberg.one_sided(tuple(ladder), values.device)
-    found = _in_slices(values, centre, epsilon, triangle)
+    found = _in_slices(values, centre, Rounding(epsilon, noise), triangle)
     found.value *= side
     return found
 
@@ -174,9 +205,9 @@ def loud(centre: torch.Tensor) -> float:
     return _JUMP * float(torch.where(centre.isfinite(), centre.abs(), 0.0).max())
 
 
-def faint(centre: torch.Tensor, epsilon: Epsilon) -> float:
+def faint(centre: torch.Tensor, rounding: Rounding) -> float:
     """What a difference of values must be above, for it not to be rounding on the way to the largest of them."""
-    return _FAINT * float(torch.where(centre.isfinite(), centre.abs() * epsilon, 0.0).max())
+    return _FAINT * float(torch.where(centre.isfinite(), rounding.at(centre.abs()), 0.0).max())
 
 
 def diverges(
@@ -199,21 +230,21 @@ def diverges(
     jump = 2 * ladder[-1] * changes[:, -1]
     slopes = (quotients[:, 0] - torch.where(jumps, jump, 0.0) / ladder[0]).nan_to_num(0.0, 0.0, 0.0)
     near = jumps & (jump.abs() <= (slopes[0] - slopes[1]).abs() * ladder[-1])  # slopes so far apart make as much of it
-    shows = moves.abs().amin(1) > torch.where(jumps, loud, faint)
+    least = torch.full_like(quotients[:, 0], faint).masked_fill_(jumps, loud)  # numbers alone would be of float32
+    shows = moves.abs().amin(1) > least
     limit = torch.copysign(torch.full_like(jump, torch.inf), jump)
     return torch.where(grows & shows & ~near, limit, 0.0)
 
 
-def _in_slices(values: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon, triangle: Triangle) -> Derivative:
+def _in_slices(values: torch.Tensor, centre: torch.Tensor, rounding: Rounding, triangle: Triangle) -> Derivative:
     """Output coordinates are worked on in slices that a core's cache holds."""
     width = max(1, _SLICE // max(1, values.shape[0]))
     if centre.shape[0] <= width:
-        return _extrapolated(triangle, values, centre, epsilon)
+        return _extrapolated(triangle, values, centre, rounding)
     pieces = []
     for start in range(0, centre.shape[0], width):
         cut = slice(start, start + width)
-        part = epsilon[cut] if isinstance(epsilon, torch.Tensor) else epsilon
-        pieces.append(_extrapolated(triangle, values[..., cut], centre[cut], part))
+        pieces.append(_extrapolated(triangle, values[..., cut], centre[cut], rounding.of(cut)))
     return joined(pieces, 1)
 
 
@@ -234,7 +265,7 @@ def _joined(parts: Sequence[torch.Tensor | None], like: Sequence[torch.Tensor], 
     return torch.cat([torch.zeros_like(x, dtype=dtype) if one is None else one for one, x in pairs], dim)
 
 
-def _extrapolated(triangle: Triangle, values: torch.Tensor, centre: torch.Tensor, epsilon: Epsilon) -> Derivative:
+def _extrapolated(triangle: Triangle, values: torch.Tensor, centre: torch.Tensor, rounding: Rounding) -> Derivative:
     """The derivative of each coordinate, from values of shape (P, columns, M).
 
     Where no step moves a value, its derivative is below what the longest would have shown: most outputs depend on few
@@ -244,20 +275,19 @@ def _extrapolated(triangle: Triangle, values: torch.Tensor, centre: torch.Tensor
     moves = values - centre
     nonzero = int(moves.count_nonzero())
     if nonzero == moves.numel():
-        return Derivative(*_best_of_all(triangle, values, moves, centre, epsilon, stepwise=False))
+        return Derivative(*_best_of_all(triangle, values, moves, centre, rounding, stepwise=False))
     live = moves.any(1)
-    still = (centre.abs() * epsilon * (SAFETY * triangle.still)).expand(shape)
+    still = (rounding.at(centre.abs()) * (SAFETY * triangle.still)).expand(shape)
     count = int(live.count_nonzero())
     stepwise = triangle.sides == 2 and nonzero < count * values.shape[1]
     if moves.numel() <= _FEW:
-        value, bar, _, settled = _best_of_all(triangle, values, moves, centre, epsilon, stepwise=stepwise)
+        value, bar, _, settled = _best_of_all(triangle, values, moves, centre, rounding, stepwise=stepwise)
         return Derivative(torch.where(live, value, 0.0), torch.where(live, bar, still), ~live, settled | ~live)
     value, settled, bar = values.new_zeros(shape), torch.ones_like(live), still.clone()
     row, place = live.nonzero(as_tuple=True)
     if count:
         columns, part = values[row, :, place].t().contiguous(), centre[place]
-        units = epsilon[place] if isinstance(epsilon, torch.Tensor) else epsilon
-        best = _best(triangle, columns, columns - part, part, units, stepwise=stepwise)
+        best = _best(triangle, columns, columns - part, part, rounding.of(place), stepwise=stepwise)
         value[row, place], bar[row, place], settled[row, place] = best.value, best.bar, best.settled
     return Derivative(value, bar, ~live, settled)
 
@@ -267,14 +297,14 @@ def _best_of_all(
     values: torch.Tensor,
     moves: torch.Tensor,
     centre: torch.Tensor,
-    epsilon: Epsilon,
+    rounding: Rounding,
     *,
     stepwise: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, None, torch.Tensor]:
     """The parts of a Derivative in which no coordinate is left out."""
     # The axis that all is reduced along comes first, and N = P * M last.
     columns, flat = values.transpose(0, 1), moves.transpose(0, 1).reshape(values.shape[1], -1)
-    best = _best(triangle, columns, flat, centre, epsilon, stepwise=stepwise)
+    best = _best(triangle, columns, flat, centre, rounding, stepwise=stepwise)
     shape = values.shape[0], values.shape[2]
     return best.value.view(shape), best.bar.view(shape), None, best.settled.view(shape)
 
@@ -292,7 +322,7 @@ def _best(
     columns: torch.Tensor,
     moves: torch.Tensor,
     centre: torch.Tensor,
-    epsilon: Epsilon,
+    rounding: Rounding,
     *,
     stepwise: bool,
 ) -> _Best:
@@ -308,7 +338,7 @@ def _best(
         finite = moves.isfinite()
         moves = torch.where(finite, moves, 0.0)
         size = torch.maximum(torch.where(columns.isfinite(), columns, 0.0).abs().amax(0), centre.abs())
-    rounded = (size * epsilon).reshape(-1)
+    rounded = rounding.at(size).reshape(-1)
     found = triangle.rows @ moves
     entries, spreads = found[: triangle.count], found[triangle.count :]
     estimates = spreads.abs_().view(spreads.shape[0] // triangle.count, triangle.count, moves.shape[1]).amax(0)

@@ -15,6 +15,7 @@ from gradoracle_server.engine.probes import Space
 _SLIGHT = 1e-12
 _ILL = 1e-6
 _UNSEEN = 1e-6  # of the cotangent
+_INEXACT = 2.0  # times what a few runs show
 _NOTHING_LOW = 1e-3  # units in the last place of the function
 _LEFT = 64.0  # units in the last place of the function, over the input, that rounding inside may leave of a gradient
 _NOTHING = 16 * torch.finfo(torch.float64).eps  # what is left of numbers near 1 that cancel
@@ -105,8 +106,9 @@ def roundings(case: Case, passes: Passes, place: int, space: Space) -> tuple[tor
     """What rounding inside of the function, and of its gradient, may do to the gradient, (C,), and to each output,
     (M,)."""
     contexts = shadow.roundings(case.resolution, case.subject.seed)
-    gradient = rounding(case, passes, place, space, inside=True)
-    return tolerances.SPREADS * gradient, tolerances.SPREADS * passes.unrest(contexts)
+    gradient = tolerances.SPREADS * rounding(case, passes, place, space, inside=True)
+    gradient = gradient + _INEXACT * _parts(space, case.inexactness(place))
+    return gradient, tolerances.SPREADS * passes.unrest(contexts)
 
 
 def instability(case: Case, passes: Passes, place: int, space: Space) -> torch.Tensor:

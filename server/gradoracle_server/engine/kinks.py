@@ -47,7 +47,9 @@ def _from_each_side(
     """One-sided derivatives of D outputs, the columns named, and their bars, (2, D); infinite limits have none."""
     side = both.new_tensor([[1.0], [-1.0]])
     centre = passes.centre[column]
-    one = finite_difference.one_sided(both, centre, ladder, side, passes.epsilon[column])
+    one = finite_difference.one_sided(
+        both, centre, ladder, side, passes.epsilon[column], None if passes.noise is None else passes.noise[column]
+    )
     limit = finite_difference.diverges(both, centre, ladder, passes.loud, passes.faint)
     infinite = limit != 0
     return torch.where(infinite, limit, one.value), torch.where(infinite, 0.0, one.bar)

@@ -17,7 +17,7 @@ from gradoracle_server.engine import finite_difference, ladders
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 
-_DISTANCES = tuple(2.0**power for power in (4, 10, 16, 22, 28))  # relative to the input, in units in the last place
+_DISTANCES = tuple(2.0**power for power in (4, 10, 16, 22, 28, 34))  # relative to the input, in units in the last place
 _LONGEST = 2.0**-7
 _SIDE = 8  # values on either side of the point
 _COLUMNS = (4, 5, 6)  # of the difference table, which have to agree
@@ -25,28 +25,30 @@ _APART = 4.0  # times, that their levels may differ by
 _LASTS = 8.0  # times, by which a level may be less at a distance of a 64th
 _LEVELS = 2.0  # standard deviations that a value is taken to be off by
 _LEAST = 4096.0  # units in the last place of an output: less is what is allowed for anyway
-_MOST = 1e-3  # of an output: more is chaos, which moves about as far whatever the step, but has slopes beyond measure
+_FAR = 2.0**-4  # relative to the input
+_MOST = 1e-3  # of what that moves an output by: more is chaos, which moves as far whatever the step
 _MOST_LOW = 0.05  # the same in lower precision
 _ROUNDED = 16.0  # units in the last place of an output
 _CARRIED = 4.0  # roundings
 _NUMBERS = 1 << 22  # that values may be for this to be worth it
 
 
-def heard(passes: Passes, space: Space, generator: torch.Generator) -> bool:
-    """Measures the noise of the outputs near the base point, which bars of slopes allow for from now on. Whether there
-    is any."""
+def heard(passes: Passes, space: Space, generator: torch.Generator) -> torch.Tensor | None:
+    """(M,): the noise of the outputs near the base point; None where none is heard."""
     unit = max(finite_difference.EPSILON, passes.unsteady)
     distances = [one * unit for one in _DISTANCES if one * unit <= _LONGEST]
     if len(distances) < 2 or 2 * _SIDE * len(distances) * (passes.centre.numel() + space.size) > _NUMBERS:
-        return False
-    lengths = [distance * place for distance in distances for place in range(1, _SIDE + 1)]
+        return None
+    lengths = [_FAR, *(distance * place for distance in distances for place in range(1, _SIDE + 1))]
     found = ladders.sample(passes, space, space.drawn(1, generator), lengths).found[0]
-    ahead, behind = (side.view(len(distances), _SIDE, -1) for side in found.unbind())
+    far = torch.maximum((found[:, 0] - passes.centre).abs().amax(0), _FAR * passes.centre.abs())
+    ahead, behind = (side[1:].view(len(distances), _SIDE, -1) for side in found.unbind())
     centre = passes.centre.expand(len(distances), 1, -1)
     noise = _LEVELS * level(torch.cat([behind.flip(1), centre, ahead], 1))
-    size = passes.centre.abs()
-    most = _MOST_LOW if passes.unsteady else _MOST
-    return passes.roughen(torch.where((noise > _LEAST * passes.epsilon * size) & (noise <= most * size), noise, 0.0))
+    least = _LEAST * passes.epsilon * torch.maximum(passes.centre.abs(), far)
+    most = (_MOST_LOW if passes.unsteady else _MOST) * far
+    noise = torch.where((noise > least) & (noise <= most), noise, 0.0)
+    return noise if bool(noise.any()) else None
 
 
 def carried(passes: Passes, space: Space, directions: torch.Tensor, epsilon: float) -> torch.Tensor:

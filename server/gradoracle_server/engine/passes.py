@@ -78,6 +78,8 @@ class Passes:
         """That of all, if they have the same."""
         if len({one.dtype for one, _ in self._like}) == 1:
             self.units = max(epsilon, torch.finfo(self._like[0][0].dtype).eps)
+        self.noise: torch.Tensor | None = None
+        """(M,): what values are off by beside; None where nothing is known of it."""
         self.strength = self.weight.abs()
         """(M,): |weight|."""
         self._size = sum(one.numel() for one in self.base) + self.centre.numel()
@@ -96,7 +98,7 @@ class Passes:
     @functools.cached_property
     def rounding(self) -> float:
         """What rounding may add to that."""
-        return float(self._terms @ self.epsilon)
+        return float(self._terms @ self.epsilon) + (0.0 if self.noise is None else float(self.strength @ self.noise))
 
     @functools.cached_property
     def _terms(self) -> torch.Tensor:
@@ -111,7 +113,8 @@ class Passes:
     @functools.cached_property
     def floors(self) -> torch.Tensor:
         """(M,): the same of each output alone, whatever its weight."""
-        return finite_difference.FLOOR * (self.centre.abs() * self.epsilon).nan_to_num_(0.0, 0.0)
+        rounding = finite_difference.Rounding(self.epsilon, self.noise)
+        return finite_difference.FLOOR * rounding.at(self.centre.abs()).nan_to_num_(0.0, 0.0)
 
     @functools.cached_property
     def loud(self) -> float:
@@ -121,22 +124,18 @@ class Passes:
     @functools.cached_property
     def faint(self) -> float:
         """What a difference of values is above where it is no rounding on the way to the largest of them."""
-        return finite_difference.faint(self.centre, self.epsilon)
+        return finite_difference.faint(self.centre, finite_difference.Rounding(self.epsilon, self.noise))
 
     @functools.cached_property
     def settled(self) -> torch.Tensor:
         """(M,): bars that are narrow beside the output itself."""
         return self.centre.abs().nan_to_num_(0.0, 0.0).mul_(_SETTLED)
 
-    def roughen(self, noise: torch.Tensor) -> bool:
-        """Takes values to be off by so much, (M,), where that is more than rounding of the outputs. Whether it is."""
-        epsilon = torch.maximum(self.epsilon, (noise / self.centre.abs()).nan_to_num(0.0, 0.0, 0.0))
-        if bool((epsilon == self.epsilon).all()):
-            return False
-        self.units = self.epsilon = epsilon
+    def take_noise(self, noise: torch.Tensor | None) -> None:
+        """Takes values to be off by so much, (M,), from now on, beside rounding of the outputs."""
+        self.noise = noise
         for name in ("rounding", "floor", "floors", "faint"):
             self.__dict__.pop(name, None)
-        return True
 
     @torch.no_grad()
     def at(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor:

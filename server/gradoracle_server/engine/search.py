@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 
@@ -14,26 +15,34 @@ _FOUND = 10  # wrong elements named, and blocks followed, at most
 _JOINT = 2  # directions, each of which must have the kink
 
 
+class Suspects(NamedTuple):
+    """Coordinates whose gradient is wrong, the worst first."""
+
+    found: list[int]
+    are_all: bool
+    """Whether there are no others: where there are too many, they are not followed to the end."""
+
+
 def suspects(
     examiner: Examiner, gradient: torch.Tensor, row: int | None = None, among: list[int] | None = None
-) -> list[int] | None:
-    """Coordinates whose gradient, (C,), is wrong, the worst first; None where too many are to name them all.
+) -> Suspects:
+    """Coordinates whose gradient, (C,), is wrong.
 
     With `row`, those that make the error along that direction of the examiner's, were it as small as rounding: whether
     they are wrong is for the caller to measure. `among`: those that can be, where it is known and they are few.
     """
     if examiner.space.size <= ALL_UNITS:  # small faults where there are no loud ones
         loud = _by_units(examiner, gradient) if row is None else []
-        return loud or _by_units(examiner, gradient, small=True, among=among)
+        return Suspects(loud or _by_units(examiner, gradient, small=True, among=among), are_all=True)
     if examiner.units:
         wrong = _by_units(examiner, gradient)
-        return wrong if len(wrong) <= _FOUND else None
+        return Suspects(wrong[:_FOUND], len(wrong) <= _FOUND)
     if row is None:
         return _by_halves(examiner, gradient, examiner.space.drawn(1, examiner.generator), loudly=True)
     return _by_halves(examiner, gradient, examiner.directions[row : row + 1], loudly=False)
 
 
-def _by_halves(examiner: Examiner, gradient: torch.Tensor, mover: torch.Tensor, *, loudly: bool) -> list[int] | None:
+def _by_halves(examiner: Examiner, gradient: torch.Tensor, mover: torch.Tensor, *, loudly: bool) -> Suspects:
     """A single direction's residual is split between halves of the index set, level by level (D. Dorfman's group
     testing, 1943, in its adaptive form): a level costs one ladder for each block that is still wrong. `loudly`: wrong
     is what is beyond the tolerance, and not what is above the noise."""
@@ -43,7 +52,7 @@ def _by_halves(examiner: Examiner, gradient: torch.Tensor, mover: torch.Tensor, 
         part = _part(examiner, mover, start, stop)
         return examiner.doubts(part, gradient, examiner.measured(part, enough), loudly=loudly)
 
-    size = examiner.space.size
+    size, are_all = examiner.space.size, True
     blocks = [(0, size, *residual(0, size, 0.0))]
     while any(stop - start > 1 for start, stop, _, _ in blocks):
         halves = []
@@ -61,9 +70,15 @@ def _by_halves(examiner: Examiner, gradient: torch.Tensor, mover: torch.Tensor, 
             halves += [(start, middle, left, left_bound), (middle, stop, right, right_bound)]
         blocks = [one for one in halves if not abs(one[2]) <= one[3]]
         if len(blocks) > _FOUND:
-            return None
-    blocks.sort(key=lambda one: -abs(one[2]))
-    return [start for start, _, _, _ in blocks]
+            are_all = False
+            blocks = sorted(blocks, key=_residual, reverse=True)[:_FOUND]
+    blocks.sort(key=_residual, reverse=True)
+    return Suspects([start for start, _, _, _ in blocks], are_all)
+
+
+def _residual(block: tuple[int, int, float, float]) -> float:
+    """How large it is, the largest where it is no number."""
+    return math.inf if math.isnan(block[2]) else abs(block[2])
 
 
 def _part(examiner: Examiner, mover: torch.Tensor, start: int, stop: int) -> torch.Tensor:

@@ -126,7 +126,7 @@ def _bends(passes: Passes, usual: Slopes, wanted: torch.Tensor) -> torch.Tensor:
 def _is_worth_it(passes: Passes, space: Space, count: int) -> bool:
     """Whether slopes along so many directions are to be measured again and again."""
     numbers = count * _TIMES * 2 * finite_difference.RUNGS * (passes.centre.numel() + space.size)
-    return numbers <= _NUMBERS and bool((passes.epsilon <= finite_difference.EPSILON).all())
+    return numbers <= _NUMBERS and passes.noise is None and bool((passes.epsilon <= finite_difference.EPSILON).all())
 
 
 def _by_longer(found: Sharpened, doubted: torch.Tensor, longer: _Lengthened, place: int) -> torch.Tensor:

@@ -22,9 +22,10 @@ from gradoracle_server.engine import (
     ties,
     tolerances,
 )
+from gradoracle_server.engine.belief import Belief
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.examine import ALL_UNITS, Examiner
-from gradoracle_server.engine.gradients import Gradients, gradients_of, instability, rounding, roundings
+from gradoracle_server.engine.gradients import Gradients, gradients_of, rounding, roundings
 from gradoracle_server.engine.jacobians import Jacobian
 from gradoracle_server.engine.opinions import ignores_cotangent
 from gradoracle_server.engine.passes import Passes
@@ -94,6 +95,7 @@ class Judge:
         """The report on the input at that place among the wanted ones."""
         if not examiner.space.size:
             return InputReport(examiner.space.name, Verdict.PASS, "It has no elements.")
+        self._passes.take_noise(None)  # what was heard of another input
         report = self._verdict(place, examiner, gradients)
         if self._every and self._case.own:
             self._add_jacobian(place, examiner, report)
@@ -140,7 +142,7 @@ class Judge:
 
     def _verdict(self, place: int, examiner: Examiner, gradients: Gradients) -> InputReport:
         """Numerics judge the reference; what is not the reference is judged beside it and by single elements."""
-        found = self._numerically(place, examiner, gradients.reference)
+        found = Belief(self._case, self._passes, place, examiner, gradients.reference).found()
         apart = gradients.apart
         if found.kinked:
             return self._at_kink(place, examiner, gradients)
@@ -206,46 +208,6 @@ class Judge:
         found = examiner.assess(gradients.reference, generous=True, allowance=last_place)
         return found if bool(found.judgements.within.all()) else None
 
-    def _numerically(self, place: int, examiner: Examiner, gradient: torch.Tensor) -> Assessment:
-        """The verdict of slopes on a gradient; anything but agreement is looked at again before it is believed."""
-        found = examiner.assess(gradient)
-        unsure = found.verdict is not Verdict.PASS and not examiner.doubted
-        if found.verdict is Verdict.FAIL or found.kinked or unsure:
-            examiner.doubt(found)
-            found = examiner.assess(gradient)
-        if found.kinked:
-            examiner.narrow(gradient)
-            found = examiner.assess(gradient)
-        if found.verdict is Verdict.FAIL:
-            found = examiner.assess(gradient, generous=True)
-        if found.verdict is Verdict.FAIL:
-            examiner.confirm(found)
-            found = examiner.assess(gradient, generous=True)
-        inside = unrest = None
-        if found.verdict is Verdict.FAIL:
-            inside, unrest = roundings(self._case, self._passes, place, examiner.space)
-            found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
-        if (found.verdict is Verdict.FAIL or examiner.is_lost) and examiner.listen():
-            found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
-        if found.verdict is Verdict.INCONCLUSIVE and not found.kinked:
-            examiner.narrow(gradient)
-            found = examiner.assess(gradient, generous=True, allowance=inside, unrest=unrest)
-        refinable = found.verdict is Verdict.PASS or (found.verdict is Verdict.INCONCLUSIVE and examiner.units)
-        if refinable and not found.kinked and examiner.refine(gradient):
-            return self._numerically(place, examiner, gradient)
-        return self._unless_unstable(place, examiner, gradient, found, unrest)
-
-    def _unless_unstable(
-        self, place: int, examiner: Examiner, gradient: torch.Tensor, found: Assessment, unrest: torch.Tensor | None
-    ) -> Assessment:
-        """A failure by less than rounding on the way moves the gradient tells nothing: that of a low rank's second
-        derivatives, say, has seven digits."""
-        if found.verdict is not Verdict.FAIL or found.kinked:
-            return found
-        moved = tolerances.SPREADS * instability(self._case, self._passes, place, examiner.space)
-        again = examiner.assess(gradient, generous=True, allowance=moved, unrest=unrest)
-        return found if again.verdict is Verdict.FAIL else dataclasses.replace(again, verdict=Verdict.INCONCLUSIVE)
-
     def _wrong(
         self, place: int, examiner: Examiner, gradients: Gradients, chosen: Sequence[int]
     ) -> tuple[list[Mismatch], list[Mismatch]]:
@@ -274,7 +236,8 @@ class Judge:
         # Where nothing looks wrong, it can only be where that would not show.
         among = None if bool(found.suspicious.any()) else examiner.unseen(gradients.reference)
         suspects = search.suspects(examiner, gradients.claimed, row, among)
-        return self._wrong(place, examiner, gradients, mismatches.elements(examiner, suspects or []))[1]
+        chosen = suspects.found if suspects.are_all else []
+        return self._wrong(place, examiner, gradients, mismatches.elements(examiner, chosen))[1]
 
     def _apart(self, place: int, examiner: Examiner, gradients: Gradients, apart: torch.Tensor) -> InputReport:
         """The reference stands; the claim differs from it in some elements, and each of those is measured alone."""
@@ -302,11 +265,11 @@ class Judge:
 
     def _failed(self, place: int, examiner: Examiner, gradients: Gradients) -> InputReport:
         """Neither the claim nor autograd agrees with the slopes; wrong elements are searched for."""
-        suspects = search.suspects(examiner, gradients.claimed)
+        suspects, are_all = search.suspects(examiner, gradients.claimed)
         trusted = None
         if suspects:
-            finite = bool(gradients.claimed.isfinite().all())
-            if finite and len(suspects) > 1 and (joint := search.joint_kink(examiner, suspects)) is not None:
+            several = are_all and len(suspects) > 1 and bool(gradients.claimed.isfinite().all())
+            if several and (joint := search.joint_kink(examiner, suspects)) is not None:
                 return kinked.jointly(examiner, gradients, *joint, self._coarse_allowance(gradients))
             chosen = suspects
         else:
@@ -327,7 +290,7 @@ class Judge:
         if examiner.space.size <= ALL_UNITS:
             along, lengths = examiner.element_slopes(list(range(examiner.space.size)))
             trusted = along.value / lengths
-        elif suspects:
+        elif suspects and are_all:
             trusted = gradients.claimed.clone()
             along, lengths = examiner.element_slopes(suspects)
             trusted[suspects] = along.value / lengths
@@ -348,7 +311,10 @@ class Judge:
             report.max_error, report.error_bound = rows[0].error, rows[0].error_bound
         if trusted is None:
             finding = diagnose.by_slopes(
-                (examiner.directions * gradients.claimed).sum(1), examiner.slopes.value, examiner.slopes.bar
+                (examiner.directions * gradients.claimed).sum(1),
+                examiner.slopes.value,
+                examiner.slopes.bar,
+                [(one.claimed, one.numerical) for one in rows if not one.error <= one.error_bound],
             )
         else:
             known = evidence.of(self._case, place, examiner.space, gradients.claimed, trusted, gradients.allowance)
@@ -386,7 +352,7 @@ class Judge:
 
     def _failed_beside(self, place: int, examiner: Examiner, gradients: Gradients, kinks: list[int]) -> InputReport:
         """Wrong in elements that have no kink."""
-        suspects = [one for one in (search.suspects(examiner, gradients.claimed) or []) if one not in kinks]
+        suspects = [one for one in search.suspects(examiner, gradients.claimed).found if one not in kinks]
         rows = mismatches.measured(examiner, gradients, mismatches.elements(examiner, suspects))
         report = self._failing(place, examiner, gradients, rows, trusted=None)
         if rows:
