@@ -21,6 +21,9 @@ class Belief:
     def __init__(self, case: Case, passes: Passes, place: int, examiner: Examiner, gradient: torch.Tensor) -> None:
         self._case, self._passes, self._place = case, passes, place
         self._examiner, self._gradient = examiner, gradient
+        self.coarsely: Assessment | None = None
+        """What slopes say of it that they fail, where it is right to the last place of a lower precision that is on
+        trial: the function may compute in that, as hardsigmoid does, whose gradient is off by 2e-8."""
         self._generous = False
         self._inside: torch.Tensor | None = None  # what rounding inside does to the gradient, (C,), where looked at
         self._unrest: torch.Tensor | None = None  # and to the outputs, (M,)
@@ -37,6 +40,8 @@ class Belief:
             found = self._assess()
         if found.verdict is Verdict.FAIL or (examiner.is_lost and examiner.listen()):
             found = self._unless_excused()
+        if self.coarsely is not None:
+            return found
         if found.verdict is Verdict.INCONCLUSIVE and not found.kinked:
             self._generous = True
             examiner.narrow(self._gradient)
@@ -54,13 +59,23 @@ class Belief:
     def _unless_excused(self) -> Assessment:
         """What is left of a failure, once all is allowed for that may have made it, the cheapest first."""
         self._generous = True
-        found = self._confirmed(self._assess())
+        found = self._assess()
+        if found.verdict is Verdict.FAIL and self._is_right_coarsely():
+            return found
+        found = self._confirmed(found)
         if found.verdict is Verdict.FAIL and self._inside is None:
             self._inside, self._unrest = roundings(self._case, self._passes, self._place, self._examiner.space)
             found = self._assess()
         if (found.verdict is Verdict.FAIL or self._examiner.is_lost) and self._examiner.listen():
             found = self._confirmed(self._assess())
         return found
+
+    def _is_right_coarsely(self) -> bool:
+        if self._case.epsilon > torch.finfo(torch.float64).eps:
+            last_place = self._case.epsilon * self._gradient.abs()
+            found = self._examiner.assess(self._gradient, generous=True, allowance=last_place)
+            self.coarsely = found if bool(found.judgements.within.all()) else None
+        return self.coarsely is not None
 
     def _confirmed(self, found: Assessment) -> Assessment:
         """A failure, once the directions that fail worst are measured on every ladder; and where that shows that some

@@ -18,7 +18,6 @@ _WILD = 2e-4  # of what the longest steps move an output by, that a millionth of
 _WILD_LOW = 0.1  # in float32, that a thousandth may
 _RESOLVED = 1e-3  # of the longest steps, that the shortest are at the most for this to be asked: not in float16
 _ROUNDED = 16.0  # units in the last place
-_NOISES = 4.0  # times what is known as the noise of an output
 _Change = Callable[[], torch.Tensor]
 _VALUES = 1 << 22  # coordinates of points and outputs that are worked on together
 
@@ -90,8 +89,6 @@ def _but_wild(passes: Passes, question: Question, slopes: Slopes) -> Slopes:
     values = sample(passes, question.space, question.directions[rows], lengths)
     far, near = (values.found - passes.centre).abs().amax(1).unbind(1)
     rounded = (_ROUNDED * passes.epsilon * passes.centre.abs()).clamp(min=passes.loud)
-    if passes.noise is not None:
-        rounded = torch.maximum(rounded, _NOISES * passes.noise)
     seen = far.isfinite() & (near > rounded) & (passes.weight != 0)
     wild = (seen & (near >= most * far)).any(1)
     if not bool(wild.any()):

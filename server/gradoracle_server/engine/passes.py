@@ -26,6 +26,7 @@ BatchedMap = Callable[[Sequence[torch.Tensor], Sequence[bool], int], Sequence[to
 _BATCH_BYTES = 64 * 1024 * 1024  # of inputs and outputs that are evaluated together
 _SETTLED = 1e-10
 _ILL = 1e-12
+_NOISES = 4.0  # times what values are off by, that a difference of them is at the most
 _REORDERED = 1024.0  # units in the last place
 _WORTH_BATCHING = 1 << 16  # elements of one point from which on a batch gains nothing over a loop
 
@@ -118,8 +119,9 @@ class Passes:
 
     @functools.cached_property
     def loud(self) -> float:
-        """What a difference of values is above where it is no rounding."""
-        return finite_difference.loud(self.centre)
+        """What a difference of values is above where it is neither rounding nor noise."""
+        loud = finite_difference.loud(self.centre)
+        return loud if self.noise is None else max(loud, _NOISES * float(self.noise.max()))
 
     @functools.cached_property
     def faint(self) -> float:
@@ -134,7 +136,7 @@ class Passes:
     def take_noise(self, noise: torch.Tensor | None) -> None:
         """Takes values to be off by so much, (M,), from now on, beside rounding of the outputs."""
         self.noise = noise
-        for name in ("rounding", "floor", "floors", "faint"):
+        for name in ("rounding", "floor", "floors", "loud", "faint"):
             self.__dict__.pop(name, None)
 
     @torch.no_grad()

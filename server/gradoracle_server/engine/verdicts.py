@@ -142,16 +142,13 @@ class Judge:
 
     def _verdict(self, place: int, examiner: Examiner, gradients: Gradients) -> InputReport:
         """Numerics judge the reference; what is not the reference is judged beside it and by single elements."""
-        found = Belief(self._case, self._passes, place, examiner, gradients.reference).found()
+        belief = Belief(self._case, self._passes, place, examiner, gradients.reference)
+        found = belief.found()
         apart = gradients.apart
         if found.kinked:
             return self._at_kink(place, examiner, gradients)
-        if (
-            found.verdict is Verdict.FAIL
-            and not apart.any()
-            and (mine := self._coarsely(examiner, gradients)) is not None
-        ):
-            return passing.report(self._case, examiner, gradients, mine)
+        if belief.coarsely is not None and not apart.any():
+            return passing.report(self._case, examiner, gradients, belief.coarsely)
         if found.verdict is Verdict.PASS and (bool(found.suspicious.any()) or examiner.overlooks(gradients.reference)):
             wrong = self._single(place, examiner, gradients, found)
             if wrong:
@@ -198,15 +195,6 @@ class Judge:
         smallest = Products.of(alone.claimed, directions).smallest_fault(found.judgements.bound)
         report.detection_power = max(report.detection_power, passing.typical(smallest, alone.claimed)[0])
         return report
-
-    def _coarsely(self, examiner: Examiner, gradients: Gradients) -> Assessment | None:
-        """The slopes on a float64 reference that they fail, where it is right to the last place of the precision on
-        trial: hardsigmoid's is off by 2e-8. None where it is further off, and in float64."""
-        if self._case.epsilon <= torch.finfo(torch.float64).eps:
-            return None
-        last_place = self._case.epsilon * gradients.reference.abs()
-        found = examiner.assess(gradients.reference, generous=True, allowance=last_place)
-        return found if bool(found.judgements.within.all()) else None
 
     def _wrong(
         self, place: int, examiner: Examiner, gradients: Gradients, chosen: Sequence[int]
