@@ -186,11 +186,11 @@ class Examiner(Measurement):
         return bool((self.slopes.bar.isinf() & ~self.slopes.kinked).any())
 
     def listen(self) -> bool:
-        """Measures again where the values are off by more than rounding of the outputs explains. Whether they are."""
+        """Measures again where the values are noisier than rounding of the outputs explains. Whether they are."""
         before, self._listened = self._listened, True
-        if before or (found := noise.heard(self.passes, self.space, self.generator)) is None:
+        if before or (heard := noise.heard(self.passes, self.space, self.generator)) is None:
             return False
-        self.passes.take_noise(found)
+        self.passes.take_noise(heard)
         self.slopes, self._reach, self._blind = ladders.measure(self.passes, self.question), None, None
         return True
 

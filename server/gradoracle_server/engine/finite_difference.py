@@ -62,7 +62,14 @@ class Derivative:
     doubt: torch.Tensor | None = None  # what no later bar is less than; None where there is no doubt
 
     def with_longer(
-        self, longer: Derivative, least: Callable[[], torch.Tensor], longest: float, loud: float, faint: float
+        self,
+        longer: Derivative,
+        least: Callable[[], torch.Tensor],
+        longest: float,
+        loud: float,
+        faint: float,
+        *,
+        quiet: bool = False,
     ) -> Derivative:
         """Of each coordinate, this or what longer steps gave, whichever has the narrower bar.
 
@@ -75,6 +82,8 @@ class Derivative:
 
         A contradiction that is too faint in the values to be anything but rounding, `faint` at most, stays a doubt:
         steps that are shorter still see the same rounding, and agree with it.
+
+        `quiet`: bars tell of all noise, so that what shorter steps contradict is no matter of it.
         """
         own, stopped, still = self.bar, None, None
         if self.still is not None:
@@ -88,7 +97,7 @@ class Derivative:
             own = torch.where(stopped, torch.maximum(own, grain / longest), own)
         distance = (self.value - longer.value).abs()
         noise, closer = longer.bar, longer.bar < own
-        if longer.settled is not None:
+        if longer.settled is not None and not quiet:
             good = longer.settled & (longer.bar <= _GOOD * longer.value.abs())
             growth = _GROWTH * LADDERS[0] / longest
             noise, closer = torch.where(good, noise * growth, noise), closer | good

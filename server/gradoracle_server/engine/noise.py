@@ -24,7 +24,7 @@ _COLUMNS = (4, 5, 6)  # of the difference table, which have to agree
 _APART = 4.0  # times, that their levels may differ by
 _LASTS = 8.0  # times, by which a level may be less at a distance of a 64th
 _LEVELS = 2.0  # standard deviations that a value is taken to be off by
-_LEAST = 4096.0  # units in the last place of an output: less is what is allowed for anyway
+_LEAST = 4096.0  # units in the last place of an output
 _FAR = 2.0**-4  # relative to the input
 _MOST = 1e-3  # of what that moves an output by: more is chaos, which moves as far whatever the step
 _MOST_LOW = 0.05  # the same in lower precision
@@ -34,7 +34,8 @@ _NUMBERS = 1 << 22  # that values may be for this to be worth it
 
 
 def heard(passes: Passes, space: Space, generator: torch.Generator) -> torch.Tensor | None:
-    """(M,): the noise of the outputs near the base point; None where none is heard."""
+    """(M,): the noise of the outputs near the base point; infinite where values are noise above all. None where it is
+    no more than bars hold as they are, or cannot be heard."""
     unit = max(finite_difference.EPSILON, passes.unsteady)
     distances = [one * unit for one in _DISTANCES if one * unit <= _LONGEST]
     if len(distances) < 2 or 2 * _SIDE * len(distances) * (passes.centre.numel() + space.size) > _NUMBERS:
@@ -47,8 +48,8 @@ def heard(passes: Passes, space: Space, generator: torch.Generator) -> torch.Ten
     noise = _LEVELS * level(torch.cat([behind.flip(1), centre, ahead], 1))
     least = _LEAST * passes.epsilon * torch.maximum(passes.centre.abs(), far)
     most = (_MOST_LOW if passes.unsteady else _MOST) * far
-    noise = torch.where((noise > least) & (noise <= most), noise, 0.0)
-    return noise if bool(noise.any()) else None
+    noise = torch.where(noise > most, torch.inf, noise)
+    return noise if bool((noise > least).any()) else None
 
 
 def carried(passes: Passes, space: Space, directions: torch.Tensor, epsilon: float) -> torch.Tensor:

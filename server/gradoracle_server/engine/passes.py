@@ -99,7 +99,10 @@ class Passes:
     @functools.cached_property
     def rounding(self) -> float:
         """What rounding may add to that."""
-        return float(self._terms @ self.epsilon) + (0.0 if self.noise is None else float(self.strength @ self.noise))
+        found = float(self._terms @ self.epsilon)
+        if self.noise is None:
+            return found
+        return found + float(torch.where(self.strength == 0, 0.0, self.strength * self.noise).sum())
 
     @functools.cached_property
     def _terms(self) -> torch.Tensor:
