@@ -2,9 +2,10 @@
 
 The echo is driven by the same kind of client: threads over one channel for the client, tasks over one grpc.aio channel
 for the asynchronous one. Callers and servers share the machine's cores, as in a container. The figures that count are
-those of threads, which is what most callers are; asyncio's stand beside them and are judged alike. Small calls that are
-under way at the same time go over a stream together (`gradoracle/gathering.py`); what each by itself gets, as a client
-in another language would, stands beside them, and what clients of a private server get, who ask without gRPC.
+those of threads, which is what most callers are; asyncio's stand beside them and are judged alike. Clients ask a server
+of their user on their machine without gRPC (`gradoracle/neighbours.py`). Through gRPC alone, small calls that are under
+way at the same time go over a stream together (`gradoracle/gathering.py`); what each by itself gets, as a client in
+another language would, stands beside them.
 """
 
 from __future__ import annotations

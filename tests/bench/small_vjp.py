@@ -2,8 +2,8 @@
 
 Three things are timed in turn, again and again in one run, so that a slow moment of the machine falls on all of them:
 
-    vjp     the tutorial's polynomial, client -> server -> worker and back, over loopback by gRPC; in the table also as
-            the client of a private server asks, which goes without gRPC
+    vjp     the tutorial's polynomial, client -> server -> worker and back, as a client of a server on its machine asks,
+            which goes without gRPC; in the table also through gRPC alone, as one does of a server elsewhere
     echo    the same request's bytes to a bare grpc.aio server in a process of its own, and back
     eager   the same autograd with torch, in this process
 
