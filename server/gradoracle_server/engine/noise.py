@@ -47,7 +47,8 @@ def heard(passes: Passes, space: Space, generator: torch.Generator) -> torch.Ten
     centre = passes.centre.expand(len(distances), 1, -1)
     noise = _LEVELS * level(torch.cat([behind.flip(1), centre, ahead], 1))
     least = _LEAST * passes.epsilon * torch.maximum(passes.centre.abs(), far)
-    most = (_MOST_LOW if passes.unsteady else _MOST) * far
+    # What is left of numbers that cancel is noise above all, and as nothing beside the other outputs.
+    most = ((_MOST_LOW if passes.unsteady else _MOST) * far).clamp(min=float(least.max()) if least.numel() else 0.0)
     noise = torch.where(noise > most, torch.inf, noise)
     return noise if bool((noise > least).any()) else None
 
