@@ -82,7 +82,7 @@ class Belief:
         of them failed by accident, so may the others have."""
         if found.verdict is not Verdict.FAIL:
             return found
-        looked_at = self._examiner.confirm(found)
+        looked_at = self._examiner.confirm(found) & found.judgements.failed
         found = self._assess()
         if found.verdict is Verdict.FAIL and bool((looked_at & ~found.judgements.failed).any()):
             self._examiner.confirm(found, every=True)

@@ -35,7 +35,7 @@ _NUMBERS = 1 << 22  # that values may be for this to be worth it
 
 def heard(passes: Passes, space: Space, generator: torch.Generator) -> torch.Tensor | None:
     """(M,): the noise of the outputs near the base point; infinite where values are noise above all. None where it is
-    no more than bars hold as they are, or cannot be heard."""
+    no more, all in all, than bars hold as they are, or cannot be heard."""
     unit = max(finite_difference.EPSILON, passes.unsteady)
     distances = [one * unit for one in _DISTANCES if one * unit <= _LONGEST]
     if len(distances) < 2 or 2 * _SIDE * len(distances) * (passes.centre.numel() + space.size) > _NUMBERS:
@@ -50,7 +50,8 @@ def heard(passes: Passes, space: Space, generator: torch.Generator) -> torch.Ten
     # What is left of numbers that cancel is noise above all, and as nothing beside the other outputs.
     most = ((_MOST_LOW if passes.unsteady else _MOST) * far).clamp(min=float(least.max()) if least.numel() else 0.0)
     noise = torch.where(noise > most, torch.inf, noise)
-    return noise if bool((noise > least).any()) else None
+    loud = torch.where(passes.weight == 0, 0.0, passes.strength * noise).sum() > passes.strength @ least
+    return noise if bool(loud) else None
 
 
 def carried(passes: Passes, space: Space, directions: torch.Tensor, epsilon: float) -> torch.Tensor:
