@@ -132,3 +132,14 @@ def test_noise_of_one_input_is_not_that_of_another() -> None:
     second = check(lambda b, a: (1e9 * a).sin().sum() + b.square().sum(), b, a, claimed=claimed)
     assert sharp(first) == pytest.approx(sharp(second), rel=0.5)
     assert sharp(first) < 1e-7
+
+
+def test_what_is_no_number_is_wrong_whatever_the_noise() -> None:
+    """Nothing is listened to there."""
+    x = at(0)
+    for function in (CANCELLED, WAVES):
+        claimed = gradient(function, x)
+        claimed[1] = torch.nan
+        report = check(function, x, claimed={"x": claimed})
+        assert report.verdict is Verdict.FAIL
+        assert [(1,)] == [one.index for one in report.inputs[0].worst[:1]]

@@ -38,7 +38,7 @@ class Belief:
         if found.kinked:
             examiner.narrow(self._gradient)
             found = self._assess()
-        if found.verdict is Verdict.FAIL or (examiner.is_lost and examiner.listen()):
+        if found.verdict is Verdict.FAIL or (examiner.is_lost and self._listens()):
             found = self._unless_excused()
         if self.coarsely is not None:
             return found
@@ -66,9 +66,13 @@ class Belief:
         if found.verdict is Verdict.FAIL and self._inside is None:
             self._inside, self._unrest = roundings(self._case, self._passes, self._place, self._examiner.space)
             found = self._assess()
-        if (found.verdict is Verdict.FAIL or self._examiner.is_lost) and self._examiner.listen():
+        if (found.verdict is Verdict.FAIL or self._examiner.is_lost) and self._listens():
             found = self._confirmed(self._assess())
         return found
+
+    def _listens(self) -> bool:
+        """Whether noise is heard that changes what slopes say. No noise makes what is no number right."""
+        return not bool(self._gradient.isnan().any()) and self._examiner.listen()
 
     def _is_right_coarsely(self) -> bool:
         if self._case.epsilon > torch.finfo(torch.float64).eps:
