@@ -880,6 +880,20 @@ def test_certificates_are_grpcs_to_show(tmp_path: Path) -> None:
     assert direct.place_of(unasked) is None
 
 
+async def test_callers_of_other_namespaces_have_a_turn_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their processes have no number here, and are not taken for one."""
+    monkeypatch.setattr("gradoracle_server.front.direct.peer", lambda _: (0, 1000))
+    calls = DirectCalls(Place(str(tmp_path / "calls")), SimpleNamespace(serve=lambda _: asyncio.sleep(60)), None)  # type: ignore[arg-type]
+    await calls.open(0o600)
+    callers = [await asyncio.open_unix_connection(tmp_path / "calls") for _ in range(2)]
+    while len(calls._connections) < 2:
+        await asyncio.sleep(0.01)
+    assert 2 == len({one.peer() for one in calls._connections})
+    calls.close()
+    for _, writer in callers:
+        writer.close()
+
+
 async def test_there_is_room_for_so_many(tmp_path: Path) -> None:
     """Who finds none is told by the end of the connection, and asks through gRPC; one that ends makes room."""
     calls = DirectCalls(Place(str(tmp_path / "calls")), SimpleNamespace(serve=lambda _: asyncio.sleep(60)), None)  # type: ignore[arg-type]

@@ -143,3 +143,10 @@ def test_what_is_no_number_is_wrong_whatever_the_noise() -> None:
         report = check(function, x, claimed={"x": claimed})
         assert report.verdict is Verdict.FAIL
         assert [(1,)] == [one.index for one in report.inputs[0].worst[:1]]
+
+
+def test_where_no_steps_agree_that_is_said() -> None:
+    """Waves that none of them follows."""
+    report = check(lambda x: (1e12 * x).sin().sum(), at(0))
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.inputs[0].explanation.startswith("No steps around this point agree on a slope.")

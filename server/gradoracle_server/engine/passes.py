@@ -138,6 +138,8 @@ class Passes:
 
     def take_noise(self, noise: torch.Tensor | None) -> None:
         """Takes values to be off by so much, (M,), from now on, beside rounding of the outputs."""
+        if noise is self.noise:  # nothing nearly always, and what is derived from it may stay
+            return
         self.noise = noise
         for name in ("rounding", "floor", "floors", "loud", "faint"):
             self.__dict__.pop(name, None)
