@@ -23,6 +23,9 @@ from tcp_proxy import Proxy
 
 import gradoracle as go
 from gradoracle import neighbours, shared_memory
+from gradoracle_server.addresses import Address
+from gradoracle_server.front.server import check_address
+from gradoracle_server.settings import SettingsError
 
 AUTO = ("--shared-memory", "auto")  # what a server does that is told nothing
 CUBE = "sum(x**3)"
@@ -256,6 +259,21 @@ def test_an_address_of_which_another_server_has_a_part() -> None:
         f"gradoracle: --listen: expected an address that is free and of this machine, got {address}: "
         "Address already in use\n",
     )
+
+
+def test_every_address_of_a_name_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that this machine has not are no matter, as long as it has one; one that is taken is."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", one) for one in (("127.0.0.2", 0), ("192.0.2.1", 0))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: list(found))
+        check_address("--listen", Address("localhost", taken[1]))
+        found.append((socket.AF_INET, socket.SOCK_STREAM, 6, "", taken))
+        with pytest.raises(SettingsError, match="Address already in use"):
+            check_address("--listen", Address("localhost", taken[1]))
+        del found[0], found[-1]
+        with pytest.raises(SettingsError, match="Cannot assign requested address"):
+            check_address("--listen", Address("localhost", taken[1]))
 
 
 def test_a_client_that_is_forgotten_leaves_no_memory(server: Server) -> None:

@@ -95,7 +95,7 @@ def test_what_is_no_noise(kind: str) -> None:
     assert float(noise.level(values)) < 1e-15
 
 
-@pytest.mark.parametrize("count", [1e8, 1e10])
+@pytest.mark.parametrize("count", [1e8, 1e10, 2 * torch.pi * 2.0**20])  # the last has steps for whole periods
 def test_steps_that_agree_by_accident_are_no_evidence(count: float) -> None:
     """Waves that are shorter than any step: in ten elements some slopes look sharp, and none of them is the slope."""
     for seed in range(8):
@@ -127,11 +127,11 @@ def test_noise_of_one_input_is_not_that_of_another() -> None:
         return found.error_bound
 
     a, b = at(1), at(2)
-    claimed = {"a": 1e9 * torch.cos(1e9 * a), "b": 2 * b * (1 + 1e-6)}
-    first = check(lambda a, b: (1e9 * a).sin().sum() + b.square().sum(), a, b, claimed=claimed)
-    second = check(lambda b, a: (1e9 * a).sin().sum() + b.square().sum(), b, a, claimed=claimed)
+    claimed = {"a": 1.5e7 * torch.cos(1e7 * a), "b": 2 * b * (1 + 1e-6)}
+    first = check(lambda a, b: (1e7 * a).sin().sum() + b.square().sum(), a, b, claimed=claimed)
+    second = check(lambda b, a: (1e7 * a).sin().sum() + b.square().sum(), b, a, claimed=claimed)
     assert sharp(first) == pytest.approx(sharp(second), rel=0.5)
-    assert sharp(first) < 1e-7
+    assert sharp(first) < 5e-9
 
 
 def test_what_is_no_number_is_wrong_whatever_the_noise() -> None:

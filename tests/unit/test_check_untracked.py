@@ -116,6 +116,13 @@ def test_claims_in_low_precision_that_are_off_by_the_rounding_of_what_is_inside(
         assert check(waves(100), x, claimed={"x": 1.1 * right}).verdict is Verdict.FAIL
 
 
+def test_waves_that_float32_does_not_resolve_fail_nobody():
+    """What the shortest steps move an output by is as much as what the longest do."""
+    for seed in range(6):
+        x = draw(1, seed=seed).float()
+        assert check(waves(1e6), x, claimed={"x": 1e6 * torch.cos(1e6 * x)}).verdict is Verdict.INCONCLUSIVE
+
+
 def test_claims_in_low_precision_of_which_slopes_tell_nothing():
     """Where the shortest steps reach further than the waves, right and wrong look alike."""
     x = draw(5).float()
