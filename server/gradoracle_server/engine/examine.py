@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from gradoracle_server.engine import finite_difference, ladders, noise, tolerances
-from gradoracle_server.engine.measurement import Measurement
+from gradoracle_server.engine.measurement import FEW_UNITS, Measurement
 from gradoracle_server.engine.products import Assessment, Products
 from gradoracle_server.engine.report import Verdict
 from gradoracle_server.engine.sharpening import sharpened
@@ -68,8 +68,10 @@ class Examiner(Measurement):
         """
         if self._refined and self.overlooks(gradient):
             return self._add_alone(gradient)
-        if self._refined or not self.passes.batching:
+        if self._refined:
             return False
+        if not self.passes.batching:
+            return self._add_each(gradient)
         at_floor = float(self.slopes.bar.min()) <= _FLOORS * self.passes.floor  # fewer at once would not be narrower
         if (self.units or at_floor) and self.space.size > ALL_UNITS:  # then only longer steps help, and cost too much
             return False
@@ -123,6 +125,18 @@ class Examiner(Measurement):
             return False
         self._add(directions[known], after.slopes.of(known), after.reach.of(known))
         self._all_alone = True
+        return True
+
+    def _add_each(self, gradient: torch.Tensor) -> bool:
+        """Likewise by the usual steps, where each takes passes of its own: of a small input, or of another's few."""
+        self._refined = True
+        if self.units or self.space.size > ALL_UNITS:
+            return False
+        coordinates = self.unseen(gradient)
+        if not 0 < len(coordinates) <= (_BLOCKS if self.space.size > FEW_UNITS else FEW_UNITS):
+            return False
+        directions, _ = self.space.units(coordinates)
+        self._add(directions, self.measured(directions), None)
         return True
 
     def _tells(self, gradient: torch.Tensor, directions: torch.Tensor, found: Slopes) -> torch.Tensor:

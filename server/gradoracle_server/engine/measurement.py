@@ -51,6 +51,13 @@ class Measurement:
         self._blind: torch.Tensor | None = None
         self._last: tuple[torch.Tensor, torch.Tensor | None, Products] | None = None
 
+    def draw(self, probes: int) -> None:
+        """Takes random directions for elements that were to be moved alone, if these are fewer: where an operator has
+        no batches, passes are what a check costs. What would not show along those can still be moved alone."""
+        if self.units and self.space.size > probes:
+            self.units, self._alone = False, None
+            self._directions = self.space.drawn(probes, self.generator)
+
     @property
     def directions(self) -> torch.Tensor:
         """(P, C); along every axis where every element is moved alone."""

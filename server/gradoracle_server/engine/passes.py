@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch._C import _functorch
@@ -29,6 +29,10 @@ _ILL = 1e-12
 _NOISES = 4.0  # times what values are off by, that a difference of them is at the most
 _REORDERED = 1024.0  # units in the last place
 _WORTH_BATCHING = 1 << 16  # elements of one point from which on a batch gains nothing over a loop
+
+
+class NoBatchesError(Exception):
+    """An operator has no rule for batches: each point takes a pass of its own, and other points may be wanted then."""
 
 
 class Passes:
@@ -85,6 +89,7 @@ class Passes:
         """(M,): |weight|."""
         self._size = sum(one.numel() for one in self.base) + self.centre.numel()
         self.batching = self._size < _WORTH_BATCHING
+        self._patient = True  # whether points may be gone through one by one
 
     @functools.cached_property
     def magnitude(self) -> float:
@@ -152,7 +157,18 @@ class Passes:
             if found is not None:
                 return found
             self.batching = False
+            if not self._patient:
+                raise NoBatchesError
         return self._in_turn(points, count)
+
+    @contextlib.contextmanager
+    def in_batches(self) -> Iterator[None]:
+        """Raises NoBatchesError inside where it turns out that the map has none, instead of a pass after another."""
+        self._patient = False
+        try:
+            yield
+        finally:
+            self._patient = True
 
     @torch.no_grad()
     def tried(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor | None:

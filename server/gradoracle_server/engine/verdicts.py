@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 
@@ -28,10 +29,13 @@ from gradoracle_server.engine.examine import ALL_UNITS, Examiner
 from gradoracle_server.engine.gradients import Gradients, gradients_of, rounding, roundings
 from gradoracle_server.engine.jacobians import Jacobian
 from gradoracle_server.engine.opinions import ignores_cotangent
-from gradoracle_server.engine.passes import Passes
+from gradoracle_server.engine.passes import NoBatchesError, Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.products import Assessment, Products
 from gradoracle_server.engine.report import Diagnosis, InputReport, Mismatch, Opinion, Rung, Verdict
+from gradoracle_server.engine.slopes import Slopes
+
+_LEAST_PROBES = 2  # of a small input, where elements are not moved one by one
 
 
 class Judge:
@@ -74,10 +78,17 @@ class Judge:
                 if one.space.size:
                     one.slopes = jacobians.measure(self._passes, one, matrix)
         else:
-            for one, measured in zip(
-                moving, ladders.measure_all(self._passes, [one.question for one in moving]), strict=True
-            ):
+            for one, measured in zip(moving, self._measured(moving), strict=True):
                 one.slopes = measured
+
+    def _measured(self, moving: Sequence[Examiner]) -> list[Slopes]:
+        """The slopes that each examiner asks for; of fewer directions where passes cannot be had many at a time."""
+        if self._passes.batching:
+            with contextlib.suppress(NoBatchesError), self._passes.in_batches():
+                return ladders.measure_all(self._passes, [one.question for one in moving])
+        for one in moving:
+            one.draw(max(_LEAST_PROBES, self._probes))
+        return ladders.measure_all(self._passes, [one.question for one in moving])
 
     def _examiner(self, place: int, space: Space, gradients: Gradients) -> Examiner:
         return Examiner(

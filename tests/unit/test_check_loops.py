@@ -1,0 +1,115 @@
+"""Checks of functions that vmap cannot batch, kernels behind a torch.autograd.Function above all: each point is a pass
+of its own, and few are to be spent."""
+
+import pytest
+import torch
+from check_cases import F64, check
+
+from gradoracle_server.engine.passes import NoBatchesError, Passes
+from gradoracle_server.engine.report import Verdict
+
+PASSES = 3  # of any check: the run under autograd, its repetition, the base point
+RUNG = 12  # passes that one direction takes
+
+
+def scaled(weight: torch.Tensor, told: torch.Tensor):
+    """x -> weight x, with a gradient that says it was `told`."""
+
+    class Scale(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * weight
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            return cotangent * told
+
+    return Scale.apply
+
+
+def ones(count: int) -> torch.Tensor:
+    """In steps that no power of two divides."""
+    return torch.linspace(0.7, 1.3, count, dtype=F64)
+
+
+@pytest.mark.parametrize("count", [5, 60, 100])
+def test_a_passing_check_takes_as_few_passes_as_that_of_a_large_input(count: int):
+    report = check(scaled(ones(count), ones(count)), ones(count))
+    assert report.verdict is Verdict.PASS
+    assert report.evaluations <= PASSES + 4 * RUNG
+
+
+def test_fewer_elements_than_directions_are_moved_one_by_one():
+    report = check(scaled(ones(3), ones(3)), ones(3))
+    assert report.verdict is Verdict.PASS
+    assert report.evaluations == PASSES + 3 * RUNG
+
+
+def test_each_of_two_inputs_has_directions_enough():
+    weight = ones(20)
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, y):
+            ctx.save_for_backward(x, y)
+            return x * y * weight
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            x, y = ctx.saved_tensors
+            return cotangent * y * weight, cotangent * x * weight
+
+    report = check(Product.apply, ones(20), ones(20).flip(0))
+    assert report.verdict is Verdict.PASS
+    assert report.evaluations == PASSES + 2 * 2 * RUNG
+
+
+@pytest.mark.parametrize(("count", "small"), [(20, 3e-4), (60, 1.5e-4), (200, 1.5e-4)])
+@pytest.mark.parametrize("element", [1, 3])
+@pytest.mark.parametrize("fault", [1e-8, 1e-6, -2.0])
+def test_a_wrong_element_that_the_others_drown_out_is_named(count: int, small: float, element: int, fault: float):
+    weight = torch.ones(count, dtype=F64)
+    weight[:4] = small  # along no direction with the others does 1e-8 of it show
+    told = weight.clone()
+    told[element] *= 1 + fault
+    cotangents = {"out0": torch.ones(count, dtype=F64)}
+    report = check(scaled(weight, told), ones(count), cotangents=cotangents)
+    assert report.verdict is Verdict.FAIL
+    assert report.inputs[0].worst[0].index == (element,)
+    right = check(scaled(weight, weight), ones(count), cotangents=cotangents)
+    assert right.verdict is Verdict.PASS
+    assert right.evaluations <= PASSES + (4 + 4) * RUNG
+
+
+def test_a_kink_in_one_element_is_found_among_many():
+    class Ramp(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.clamp(min=0.0)
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            (x,) = ctx.saved_tensors
+            return cotangent * (x > 0)
+
+    x = ones(40)
+    x[11] = 0.0
+    report, batched = check(Ramp.apply, x), check(torch.relu, x)
+    assert report.verdict is batched.verdict
+    assert report.inputs[0].kink == batched.inputs[0].kink
+    assert [one.index for one in report.inputs[0].worst] == [one.index for one in batched.inputs[0].worst]
+
+
+def test_whoever_wants_batches_alone_is_told_that_there_are_none():
+    def function(point):
+        if any(torch._C._functorch.is_functorch_wrapped_tensor(one) for one in point):
+            raise RuntimeError("no rule")
+        return [point[0] * 2]
+
+    passes = Passes(function, [ones(3)], [ones(3)], device=torch.device("cpu"), seed=0)
+    points = {0: torch.stack([ones(3), -ones(3)])}
+    with pytest.raises(NoBatchesError), passes.in_batches():
+        passes.at(points, 2)
+    assert not passes.batching
+    assert torch.equal(passes.at(points, 2), points[0] * 2)
