@@ -50,6 +50,9 @@ class Need:
     what: str
     node: str = ""
     target: str = ""
+    values: int | None = None
+    """Bytes of all that is computed with and of all that is computed, for one point, freed meanwhile or not; None where
+    that is not known."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -57,6 +60,7 @@ class _Flow:
     """What a run of a graph allocates, inputs left out."""
 
     total: int = 0  # by all nodes together
+    is_known: bool = True  # whether that is all of it
     peak: int = 0  # held at once, values given up after their last use
     outputs: list[Value] = dataclasses.field(default_factory=list)
     last: dict[str, int] = dataclasses.field(default_factory=dict)  # the place of the node that reads a value last
@@ -71,18 +75,19 @@ def require(
     of: Sequence[str] = (),
     wrt: Sequence[str] = (),
     batched: Sequence[str] = (),
-) -> None:
-    """Raises Fault LIMIT_EXCEEDED where a request needs more than `allowed` bytes (0: no limit) of memory.
+) -> Need | None:
+    """What a request needs; None where nobody asked. Raises Fault LIMIT_EXCEEDED where it is more than `allowed` bytes
+    (0: no limit) of memory.
 
     Looks at shapes and dtypes alone. Primals that do not fit the graph are let through: who binds them has the words.
     """
     if not allowed or len(primals) != len(plan.spec.inputs):
-        return
+        return None
     given_as: list[Any] = [work, tuple(of) if of else (), tuple(wrt) if wrt else (), tuple(batched) if batched else ()]
     for one in plan.spec.inputs:
         primal = primals.get(one.name)
         if primal is None:
-            return
+            return None
         given_as += primal.shape, primal.dtype
     key = tuple(given_as)
     need = plan.needs.get(key)
@@ -98,6 +103,7 @@ def require(
             plan.needs[key] = need
     if need.bytes > allowed:
         raise memory.too_much(need.what, need.bytes, allowed, node=need.node, target=need.target)
+    return need
 
 
 @dataclasses.dataclass(slots=True)
@@ -149,8 +155,16 @@ def _need(request: _Request) -> Need:
     need = max([run, *_of_results(request, flow)], key=lambda one: one.bytes)
     differentiates = request.work not in (Work.EVALUATE, Work.JVP)
     if need.bytes > allowed or request.batched or not differentiates or held + flow.total <= allowed // _SLACK:
-        return need
+        return dataclasses.replace(need, values=_values(request, flow))
     return max(need, _of_pull_back(request, flow), key=lambda one: one.bytes)
+
+
+def _values(request: _Request, flow: _Flow) -> int | None:
+    """As in a Need. What functions of the graph's own do inside is not looked at."""
+    if not flow.is_known or request.plan.spec.functions:
+        return None
+    constants = sum(one.nbytes for one in request.plan.constants.values())
+    return request.held + constants + request.count * flow.total
 
 
 def _of_results(request: _Request, flow: _Flow) -> Iterator[Need]:
@@ -228,6 +242,7 @@ def _flow(spec: GraphSpec, outside: Mapping[str, Shape], held: int, allowed: int
         except OverflowError:
             return _over(node, None, memory.UNCOUNTABLE)
         values[node.name] = found.value
+        flow.is_known = flow.is_known and found.value is not None
         owner = owners[node.name] = _owner(node, found, owners)
         sizes[node.name] = found.allocated
         if owner != node.name:  # a value lives as long as the last of its views

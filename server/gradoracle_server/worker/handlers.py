@@ -20,7 +20,7 @@ from gradoracle_server.engine.phases import Phases
 from gradoracle_server.engine.plan import Plan
 from gradoracle_server.engine.replay import Replays
 from gradoracle_server.launch import WorkerOptions
-from gradoracle_server.worker import checks, graphs
+from gradoracle_server.worker import checks, graphs, threads
 from gradoracle_server.worker.tensors import NUMBERS, Incoming, Outgoing
 
 _PLANS = 512  # kept by a worker; a plan of a few nodes takes some tens of kB
@@ -111,9 +111,12 @@ class Context:
             return self.incoming.named(messages, field)
 
     def require(self, made: Plan, primals: Mapping[str, torch.Tensor], work: Work, **options: Sequence[str]) -> None:
-        """Raises Fault where the work would take more memory than a request may have."""
+        """Raises Fault where the work would take more memory than a request may have; and has as many threads ready as
+        it is worth."""
         with self.phases.measure("plan"):
-            limits.require(made, primals, self.options.max_memory_bytes, work, **options)
+            need = limits.require(made, primals, self.options.max_memory_bytes, work, **options)
+            if self.device.type == "cpu":
+                threads.suit(self.options.threads, need, work)
 
     def seed(self, request: Any) -> None:
         """Seeds every generator, so that nothing of an earlier request decides what this one draws."""
