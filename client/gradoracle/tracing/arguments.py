@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 from collections import OrderedDict
@@ -13,6 +14,7 @@ import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.utils import _pytree as pytree
 
+from gradoracle.dtypes import NUMBERS
 from gradoracle.errors import TraceError
 from gradoracle.tracing import blame
 from gradoracle.tracing.modules import swapped
@@ -91,6 +93,8 @@ class Call:
         self._signature = _signature(fn)
         named, self._spec = self._flatten(args, kwargs)
         self._slots: list[Any] = [self._slot(path, value) for path, value in named]
+        # Nothing to be put together but a list of arguments, as nearly always.
+        self._in_a_row = not kwargs and len(self._slots) == len(args) and all(map(pytree.tree_is_leaf, args))
 
     # ---- Taking apart
 
@@ -210,16 +214,24 @@ class Call:
 
     def run(self, tensors: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
         """Calls the function on the leaves in `tensors`. Its results under their names."""
+        given = [_filled(slot, tensors) for slot in self._slots]
+        if not self._modules:
+            return self._outputs(self._called(given))
         with swapped(self._modules, {key: tensors[place] for key, place in self._swaps.items()}):
-            tree = pytree.tree_unflatten([_filled(slot, tensors) for slot in self._slots], self._spec)
-            if self._signature is None:
-                result = self.fn(*tree[0], **tree[1])
-            else:
-                bound = inspect.BoundArguments(self._signature, OrderedDict(tree))
-                result = self.fn(*bound.args, **bound.kwargs)
-            return self._outputs(result)
+            return self._outputs(self._called(given))
+
+    def _called(self, given: Sequence[Any]) -> Any:
+        if self._in_a_row:
+            return self.fn(*given)
+        tree = pytree.tree_unflatten(given, self._spec)
+        if self._signature is None:
+            return self.fn(*tree[0], **tree[1])
+        bound = inspect.BoundArguments(self._signature, OrderedDict(tree))
+        return self.fn(*bound.args, **bound.kwargs)
 
     def _outputs(self, result: Any) -> list[tuple[str, torch.Tensor]]:
+        if type(result) is torch.Tensor and _has_wire_form(result.dtype):
+            return [("out", result)]
         pairs, _ = pytree.tree_flatten_with_path(result)
         pairs = [(path, value) for path, value in pairs if value is not None]
         for path, value in pairs:
@@ -232,7 +244,8 @@ class Call:
                     "return tensors, alone or in tuples, lists and dicts",
                     construct="result that is no tensor",
                 )
-            if (dtype := str(value.dtype).removeprefix("torch.")) not in _WIRE_DTYPES:
+            if not _has_wire_form(value.dtype):
+                dtype = str(value.dtype).removeprefix("torch.")
                 raise refusal(
                     f"{blame.name_of(self.fn)} returned a tensor of {dtype}, for which there is no wire form",
                     blame.of_function(self.fn),
@@ -346,7 +359,7 @@ def _check_tensor(tensor: torch.Tensor, name: str) -> None:
         problem = "is on the meta device and has no values"
     elif tensor.layout is not torch.strided and tensor.layout not in (torch.sparse_coo, *COMPRESSED):
         problem = f"has the layout {str(tensor.layout).removeprefix('torch.')}"
-    elif str(tensor.dtype).removeprefix("torch.") not in _WIRE_DTYPES:
+    elif not _has_wire_form(tensor.dtype):
         problem = f"is of {str(tensor.dtype).removeprefix('torch.')}"
     if problem:
         raise _no_wire_form(name, problem, "pass a plain dense tensor")
@@ -357,10 +370,6 @@ def _no_wire_form(name: str, problem: str, next_step: str) -> TraceError:
     return refusal(text, blame.place(), next_step, construct="tensor without a wire form")
 
 
-def _wire_dtypes() -> frozenset[str]:
-    from gradoracle.dtypes import NUMBERS
-
-    return frozenset(NUMBERS)
-
-
-_WIRE_DTYPES = _wire_dtypes()
+@functools.cache
+def _has_wire_form(dtype: torch.dtype) -> bool:
+    return str(dtype).removeprefix("torch.") in NUMBERS

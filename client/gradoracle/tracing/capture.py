@@ -21,13 +21,11 @@ from gradoracle.tracing import autograd, blame
 from gradoracle.tracing.arguments import Call
 from gradoracle.tracing.progress import Reporter
 from gradoracle.tracing.refusals import Unfaithful, refusal
+from gradoracle.tracing.seeds import SEED, seed
 from gradoracle.tracing.watch import Hook, Watch, mark_of
 
 if TYPE_CHECKING:
     from gradoracle.tracing.apart import Apart
-
-SEED = 0x5EED
-"""Of torch's random numbers, in every run that tracing makes."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -119,7 +117,7 @@ def record(
         _error_on_data_dependent_ops=False,
     )
     outside = _OutsideRandom()
-    torch.manual_seed(SEED)
+    seed()
     with warnings.catch_warnings(), watch.observing(), torch.enable_grad(), _light_metadata():
         warnings.simplefilter("ignore")
         try:
@@ -140,7 +138,7 @@ def _own_or_tracers(call: Call, reporter: Reporter, error: Exception) -> Excepti
     leaves = call.fresh()
     tensors = call.started(leaves)
     watch = Watch(call, tensors, reporter)
-    torch.manual_seed(SEED)
+    seed()
     try:
         with warnings.catch_warnings(), watch.observing(), torch.enable_grad():
             warnings.simplefilter("ignore")

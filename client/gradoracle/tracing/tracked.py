@@ -11,8 +11,8 @@ import torch
 
 from gradoracle.tracing.arguments import Call
 from gradoracle.tracing.autograd import gradients
-from gradoracle.tracing.capture import SEED
 from gradoracle.tracing.progress import Reporter
+from gradoracle.tracing.seeds import seed
 from gradoracle.tracing.watch import Watch
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ def _error(call: Call, reporter: Reporter) -> str:
     leaves = call.fresh()
     tensors = call.started(leaves)
     watch = Watch(call, tensors, reporter)
-    torch.manual_seed(SEED)
+    seed()
     with warnings.catch_warnings(), watch.observing(), torch.enable_grad():
         warnings.simplefilter("ignore")
         try:

@@ -13,12 +13,12 @@ import torch
 from gradoracle.tracing import blame, points
 from gradoracle.tracing.arguments import Call
 from gradoracle.tracing.autograd import gradients
-from gradoracle.tracing.capture import SEED
 from gradoracle.tracing.compare import close, same_bits, summary
 from gradoracle.tracing.points import Point
 from gradoracle.tracing.progress import Reporter
 from gradoracle.tracing.refusals import Unfaithful, refusal
 from gradoracle.tracing.replay import OutsideWriteError, Replay
+from gradoracle.tracing.seeds import SEED, seed
 from gradoracle.v1 import graph_pb2 as pb
 
 _REPEATS = 24  # runs of a function, before it counts as one that repeats itself
@@ -223,7 +223,7 @@ def _first(
     run: _Run, leaves: Sequence[torch.Tensor], *, create_graph: bool = False
 ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor | None]]:
     """Outputs, and gradients of a random combination of them by each leaf."""
-    torch.manual_seed(SEED)
+    seed()
     outputs = run(leaves)
     generator = torch.Generator().manual_seed(SEED)
     cotangents = [_cotangent(one, generator) for one in outputs.values()]
