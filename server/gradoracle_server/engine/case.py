@@ -34,6 +34,7 @@ class Case:
     inexact: list[torch.Tensor] | None = None
     spreads: dict[tuple[bool, bool, float], list[torch.Tensor]] = dataclasses.field(default_factory=dict)
 
+    @torch.inference_mode(False)
     def spread(
         self, place: int, *, inside: bool = False, around: bool = False, epsilon: float | None = None
     ) -> torch.Tensor:
@@ -57,12 +58,14 @@ class Case:
         """How many units in the last place stand for one, since the outputs themselves are off by that."""
         return min(max(1.0, self.distance), _COARSEST)
 
+    @torch.inference_mode(False)
     def inexactness(self, place: int) -> torch.Tensor:
         """What operators that torch does not compute to the last digits may do to the gradient of an input."""
         if self.inexact is None:
             self.inexact = shadow.inexactness(self.twin, self.twin_cotangents, self.reference, self._pulled)
         return self.inexact[place]
 
+    @torch.inference_mode(False)
     def jitter(self, place: int) -> torch.Tensor:
         """How far the low-precision gradient moves by rounding inside of kernels."""
         if self.jitters is None:

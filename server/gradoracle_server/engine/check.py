@@ -259,8 +259,11 @@ def _judged(
     probes = max(1, _PROBES // len(case.subject.places))
     asked = tolerances.ASKED if case.faithful else tolerances.ASKED_COARSE
     judge = verdicts.Judge(case, passes, generator, probes, asked, every=options.mode is Mode.FULL)
-    spaces = [
-        Space.of(where, name, passes.base[where], kind)
-        for where, name, kind in zip(case.subject.places, case.subject.names, case.subject.kinds, strict=True)
-    ]
-    return judge.inputs(spaces, heard)
+    # What is measured is looked at without autograd, and inference mode, which leaves out all that it would keep, takes
+    # a quarter less time for small tensors. Where the function itself runs, or its gradient, that is left again.
+    with torch.inference_mode():
+        spaces = [
+            Space.of(where, name, passes.base[where], kind)
+            for where, name, kind in zip(case.subject.places, case.subject.names, case.subject.kinds, strict=True)
+        ]
+        return judge.inputs(spaces, heard)

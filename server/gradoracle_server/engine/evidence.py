@@ -34,6 +34,7 @@ def of(
     )
 
 
+@torch.inference_mode(False)
 def _for_ones(case: Case, place: int) -> torch.Tensor | None:
     """The gradient for cotangents of 1, to hold a claim against.
 
@@ -51,6 +52,7 @@ def _for_ones(case: Case, place: int) -> torch.Tensor | None:
     return case.twin.tape().pull(ones)[place].detach()
 
 
+@torch.inference_mode(False)
 def _unreduced(case: Case, place: int) -> Sequence[tuple[int, list[torch.Tensor]]]:
     """The contributions of each broadcast axis to the gradient of an input: how many, and each of them.
 

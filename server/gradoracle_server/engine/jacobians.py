@@ -74,6 +74,7 @@ class DenseJacobian:
 Jacobian = DenseJacobian | SparseJacobian
 
 
+@torch.inference_mode(False)
 def of(case: Case, passes: Passes, spaces: Sequence[Space]) -> list[Jacobian]:
     """Autograd's Jacobians in float64, one an input.
 
@@ -230,6 +231,7 @@ def wrong(examiner: Examiner, jacobian: Jacobian, most: int) -> tuple[int, list[
     return (int(suspects.sum()) if worst else 0), worst
 
 
+@torch.inference_mode(False)
 def is_rounding(case: Case, space: Space, place: int, element: Element) -> bool:
     """Whether rounding inside the backward formula, as 1 - tanh(x)^2 has where it is nearly 0, explains an element."""
     looked_at = case.twin_cotangents if case.weights is None else case.weights

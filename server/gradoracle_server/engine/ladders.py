@@ -103,6 +103,7 @@ def _values(passes: Passes, space: Space) -> int:
     return 2 * finite_difference.RUNGS * (passes.centre.numel() + space.size)
 
 
+@torch.inference_mode(False)
 def sample(passes: Passes, space: Space, directions: torch.Tensor, ladder: list[float]) -> Values:
     """Evaluates one ladder along directions of shape (P, C): 2 K passes a direction."""
     lengths = _both_ways(ladder)
@@ -117,6 +118,7 @@ def sample(passes: Passes, space: Space, directions: torch.Tensor, ladder: list[
     return Values(ladder, values.reshape(count, 2, len(ladder), passes.centre.numel()))
 
 
+@torch.inference_mode(False)
 def _sampled_together(passes: Passes, questions: Sequence[Question], ladder: list[float]) -> Values:
     """The same for the directions of several inputs, one input's after another's."""
     lengths = _both_ways(ladder)

@@ -189,6 +189,7 @@ def forward_mode(
     return found
 
 
+@torch.inference_mode(False)
 def forward_slopes(
     subject: Subject, cotangents: Cotangents, place: int, directions: torch.Tensor, phases: Phases
 ) -> torch.Tensor | None:

@@ -149,6 +149,7 @@ class Passes:
         for name in ("rounding", "floor", "floors", "loud", "faint"):
             self.__dict__.pop(name, None)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def at(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor:
         """The outputs' real coordinates, of shape (count, M): each input named by its place has a leading axis."""
@@ -170,11 +171,13 @@ class Passes:
         finally:
             self._patient = True
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def tried(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor | None:
         """The same at points that the map may refuse; None where it does, or has no batches."""
         return self._in_batches(points, count) if self.batching else None
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def batches_agree(self, place: int) -> bool:
         """Whether a batch that moves an input gives at the base point what one pass gives there, up to the order of
@@ -186,6 +189,7 @@ class Passes:
         size = float(self.centre[known].abs().max()) if bool(known.any()) else 0.0
         return bool(((found - self.centre).abs()[:, known] <= _REORDERED * self.epsilon[known] * size).all())
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def unrest(self, roundings: Iterable[contextlib.AbstractContextManager[object]]) -> torch.Tensor:
         """(M,): how far each output moves in contexts that round inside of the function: what is lost where large
