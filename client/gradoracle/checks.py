@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 
 from gradoracle import results
 from gradoracle.results import Attachments, Result
@@ -205,6 +206,7 @@ def report(message: service_pb2.CheckGradientsResponse, attached: Attachments) -
     )
 
 
+@functools.cache
 def _verdict(number: check_pb2.Verdict) -> Verdict:
     return Verdict(check_pb2.Verdict.Name(number).removeprefix("VERDICT_"))
 

@@ -6,6 +6,7 @@ It comes back as the CheckReport that it was, but for the errors of an input's e
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -37,6 +38,8 @@ def heat(errors: Array) -> Array:
 
 def plain(value: Any) -> Any:
     """One number as JSON has it."""
+    if type(value) is float and math.isfinite(value):  # nearly all, of thousands of cases
+        return value
     if isinstance(value, complex):
         return [plain(value.real), plain(value.imag)]
     if isinstance(value, float) and not math.isfinite(value):
@@ -46,7 +49,12 @@ def plain(value: Any) -> Any:
 
 def fields(one: Any) -> dict[str, Any]:
     """A dataclass by field. Its own asdict copies deeply, which costs."""
-    return {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
+    return {name: getattr(one, name) for name in _names(type(one))}  # type: ignore[arg-type]  # a class is hashable
+
+
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 def of_report(report: CheckReport, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -58,10 +66,11 @@ def of_report(report: CheckReport, shapes: Mapping[str, tuple[int, ...]]) -> dic
         "ladder": [[plain(one.step), plain(one.error), plain(one.error_bound)] for one in report.ladder],
         "opinions": [
             {
-                **fields(one),
+                "name": one.name,
                 "verdict": str(one.verdict),
                 "error": plain(one.error),
                 "error_bound": plain(one.error_bound),
+                "explanation": one.explanation,
             }
             for one in report.opinions
         ],
