@@ -57,10 +57,10 @@ def _groups(passes: Passes, space: Space, count: int) -> Sequence[slice | None]:
 
 
 def measure_all(passes: Passes, questions: Sequence[Question]) -> list[Slopes]:
-    """The same for several inputs, whose first ladders are climbed down in one batch where that is small."""
+    """The same for several inputs, whose first ladders are climbed down together where that is small."""
     sizes = [one.directions.shape[0] * _values(passes, one.space) for one in questions]
-    alone = len(questions) < 2 or not passes.batching or sum(sizes) * len(questions) > _VALUES
-    if alone or any(one.quickly for one in questions):
+    moved = len(questions) if passes.batching else 1  # inputs at each point
+    if len(questions) < 2 or sum(sizes) * moved > _VALUES or any(one.quickly for one in questions):
         return [measure(passes, one) for one in questions]
     values = _sampled_together(passes, questions, questions[0].ladder)
     both = _on_ladder(passes, values)
@@ -120,7 +120,10 @@ def sample(passes: Passes, space: Space, directions: torch.Tensor, ladder: list[
 
 @torch.inference_mode(False)
 def _sampled_together(passes: Passes, questions: Sequence[Question], ladder: list[float]) -> Values:
-    """The same for the directions of several inputs, one input's after another's."""
+    """The same for the directions of several inputs, one input's after another's; in one batch, if there are any."""
+    if not passes.batching:
+        found = [sample(passes, one.space, one.directions, ladder).found for one in questions]
+        return Values(ladder, torch.cat(found))
     lengths = _both_ways(ladder)
     count = sum(one.directions.shape[0] for one in questions)
     total, start = count * len(lengths), 0
