@@ -166,6 +166,40 @@ def test_beside_a_pole_nothing_is_measured_again(bent, monkeypatch):
     assert found.slopes.bar[1] < usual.bar[1]
 
 
+@pytest.mark.parametrize(
+    ("function", "first"),
+    [
+        (lambda x: (x**3).sum()[None] + 1e6, (64.0, 512.0)),  # rounding hides it, the longer the step, the less
+        (lambda x: torch.sin(x) + 1e3, (1.0, 8.0)),  # 64 times the usual step is whole periods
+        (lambda x: torch.exp(x) + 1e6, (8.0, 64.0)),  # for some elements the one, for some the other
+    ],
+    ids=["cube", "sine", "exponential"],
+)
+def test_lengths_that_promise_most_come_first(function, first, monkeypatch):
+    seen, means = [], sharpening._by_means
+
+    def noted(alone, found, rows, band):
+        seen.append(band)
+        means(alone, found, rows, band)
+
+    monkeypatch.setattr(sharpening, "_by_means", noted)
+    Case(function, draw(10).abs() + 1).sharpened(0.0)
+    assert seen[0] == first
+    assert sorted(seen) == sorted(sharpening._BANDS)
+
+
+@pytest.mark.parametrize(
+    ("function", "asked"), [(lambda x: x.std()[None], 0), (lambda x: 3 * x + 1e6, 1)], ids=["one", "each its own"]
+)
+def test_what_is_not_touched_is_asked_only_where_an_output_stays(function, asked, monkeypatch):
+    """It takes three passes a direction."""
+    calls, untouched = [], sharpening._untouched
+    monkeypatch.setattr(sharpening, "_untouched", lambda *given: calls.append(1) or untouched(*given))
+    found, _ = Case(function, draw(10).abs() + 1).sharpened(0.0)
+    assert len(calls) == asked
+    assert found.reach.touched.all() == (asked == 0)
+
+
 def test_where_a_function_bends_nothing_longer_is_measured(monkeypatch):
     """Its shortest steps were the best, and far from what rounding allows: beside a pole; not so where values are large
     beside what moves them, though the shortest may happen to be the best there, too."""

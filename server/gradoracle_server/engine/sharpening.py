@@ -101,11 +101,15 @@ def sharpened(
     rows = (found.slopes.bar > wanted) & ~doubted & found.slopes.bar.isfinite() & straight.any(0)
     if not bool(rows.any()) or not _is_worth_it(passes, space, int(rows.sum())):
         return found
-    alone.untouched[rows] = _untouched(passes, space, directions[rows])
-    found.reach.touched = ~alone.untouched
+    if bool((usual.coordinates.value[rows] == 0).any()):
+        alone.untouched[rows] = _untouched(passes, space, directions[rows])
+        found.reach.touched = ~alone.untouched
     bands = list(zip(_BANDS, straight, strict=True))
-    if bool((longer.bar[2] > longer.bar[0])[rows].all()):  # the shortest lengths first where the longest tell less
-        bands = [bands[-1], *bands[:-1]]
+    farther = longer.bar[2] < longer.bar[0]
+    if not bool(farther[rows].any()):  # the shortest lengths first where the longest tell less
+        bands = [bands[2], bands[0], bands[1]]
+    elif bool(farther[rows].all()):
+        bands = [bands[1], bands[0], bands[2]]
     for band, suits in bands:
         if bool((chosen := rows & suits).any()):
             _by_means(alone, found, chosen, (band[0] * shift, band[1] * shift))
