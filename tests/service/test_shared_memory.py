@@ -134,11 +134,14 @@ def test_every_method(shared: go.Client, plain: go.Client) -> None:
         row = client.jacobian("(x * x).sum()", {"x": x}).jacobian["out", "x"]
         product = client.hvp("(x * x * x).sum()", {"x": x}, {"x": v}).products["x"]
         report = client.check(CUBE, {"x": x}, claimed={"x": 3 * x**2})
+        wrong = client.check(CUBE, {"x": x}, claimed={"x": 3 * x**2 * (1 + (np.arange(x.size) == 12_345))})
+        assert wrong.inputs["x"].worst[0].index == (12_345,)
         return [
             client.evaluate("x.exp()", {"x": x}).outputs["out"],
             client.jvp("x.exp()", {"x": x}, {"x": v}).tangents["out"],
             row,
             product,
+            wrong.inputs["x"].errors,
             np.array(report.passed),
             np.array(client.inspect("x.exp()", {"x": x})["x"].shape),
         ]
@@ -146,7 +149,7 @@ def test_every_method(shared: go.Client, plain: go.Client) -> None:
     mine, theirs = asked(shared), asked(plain)
     assert all(same(one, other) for one, other in zip(mine, theirs, strict=True))
     assert all(is_shared(one) for one in mine[:4])
-    assert mine[4]
+    assert mine[5]
 
 
 def test_map(shared: go.Client) -> None:

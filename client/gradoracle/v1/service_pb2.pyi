@@ -246,12 +246,14 @@ class CheckGradientsRequest(_message.Message):
     def __init__(self, graph: _Optional[_Union[_graph_pb2.Graph, _Mapping]] = ..., primals: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., device: _Optional[str] = ..., seed: _Optional[int] = ..., cotangents: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., claimed: _Optional[_Iterable[_Union[_tensor_pb2.NamedTensor, _Mapping]]] = ..., order: _Optional[int] = ..., mode: _Optional[_Union[_check_pb2.CheckMode, str]] = ..., wrt: _Optional[_Iterable[str]] = ..., forward_mode: bool = ..., batched_gradients: bool = ..., memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class CheckGradientsResponse(_message.Message):
-    __slots__ = ("report", "timing")
+    __slots__ = ("report", "timing", "spans")
     REPORT_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
     report: _check_pb2.CheckReport
     timing: Timing
-    def __init__(self, report: _Optional[_Union[_check_pb2.CheckReport, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    spans: _containers.RepeatedCompositeFieldContainer[Span]
+    def __init__(self, report: _Optional[_Union[_check_pb2.CheckReport, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ...) -> None: ...
 
 class InspectGraphRequest(_message.Message):
     __slots__ = ("graph", "primals", "device", "seed", "memory")
