@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from gradoracle import claims, inprocess, judging
@@ -102,13 +103,21 @@ class _Fresh:
             one = next(given)
             raised = raised or one.dtype != leaf.tensor.dtype
             # Functions that call autograd themselves need what they are given to require grad, also for values alone.
-            tracked = one if one.requires_grad else one.detach().requires_grad_(leaf.requires_grad)
-            tensors.append(tracked.clone())
+            if not one.requires_grad and not _is_dual(one):
+                one = one.detach().requires_grad_(leaf.requires_grad)
+            tensors.append(one.clone())
         if raised:
             tensors = [
                 wide(one) if leaf.is_buffer else one for leaf, one in zip(self._call.leaves, tensors, strict=True)
             ]
         return self._call.run(tensors)
+
+
+def _is_dual(tensor: torch.Tensor) -> bool:
+    """Whether it carries a tangent, which it would lose when it is detached."""
+    if forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _in_process(call: Call, tried: set[str], claimed: Any, cotangents: Any, options: dict[str, Any]) -> CheckReport:

@@ -165,28 +165,42 @@ def ignores_cotangent(opinions: Sequence[Opinion], place: int) -> bool:
 
 
 def forward_mode(
-    subject: Subject, tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor], phases: Phases
+    subject: Subject, cotangents: Cotangents, gradients: Sequence[torch.Tensor], phases: Phases
 ) -> Opinion:
-    """<u, J v> by forward mode, for a random v of each input in turn, against <J^T u, v> by reverse mode."""
+    """<u, J v> by forward mode, for a random v of each input in turn, against <J^T u, v> by reverse mode. Nothing is
+    found where an operator has no forward formula, or both are no number: at an edge slopes may be infinite."""
     generator = torch.Generator().manual_seed(subject.seed ^ 0xF0)
-    primals = {spec.name: one for spec, one in zip(subject.plan.spec.inputs, subject.inputs, strict=True)}
     found = Opinion("forward_mode", [], 0.0, 0.0, "forward mode must agree with reverse mode")
-    for name, gradient, kind in zip(subject.names, gradients, subject.kinds, strict=True):
+    for place, gradient, kind in zip(subject.places, gradients, subject.kinds, strict=True):
         tangent = structure.project(drawn_like(gradient, generator), kind)
-        seed_everything(subject.seed, subject.plan.device)
-        moved = autodiff.jvp(subject.plan, primals, phases, tangents={name: tangent}).gradients
-        pairs = [
-            (u, moved[output])
-            for (output, _), u in zip(subject.plan.spec.outputs, cotangents, strict=True)
-            if u is not None
+        try:
+            moved = _moved(subject, place, tangent, phases)
+        except (Fault, RuntimeError) as error:
+            reason = error.message if isinstance(error, Fault) else str(error)
+            text = f"{found.explanation}, which cannot be asked: {reason.rstrip('.')}"
+            return Opinion("forward_mode", [Verdict.INCONCLUSIVE] * len(gradients), 0.0, 0.0, text)
+        terms = [
+            _product(u, one) for u, one in zip(cotangents, moved, strict=True) if u is not None and one is not None
         ]
-        forward = sum(_product(u, one).sum() for u, one in pairs if one is not None)
-        reverse = _product(gradient, tangent)
-        scale = sum(float(_product(u, one).abs().sum()) for u, one in pairs if one is not None)
-        error = abs(float(forward) - float(reverse.sum()))
-        bound = _slack(torch.finfo(gradient.dtype).eps) * (scale + float(reverse.abs().sum()))
-        _add(found, error, bound)
+        forward, reverse = sum(float(one.sum()) for one in terms), _product(gradient, tangent)
+        if forward == float(reverse.sum()):  # infinities, too
+            _add(found, 0.0, 0.0)
+        elif not math.isfinite(forward) and not math.isfinite(float(reverse.sum())):
+            found.verdicts.append(Verdict.INCONCLUSIVE)
+        else:
+            scale = sum(float(one.abs().sum()) for one in terms) + float(reverse.abs().sum())
+            slack = _slack(torch.finfo(gradient.dtype).eps)
+            _add(found, abs(forward - float(reverse.sum())), slack * scale if math.isfinite(scale) else 0.0)
     return found
+
+
+def _moved(subject: Subject, place: int, tangent: torch.Tensor, phases: Phases) -> list[torch.Tensor | None]:
+    """What forward mode makes of a tangent of one input: that of each output, None where it does not move. Raises Fault
+    or RuntimeError where an operator has no forward formula, or refuses."""
+    tangents: list[torch.Tensor | None] = [None] * len(subject.inputs)
+    tangents[place] = tangent.to(subject.inputs[place].dtype)
+    seed_everything(subject.seed, subject.plan.device)
+    return autodiff.forward_mode(subject.plan, subject.inputs, tangents, phases)[1]
 
 
 @torch.inference_mode(False)
@@ -195,16 +209,13 @@ def forward_slopes(
 ) -> torch.Tensor | None:
     """<u, J d> by forward mode for each of some directions of the input at that place among the wanted ones, (P,
     *shape) in and (P,) out; None where an operator has no forward formula, or refuses."""
-    where, found = subject.places[place], []
+    found = []
     for direction in directions:
-        moved: list[torch.Tensor | None] = [None] * len(subject.inputs)
-        moved[where] = direction.to(subject.inputs[where].dtype)
-        seed_everything(subject.seed, subject.plan.device)
         try:
-            _, tangents = autodiff.forward_mode(subject.plan, subject.inputs, moved, phases)
-        except Fault:
+            moved = _moved(subject, subject.places[place], direction, phases)
+        except (Fault, RuntimeError):
             return None
-        pairs = zip(cotangents, tangents, strict=True)
+        pairs = zip(cotangents, moved, strict=True)
         found.append(sum(float(_product(u, one).sum()) for u, one in pairs if u is not None and one is not None))
     return torch.tensor(found, dtype=torch.float64, device=directions.device)
 
