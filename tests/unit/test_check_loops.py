@@ -1,10 +1,13 @@
 """Checks of functions that vmap cannot batch, kernels behind a torch.autograd.Function above all: each point is a pass
 of its own, and few are to be spent."""
 
+import math
+
 import pytest
 import torch
 from check_cases import F64, check
 
+from gradoracle_server.engine import examine
 from gradoracle_server.engine.passes import NoBatchesError, Passes
 from gradoracle_server.engine.report import Verdict
 
@@ -99,6 +102,23 @@ def test_a_kink_in_one_element_is_found_among_many():
     assert report.verdict is batched.verdict
     assert report.inputs[0].kink == batched.inputs[0].kink
     assert [one.index for one in report.inputs[0].worst] == [one.index for one in batched.inputs[0].worst]
+
+
+@pytest.mark.parametrize(("told", "moved"), [(1.0, 0), (2.0, 1), (math.nan, 1)])
+def test_what_directions_do_not_pass_is_moved_element_by_element(told: float, moved: int, monkeypatch):
+    """Whatever they say of it, a small input is judged as where batches make that cheap."""
+    seen = []
+    move_alone = examine.Examiner.move_alone
+
+    def noted(self):
+        if found := move_alone(self):
+            seen.append(self.units and len(self.slopes.value) == 30)
+        return found
+
+    monkeypatch.setattr(examine.Examiner, "move_alone", noted)
+    report = check(scaled(ones(30), ones(30) * told), ones(30))
+    assert report.verdict is (Verdict.FAIL if moved else Verdict.PASS)
+    assert seen == [True] * moved
 
 
 def test_whoever_wants_batches_alone_is_told_that_there_are_none():

@@ -31,6 +31,8 @@ class Belief:
     def found(self) -> Assessment:
         """The verdict."""
         examiner, found = self._examiner, self._assess()
+        if (found.kinked or found.verdict is not Verdict.PASS) and examiner.move_alone():
+            found = self._assess()
         unsure = found.verdict is not Verdict.PASS and not examiner.doubted
         if found.verdict is Verdict.FAIL or found.kinked or unsure:
             examiner.doubt(found)

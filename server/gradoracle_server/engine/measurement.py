@@ -44,6 +44,7 @@ class Measurement:
         self._expected = expected if finite else expected.nan_to_num(0.0, 0.0, 0.0)
         self._spread, self._asked, self._quickly = spread, asked, every and space.size > FEW_UNITS
         self.units = every or space.size <= FEW_UNITS
+        self._drawn = False
         self._directions = None if self.units else space.drawn(probes, generator)
         self._alone = space.lengths() if self.units and not space.kind else None
         self.slopes: Slopes
@@ -55,8 +56,18 @@ class Measurement:
         """Takes random directions for elements that were to be moved alone, if these are fewer: where an operator has
         no batches, passes are what a check costs. What would not show along those can still be moved alone."""
         if self.units and self.space.size > probes:
-            self.units, self._alone = False, None
+            self.units, self._alone, self._drawn = False, None, True
             self._directions = self.space.drawn(probes, self.generator)
+
+    def move_alone(self) -> bool:
+        """Moves each element alone after all, where directions were drawn in place of that. Whether they were."""
+        if not self._drawn:
+            return False
+        self.units, self._drawn = True, False
+        self._directions, self._alone = None, None if self.space.kind else self.space.lengths()
+        self._reach, self._blind, self._last = None, None, None
+        self.slopes = ladders.measure(self.passes, self.question)
+        return True
 
     @property
     def directions(self) -> torch.Tensor:
