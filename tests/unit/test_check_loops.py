@@ -84,6 +84,35 @@ def test_a_wrong_element_that_the_others_drown_out_is_named(count: int, small: f
     assert right.evaluations <= PASSES + (4 + 4) * RUNG
 
 
+@pytest.mark.parametrize(("fault", "seen"), [(1e-4, 2), (1.0, 3)])
+def test_nor_behind_elements_of_a_small_input_that_are_a_million_times_as_large(fault: float, seen: int):
+    weight = torch.ones(30, dtype=F64)
+    weight[:3] = torch.tensor([1e-5, 1e-7, 1e-9], dtype=F64)
+    for element in range(seen):  # where rounding of the other outputs does not hide it
+        told = weight.clone()
+        told[element] *= 1 + fault
+        report = check(scaled(weight, told), ones(30))
+        assert report.verdict is Verdict.FAIL
+        assert report.inputs[0].worst[0].index == (element,)
+    right = check(scaled(weight, weight), ones(30))
+    assert right.verdict is Verdict.PASS
+    assert right.evaluations <= PASSES + (4 + 3) * RUNG
+
+
+def test_what_is_said_to_have_no_influence_is_moved_together():
+    weight = ones(30)
+    weight[10:25] = 0.0
+    right = check(scaled(weight, weight), ones(30))
+    assert right.verdict is Verdict.PASS
+    assert right.evaluations == PASSES + (4 + 1) * RUNG
+    for influence in (1e-10, 1e-6, 1.0):
+        moved = weight.clone()
+        moved[17] = influence
+        report = check(scaled(moved, weight), ones(30))
+        assert report.verdict is Verdict.FAIL
+        assert report.inputs[0].worst[0].index == (17,)
+
+
 def test_a_kink_in_one_element_is_found_among_many():
     class Ramp(torch.autograd.Function):
         @staticmethod

@@ -128,14 +128,24 @@ class Examiner(Measurement):
         return True
 
     def _add_each(self, gradient: torch.Tensor) -> bool:
-        """Likewise by the usual steps, where each takes passes of its own: of a small input, or of another's few."""
+        """Likewise by the usual steps, where each takes passes of its own: of a large input's few. Of a small one those
+        that are negligible, too, and in one direction those of which the gradient says that nothing depends on them: as
+        where each is moved alone, none can hide behind larger ones."""
         self._refined = True
         if self.units or self.space.size > ALL_UNITS:
             return False
-        coordinates = self.unseen(gradient)
-        if not 0 < len(coordinates) <= (_BLOCKS if self.space.size > FEW_UNITS else FEW_UNITS):
+        small = self.space.size <= FEW_UNITS
+        nothing = (gradient == 0) & small
+        hidden = (self.blind(gradient) > tolerances.FAULT) & ~nothing if small else self._unseen(gradient)
+        coordinates = hidden.nonzero().flatten().tolist()
+        if len(coordinates) > (FEW_UNITS if small else _BLOCKS):
             return False
-        directions, _ = self.space.units(coordinates)
+        parts = [self.space.units(coordinates)[0]] if coordinates else []
+        if bool(nothing.any()):
+            parts.append(self.space.drawn(1, self.generator, nothing))
+        if not parts:
+            return False
+        directions = torch.cat(parts)
         self._add(directions, self.measured(directions), None)
         return True
 

@@ -177,7 +177,7 @@ class Measurement:
 
     def _typical(self, products: Products, gradient: torch.Tensor) -> torch.Tensor:
         """(P,): the size of a gradient along directions; along single axes not less than a typical element's."""
-        if not self.units or not gradient.numel():
+        if not (self.units or self._drawn) or not gradient.numel():
             return products.size
         typical = root_mean_square(gradient)
         if not math.isfinite(typical):
