@@ -7,6 +7,7 @@ import torch
 from check_cases import F64, check
 
 import gradoracle as go
+from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.report import Opinion, Report, Verdict
 
 X = torch.linspace(-0.9, 1.1, 7, dtype=F64)
@@ -43,6 +44,7 @@ JVPS = {
     "NaN": (lambda tangent, x: tangent * torch.nan, "FAIL", "FAIL"),
     "infinite": (lambda tangent, x: tangent * torch.inf, "FAIL", "FAIL"),
     "none": (None, "INCONCLUSIVE", "PASS"),
+    "one that raises": (lambda tangent, x: tangent @ x[:2], "FAIL", "FAIL"),
 }
 """What it is, and the verdicts: its own and the whole."""
 
@@ -68,6 +70,21 @@ def test_a_kernels_forward_mode_in_the_callers_process(name):
 def test_where_there_is_none_the_report_says_so():
     found = forward_mode(check(sine(None), X, forward_mode=True))
     assert found.explanation.startswith("forward mode must agree with reverse mode, which cannot be asked: You must")
+
+
+def test_where_it_raises_the_report_says_what():
+    found = forward_mode(check(sine(JVPS["one that raises"][0]), X, forward_mode=True))
+    assert found.explanation.startswith(
+        "forward mode must agree with reverse mode; it raised: inconsistent tensor size"
+    )
+
+
+def test_a_want_of_memory_is_no_verdict():
+    def exhausted(tangent, x):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    with pytest.raises((RuntimeError, Fault), match="memory"):
+        check(sine(exhausted), X, forward_mode=True)
 
 
 @pytest.mark.parametrize("x", [0.0, -0.0])

@@ -84,6 +84,47 @@ def test_a_wrong_element_that_the_others_drown_out_is_named(count: int, small: f
     assert right.evaluations <= PASSES + (4 + 4) * RUNG
 
 
+def test_each_of_four_inputs_has_directions_enough():
+    class Sum(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            return torch.stack(inputs).sum(0)
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            return (cotangent,) * 4
+
+    report = check(Sum.apply, *(ones(20) for _ in range(4)))
+    assert report.verdict is Verdict.PASS
+    assert report.evaluations == PASSES + 4 * 2 * RUNG
+
+
+def test_nor_behind_those_whose_values_bend():
+    """An element whose gradient is a millionth of the largest, under the rounding of the others' values."""
+
+    def polygamma(factor):
+        class Third(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                ctx.save_for_backward(x)
+                return torch.polygamma(3, x)
+
+            @staticmethod
+            def backward(ctx, cotangent):
+                (x,) = ctx.saved_tensors
+                right = cotangent * torch.polygamma(4, x)
+                right[-1] *= factor
+                return right
+
+        return Third.apply
+
+    x = torch.linspace(0.5, 7.4, 25, dtype=F64)
+    assert check(polygamma(1.0), x).verdict is Verdict.PASS
+    report = check(polygamma(1 + 1e-8), x)
+    assert report.verdict is Verdict.FAIL
+    assert report.inputs[0].worst[0].index == (24,)
+
+
 @pytest.mark.parametrize(("fault", "seen"), [(1e-4, 2), (1.0, 3)])
 def test_nor_behind_elements_of_a_small_input_that_are_a_million_times_as_large(fault: float, seen: int):
     weight = torch.ones(30, dtype=F64)

@@ -27,12 +27,13 @@ def suited(need: Need | None, work: Work = Work.VJP) -> int:
     return torch.get_num_threads()
 
 
+def planned(graph: go.Graph) -> plan.Plan:
+    incoming = Incoming(torch.device("cpu"), GIB, None, 0, None)
+    return plan.build(graphs.read(graph.message, incoming, 1000), torch.device("cpu"))
+
+
 def needed(expression: str, work: Work = Work.VJP, **primals: torch.Tensor) -> Need | None:
-    message = go.Graph.parse(expression).message
-    made = plan.build(
-        graphs.read(message, Incoming(torch.device("cpu"), GIB, None, 0, None), 1000), torch.device("cpu")
-    )
-    return limits.require(made, primals, GIB, work)
+    return limits.require(planned(go.Graph.parse(expression)), primals, GIB, work)
 
 
 def square(side: int) -> torch.Tensor:
@@ -65,9 +66,22 @@ def test_a_hessian_is_as_large_as_its_blocks():
 
 
 def test_what_is_not_known_gets_all():
+    assert suited(needed("nonzero(x)", Work.EVALUATE, x=square(2))) == 3
     assert suited(None) == 3
     assert suited(Need(0, "", values=None)) == 3
     assert suited(Need(0, "", values=0)) == 1
+
+
+def test_constants_and_examples_count():
+    x = torch.ones(20, dtype=torch.float64)
+    g = go.Graph()
+    g.output("out", (g.constant(square(200).numpy()) @ g.input("big")).sum())
+    made = planned(g)
+    assert suited(limits.require(made, {"big": torch.ones(200, dtype=torch.float64)}, GIB, Work.VJP)) == 3
+    made = planned(go.Graph.parse("sum(tanh(tanh(tanh(x)) * x) * x)"))
+    assert suited(limits.require(made, {"x": x}, GIB, Work.VJP)) == 1
+    many = {"x": x.expand(500, 20).contiguous()}
+    assert suited(limits.require(made, many, GIB, Work.VJP, batched=["x"])) == 3
 
 
 def test_one_thread_stays_one():

@@ -109,7 +109,7 @@ def jvp(plan: Plan, primals: Tensors, phases: Phases, *, tangents: Tensors) -> G
     try:
         outputs, found = forward_mode(plan, inputs, directions, phases)
     except Fault as fault:
-        if not any(word in fault.message for word in ("forward AD", "jvp")):
+        if not lacks_forward_formula(fault):
             raise
         state.restore()
         outputs, found = _by_reverse_mode(plan, primals, directions, phases)
@@ -120,6 +120,12 @@ def jvp(plan: Plan, primals: Tensors, phases: Phases, *, tangents: Tensors) -> G
         if has_gradient(output)
     }
     return Gradients(outputs, moved)
+
+
+def lacks_forward_formula(error: Exception) -> bool:
+    """Whether forward mode raised because there is none of some operator, and not because of what the operator did."""
+    text = error.message if isinstance(error, Fault) else str(error)
+    return any(word in text for word in ("forward AD", "jvp"))
 
 
 def forward_mode(

@@ -16,7 +16,8 @@ from gradoracle_server.engine.sharpening import Reach
 from gradoracle_server.engine.slopes import Question, Slopes
 
 FEW_UNITS = 64
-"""Real coordinates up to which each is moved on its own in any case: no element can hide behind larger ones."""
+"""Real coordinates up to which no element can hide behind larger ones: each is moved on its own, or without batches,
+where that is dear, each that directions of all would not show."""
 
 _LAST_BITS = 16 * torch.finfo(torch.float64).eps
 

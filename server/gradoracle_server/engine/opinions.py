@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gradoracle_server.engine import autodiff, structure, trial
+from gradoracle_server.engine import autodiff, memory, structure, trial
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import seed_everything
 from gradoracle_server.engine.phases import Phases
@@ -176,9 +176,9 @@ def forward_mode(
         try:
             moved = _moved(subject, place, tangent, phases)
         except (Fault, RuntimeError) as error:
-            reason = error.message if isinstance(error, Fault) else str(error)
-            text = f"{found.explanation}, which cannot be asked: {reason.rstrip('.')}"
-            return Opinion("forward_mode", [Verdict.INCONCLUSIVE] * len(gradients), 0.0, 0.0, text)
+            if memory.ran_out(error):
+                raise
+            return _unanswered(found, error, len(gradients))
         terms = [
             _product(u, one) for u, one in zip(cotangents, moved, strict=True) if u is not None and one is not None
         ]
@@ -192,6 +192,15 @@ def forward_mode(
             slack = _slack(torch.finfo(gradient.dtype).eps)
             _add(found, abs(forward - float(reverse.sum())), slack * scale if math.isfinite(scale) else 0.0)
     return found
+
+
+def _unanswered(found: Opinion, error: Fault | RuntimeError, count: int) -> Opinion:
+    """Of so many inputs, where forward mode raised: it is wrong, unless there is none."""
+    reason = (error.message if isinstance(error, Fault) else str(error)).rstrip(".")
+    if autodiff.lacks_forward_formula(error):
+        text = f"{found.explanation}, which cannot be asked: {reason}"
+        return Opinion(found.name, [Verdict.INCONCLUSIVE] * count, 0.0, 0.0, text)
+    return Opinion(found.name, [Verdict.FAIL] * count, math.inf, 0.0, f"{found.explanation}; it raised: {reason}")
 
 
 def _moved(subject: Subject, place: int, tangent: torch.Tensor, phases: Phases) -> list[torch.Tensor | None]:
