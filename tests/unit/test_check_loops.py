@@ -100,7 +100,7 @@ def test_each_of_four_inputs_has_directions_enough():
 
 
 def test_nor_behind_those_whose_values_bend():
-    """An element whose gradient is a millionth of the largest, under the rounding of the others' values."""
+    """An element whose gradient is three millionths of the largest, under the rounding of the others' values."""
 
     def polygamma(factor):
         class Third(torch.autograd.Function):
