@@ -61,6 +61,7 @@ _AHEAD = 128
 _ALL_READ = 256
 _HEAD_AT_MOST = 128  # bytes
 _ANCILLARY = socket.CMSG_SPACE(2 * struct.calcsize("i"))  # room for two descriptors
+_RECEIVED = int(socket.MSG_CMSG_CLOEXEC)  # a plain number: to combine Python's flags takes longer than the system call
 _READ = 256 * 1024 + 4096  # one read takes the largest inline message that a default socket buffer can hold
 
 
@@ -292,7 +293,7 @@ class Inbox(Generic[Message]):
         Raises EOFError when the other side has gone, BlockingIOError when the socket is empty and must not block, and
         ValueError when what arrived is no message.
         """
-        size, ancillary, _, _ = sock.recvmsg_into([self._room], _ANCILLARY, socket.MSG_CMSG_CLOEXEC | flags)
+        size, ancillary, _, _ = sock.recvmsg_into([self._room], _ANCILLARY, _RECEIVED | flags)
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self._descriptors += memoryview(data[: len(data) - len(data) % 4]).cast("i")

@@ -22,12 +22,84 @@ _SMALL = 4096  # bytes
 _RESERVE = 8  # one place in so many on top of the limits is kept for connections that have nothing waiting
 
 
+class Outcome:
+    """What becomes of a request, as an asyncio.Future, but who has asked is told at once, not in the event loop's next
+    turn, and nothing can await it."""
+
+    __slots__ = ("_asked", "_error", "_reply", "_state")
+
+    def __init__(self) -> None:
+        self._state = "pending"
+        self._reply: Reply | None = None
+        self._error: Exception | None = None
+        self._asked: list[Callable[[Outcome], object]] = []
+
+    def done(self) -> bool:
+        """Whether it is known, or nobody waits for it any more."""
+        return self._state != "pending"
+
+    def cancelled(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._state == "cancelled"
+
+    def result(self) -> Reply:
+        """The reply. Raises the failure where there is one."""
+        if self._error is not None:
+            raise self._error
+        assert self._reply is not None  # noqa: S101 - who calls knows that it is done, and not cancelled
+        return self._reply
+
+    def exception(self) -> Exception | None:
+        """The failure, if it is one."""
+        return self._error
+
+    def set_result(self, reply: Reply) -> None:
+        """It is a reply."""
+        self._reply = reply
+        self._settle("done")
+
+    def set_exception(self, failure: Exception) -> None:
+        """It is a failure."""
+        self._error = failure
+        self._settle("done")
+
+    def cancel(self) -> bool:
+        """Nobody waits for it any more. Whether anybody did."""
+        if self.done():
+            return False
+        self._settle("cancelled")
+        return True
+
+    def add_done_callback(self, tell: Callable[[Outcome], object]) -> None:
+        """Has a function called when it is done, in the order of asking; at once where it is. Its errors are the event
+        loop's to report."""
+        if self.done():
+            self._tell(tell)
+        else:
+            self._asked.append(tell)
+
+    def _settle(self, state: str) -> None:
+        self._state = state
+        asked, self._asked = self._asked, []
+        for tell in asked:
+            self._tell(tell)
+
+    def _tell(self, tell: Callable[[Outcome], object]) -> None:
+        try:
+            tell(self)
+        except Exception as error:
+            context = {"message": "telling what became of a request failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
+
+
 class Ticket:
     """A request on its way through the front."""
 
     __slots__ = ("_peer", "arrived", "attempts", "deadline", "future", "job", "queue_seconds", "size", "worker")
 
-    def __init__(self, job: Job, peer: Callable[[], str], future: asyncio.Future[Reply], arrived: float) -> None:
+    def __init__(
+        self, job: Job, peer: Callable[[], str], future: asyncio.Future[Reply] | Outcome, arrived: float
+    ) -> None:
         """`arrived` is a time.perf_counter()."""
         self.job = job
         self._peer: str | Callable[[], str] = peer  # asked only of those that have to wait
@@ -60,9 +132,9 @@ class Ticket:
 
     def for_nobody(self) -> Ticket:
         """The same request where nobody waits for the reply."""
-        future: asyncio.Future[Reply] = self.future.get_loop().create_future()
-        future.cancel()
-        return Ticket(self.job, lambda: self.peer, future, self.arrived)
+        nobody = Outcome()
+        nobody.cancel()
+        return Ticket(self.job, lambda: self.peer, nobody, self.arrived)
 
     def settle(self, reply: Reply) -> None:
         """Hands the reply to who waits for it; where nobody does, nothing of it is kept."""

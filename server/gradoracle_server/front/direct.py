@@ -16,7 +16,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import grpc
@@ -136,6 +136,7 @@ class _Connection(asyncio.Protocol):
         self._ended = False
         self._task: asyncio.Task[None] | None = None
         self._look: asyncio.TimerHandle | None = None
+        self.on_message: Callable[[bytes], bool] | None = None
 
     # ---- As the loop sees it
 
@@ -168,6 +169,9 @@ class _Connection(asyncio.Protocol):
                 self.close()
                 return
             self._task = asyncio.get_running_loop().create_task(self._calls.serve(self))
+            return
+        waits = self._reader is not None and not self._reader.done()
+        if waits and self.on_message is not None and self.on_message(message):
             return
         self._messages.append(message)
         _wake(self._reader)
@@ -262,8 +266,18 @@ class _Connection(asyncio.Protocol):
         """Sends a message, once there is room for it. Raises ConnectionError where there is nobody to read it."""
         if self._writer is not None:
             await self._writer
-        if self._transport is None or self.is_closing:
+        if self.is_closing:
             raise ConnectionResetError
+        self.send(message)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a message can be sent at once."""
+        return self._writer is None and not self.is_closing
+
+    def send(self, message: bytes) -> None:
+        """Sends a message, where there is room for it."""
+        assert self._transport is not None  # noqa: S101 - who calls has looked
         head = _LENGTH.pack(len(message))
         if len(message) <= _SMALL:
             self._transport.write(head + message)

@@ -17,7 +17,7 @@ import grpc
 from gradoracle.v1 import service_pb2
 from gradoracle_server.frames import METHODS, Attachments, Job, Reply
 from gradoracle_server.front import statuses, wire
-from gradoracle_server.front.admission import Ticket
+from gradoracle_server.front.admission import Outcome, Ticket
 from gradoracle_server.front.metrics import SERVICE, Metrics
 from gradoracle_server.front.pool import Lane, Pool
 from gradoracle_server.front.shared_memory import SharedMemory
@@ -52,6 +52,20 @@ class Connection(Protocol):
 
     def peer(self) -> str:
         """Whose it is: what waits is served in turn by this."""
+
+
+class Immediate(Connection, Protocol):
+    """One over which a lone call, and its answer, may go without a turn of the event loop for each task in between."""
+
+    on_message: Callable[[bytes], bool] | None
+    """Called with a message that comes while `read` waits for one; where it returns True, it has taken it."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `send` may be called."""
+
+    def send(self, message: bytes) -> None:
+        """Sends a message at once."""
 
 
 class Service:
@@ -140,12 +154,13 @@ class Service:
         device: str,
         context: Connection,
         arrived: float,
+        future: asyncio.Future[Reply] | Outcome,
         attachments: Attachments | None = None,
         attachments_welcome: bool = False,
         timeout: float = 0.0,
     ) -> tuple[Lane, Ticket]:
-        """Gives a request to a worker or makes it wait; `timeout`, in seconds, where the request has one beside the
-        call's. Raises Failure where it can do neither."""
+        """Gives a request to a worker or makes it wait; what becomes of it goes to `future`. `timeout`, in seconds,
+        where the request has one beside the call's. Raises Failure where it can do neither."""
         if self.draining:
             raise statuses.shutting_down()
         lane = self._pool.lane("" if method == _LIST_OPERATORS else device)
@@ -154,7 +169,6 @@ class Service:
             request, use = self.memory.take(request, METHODS[method])
             if use is not None:
                 attachments, attachments_welcome = use.attachments, True
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         ticket = Ticket(Job(method, request, attachments, attachments_welcome), context.peer, future, arrived)
         if use is None:
             lane.submit(ticket, self.seconds(context, timeout))
@@ -168,10 +182,13 @@ class Service:
         future.add_done_callback(use.close)
         return lane, ticket
 
-    def response(self, lane: Lane, ticket: Ticket, reply: Reply) -> tuple[bytes | memoryview, bytes]:
-        """Takes note of an answer; returns the response's bytes, in two parts. Raises Failure where it is an error."""
+    def note(self, lane: Lane, ticket: Ticket, reply: Reply) -> None:
+        """Takes note of a worker's reply."""
         lane.withstood(ticket.job, time.perf_counter() - ticket.begun)
         self.metrics.replied(lane, ticket.job.method, reply, ticket.queue_seconds)
+
+    def response(self, ticket: Ticket, reply: Reply) -> tuple[bytes | memoryview, bytes]:
+        """The bytes of a response, in two parts. Raises Failure where the reply is an error."""
         failure = None
         timing = b"" if reply.is_timed else wire.timing(ticket.queue_seconds, reply.phases)
         size = len(reply.payload) + len(timing)
@@ -203,9 +220,11 @@ class Service:
                 if len(request) > longest:
                     raise _too_long("the request", longest, len(request))
                 device = "" if wire.names_no_device(request) else await self.device(request)
-                lane, ticket = self.admit(method, request, device, context, arrived)
-                reply = await ticket.future
-                first, rest = self.response(lane, ticket, reply)
+                future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+                lane, ticket = self.admit(method, request, device, context, arrived, future)
+                reply = await future
+                self.note(lane, ticket, reply)
+                first, rest = self.response(ticket, reply)
                 answer = b"".join((first, rest)) if rest else bytes(first)
             except asyncio.CancelledError:  # the caller went away, or gRPC saw the deadline pass before we did
                 code = gone(context)

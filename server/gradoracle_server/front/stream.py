@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -19,10 +20,10 @@ import grpc
 from gradoracle_server import wire_format
 from gradoracle_server.frames import METHODS
 from gradoracle_server.front import statuses, stream_wire, wire
-from gradoracle_server.front.admission import Ticket
+from gradoracle_server.front.admission import Outcome, Ticket
 from gradoracle_server.front.auth import Tokens
 from gradoracle_server.front.pool import Lane
-from gradoracle_server.front.service import Connection, Service, gone
+from gradoracle_server.front.service import Connection, Immediate, Service, gone
 from gradoracle_server.front.stream_wire import Answer, Call, Chunk
 from gradoracle_server.front.unread import Share, Unread
 from gradoracle_server.front.uploads import Budget, Upload
@@ -55,8 +56,13 @@ class Stream:
         connection: Connection,
         trace: StreamTrace | None,
         tokens: Tokens | None = None,
+        immediate: Immediate | None = None,
     ) -> None:
+        """`immediate` is the connection once more, where it is one."""
         self._service = service
+        self._immediate = immediate
+        if immediate is not None:
+            immediate.on_message = self._take_at_once
         self._trace = trace
         self._budget = budget
         self._connection = connection
@@ -75,6 +81,7 @@ class Stream:
         self._no_more_calls = False
         self._ended = False
         self._changed = asyncio.Event()  # for the writer: there are answers, or there will be none
+        self._rests = False  # whether the writer waits for that, with nothing to send
         self._room = asyncio.Event()  # for the reader: something was sent
         self._lane: Lane | None = None  # whose worker has given the last answer
         self._waited = False  # whether the answers that are ready have waited long enough
@@ -183,6 +190,23 @@ class Stream:
             if count % _FIELDS_AT_ONCE == 0:
                 await asyncio.sleep(0)
 
+    def _take_at_once(self, message: bytes) -> bool:
+        """Begins with a lone call, while the reader waits for one; False where anything is left for that to look at."""
+        if self._calls or self._uploads or len(message) > _SMALL or self._is_full():
+            return False
+        try:
+            parts = list(stream_wire.split(memoryview(message)))
+        except wire_format.MalformedError:
+            return False
+        if len(parts) != 1 or not isinstance(call := parts[0], Call):
+            return False
+        call.request = bytes(call.request)
+        if not wire.names_no_device(call.request):
+            return False
+        arrived, upload = self._begun(call)
+        self._start_on("", call, upload, arrived)
+        return True
+
     def _cancel(self, ids: list[int]) -> None:
         """Nobody waits for these calls any more."""
         for call_id in ids:
@@ -214,10 +238,30 @@ class Stream:
         return upload
 
     async def _start(self, call: Call) -> None:
+        if len(call.request) <= _SMALL:
+            call.request = bytes(call.request)  # so that it does not keep the others in its message, and is quicker
+        arrived, upload = self._begun(call)
+        device = ""
+        if not wire.names_no_device(call.request):
+            try:
+                device = await self._service.device(call.request)
+            except asyncio.CancelledError:  # the stream ended, or is drained
+                if upload is not None:
+                    upload.close()
+                if call.method is not None:
+                    self._ended_with(call.method, arrived, gone(self._connection))
+                raise
+        self._start_on(device, call, upload, arrived)
+
+    def _begun(self, call: Call) -> tuple[float, Upload | None]:
+        """Takes note of a call that has come: when, and what came of it before."""
         arrived = time.perf_counter()
         upload = self._upload_of(call.id)
         if call.method is not None:
             self._service.metrics.calls[_name(call.method)].started += 1
+        return arrived, upload
+
+    def _start_on(self, device: str, call: Call, upload: Upload | None, arrived: float) -> None:
         try:
             self._check(call, upload)
             if call.method == stream_wire.DESCRIBE_SERVER:
@@ -226,17 +270,13 @@ class Stream:
                 self._answer(Answer(call.id, stream_wire.field_of(call.method), [self._service.describe()]))
                 self._ended_with(call.method, arrived, grpc.StatusCode.OK)
                 return
-            await self._admit(call, upload, arrived)
-        except asyncio.CancelledError:  # the stream ended, or is drained, while the device was looked for
-            if upload is not None:
-                upload.close()
-            if call.method is not None:
-                self._ended_with(call.method, arrived, gone(self._connection))
-            raise
+            self._admit(device, call, upload, arrived)
         except Exception as error:
             if upload is not None:
                 upload.close()
-            self._fail(call.id, call.method, arrived, error)
+            failure = self._refuse(call.id, error)
+            if call.method is not None:
+                self._ended_with(call.method, arrived, failure.code, failure=failure)
 
     def _check(self, call: Call, upload: Upload | None) -> None:
         """Raises Failure where a call is not let in, or does not follow the protocol."""
@@ -254,20 +294,18 @@ class Stream:
             text = f"calls: expected {call.attachments} attachments before call {call.id}, got {came}"
             raise statuses.malformed("Stream", text)
 
-    async def _admit(self, call: Call, upload: Upload | None, arrived: float) -> None:
+    def _admit(self, device: str, call: Call, upload: Upload | None, arrived: float) -> None:
         assert call.method is not None  # noqa: S101 - checked
-        request = call.request
-        if len(request) <= _SMALL:
-            request = bytes(request)  # so that it does not keep the others in its message, and is quicker to look at
-        device = "" if wire.names_no_device(request) else await self._service.device(request)
         attachments = None if upload is None else upload.attachments()
+        outcome = Outcome()
         try:
             lane, ticket = self._service.admit(
                 call.method,
-                request,
+                call.request,
                 device,
                 self._connection,
                 arrived,
+                outcome,
                 attachments,
                 attachments_welcome=True,
                 timeout=call.timeout,
@@ -279,30 +317,32 @@ class Stream:
         self._calls[call.id] = lane, ticket, upload
         self._held += ticket.size
         self._share.begin()
-        ticket.future.add_done_callback(lambda _: self._finished(call.id, call.method or 0))
+        outcome.add_done_callback(functools.partial(self._finished, call.id, call.method))
 
-    def _finished(self, call_id: int, method: int) -> None:
-        """A call has an answer, or nobody waits for one any more."""
+    def _finished(self, call_id: int, method: int, outcome: Outcome) -> None:
+        """A call has an answer, or nobody waits for one any more. What it is answered is sent before it is noted."""
         lane, ticket, upload = self._calls.pop(call_id)
         self._lane = lane
         self._held -= ticket.size
         self._share.end()
-        if ticket.job.attachments is not None:
-            ticket.job.attachments.close()
-        if upload is not None:
-            upload.close(answered=not ticket.future.cancelled() and ticket.future.exception() is None)
-        code = grpc.StatusCode.OK
-        if ticket.future.cancelled():
+        code, failure = grpc.StatusCode.OK, None
+        if outcome.cancelled():
             code = grpc.StatusCode.CANCELLED
         else:
             try:
-                reply = ticket.future.result()
-                parts = self._service.response(lane, ticket, reply)
+                reply = outcome.result()
+                parts = self._service.response(ticket, reply)
                 self._answer(Answer(call_id, stream_wire.field_of(method), parts, reply.attachments))
             except Exception as error:
-                self._fail(call_id, method, ticket.arrived, error, lane, ticket)
-                return
-        self._ended_with(method, ticket.arrived, code, lane, ticket)
+                failure = self._refuse(call_id, error)
+                code = failure.code
+            if outcome.exception() is None:
+                self._service.note(lane, ticket, outcome.result())
+        if ticket.job.attachments is not None:
+            ticket.job.attachments.close()
+        if upload is not None:
+            upload.close(answered=not outcome.cancelled() and outcome.exception() is None)
+        self._ended_with(method, ticket.arrived, code, lane, ticket, failure)
 
     def _ended_with(
         self,
@@ -318,21 +358,12 @@ class Stream:
         if self._trace is not None:
             self._trace.call(_name(method), arrived, code, lane, ticket, failure)
 
-    def _fail(
-        self,
-        call_id: int,
-        method: int | None,
-        arrived: float,
-        error: Exception,
-        lane: Lane | None = None,
-        ticket: Ticket | None = None,
-    ) -> None:
+    def _refuse(self, call_id: int, error: Exception) -> statuses.Failure:
         """Answers a call with why it is not served."""
         failure = error if isinstance(error, statuses.Failure) else statuses.internal(error, "Stream")
         failure.let_go()
         self._answer(Answer(call_id, stream_wire.STATUS_FIELD, [failure.status.SerializeToString()]))
-        if method is not None:
-            self._ended_with(method, arrived, failure.code, lane, ticket, failure)
+        return failure
 
     def _answer(self, answer: Answer) -> None:
         if self._ended:
@@ -341,8 +372,19 @@ class Stream:
         self._ready.append(answer)
         self._held += answer.size
         self._share.add(answer.whole_size)
-        if self._sending is not None or not self._gathers():
+        if self._sending is not None or not (self._sends_at_once() or self._gathers()):
             self._changed.set()
+
+    def _sends_at_once(self) -> bool:
+        """Sends a lone answer, where nothing is in its way. Whether it did."""
+        immediate = self._immediate
+        if immediate is None or self._calls or len(self._ready) > 1 or not self._rests or not immediate.has_room:
+            return False
+        if self._ready[0].attachments is not None:  # they go in chunks, each once the one before has gone
+            return False
+        immediate.send(self._next())
+        self._have_sent()
+        return True
 
     def _gathers(self) -> bool:
         """Whether answers that are ready wait for others, which are soon to come, to share a message with them."""
@@ -377,7 +419,9 @@ class Stream:
                 return
             else:
                 self._changed.clear()
+                self._rests = True
                 await self._changed.wait()
+                self._rests = False
 
     def _have_sent(self) -> None:
         self._share.take(self._leaving)

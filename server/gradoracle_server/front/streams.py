@@ -10,7 +10,7 @@ import grpc
 
 from gradoracle_server.front import statuses
 from gradoracle_server.front.auth import Tokens
-from gradoracle_server.front.service import Connection, Context, Service, gone
+from gradoracle_server.front.service import Connection, Context, Immediate, Service, gone
 from gradoracle_server.front.stream import Stream
 
 if TYPE_CHECKING:
@@ -44,19 +44,21 @@ class Streams:
         stream = self._open.get(connection)
         return stream is None or stream.is_idle
 
-    async def serve(self, connection: Connection) -> None:
+    async def serve(self, connection: Immediate) -> None:
         """Serves a stream that is not gRPC's, to its end. Raises Failure where that is not the client's regular end."""
         if self._service.draining:
             raise statuses.shutting_down()
-        stream = self._begin(connection, None)
+        stream = self._begin(connection, None, connection)
         try:
             await stream.run()
         finally:
             del self._open[connection]
 
-    def _begin(self, connection: Connection, trace: StreamTrace | None) -> Stream:
+    def _begin(
+        self, connection: Connection, trace: StreamTrace | None, immediate: Immediate | None = None
+    ) -> Stream:
         service = self._service
-        stream = Stream(service, service.budget, service.unread, connection, trace, self._tokens)
+        stream = Stream(service, service.budget, service.unread, connection, trace, self._tokens, immediate)
         stream.check_credentials()  # the tokens may have changed since they were looked at
         self._open[connection] = stream
         return stream

@@ -202,11 +202,13 @@ class Worker:
         if isinstance(reply.payload, memoryview):  # the worker may write over it: one copy, which is as it is sent
             timing = b"" if reply.code else wire.timing(ticket.queue_seconds, reply.phases)
             reply.payload, reply.is_timed = b"".join((reply.payload, timing)), bool(timing)
-        ticket.settle(reply)
-        if self.ahead:
-            self._go_on()
-        else:
-            self._free()
+        try:  # the next one first: the worker waits for it
+            if self.ahead:
+                self._go_on()
+            else:
+                self._free()
+        finally:
+            ticket.settle(reply)
 
     def _on_lost(self, garbled: bool) -> None:
         if garbled:
