@@ -238,6 +238,8 @@ class Reader:
         """The answer, once all of it has come. Raises ConnectionError at the end of all bytes, and DecodeError."""
         if not data:
             raise ConnectionResetError("the server has closed the connection")
+        if not self._came and len(data) > LENGTH.size and len(data) == LENGTH.size + LENGTH.unpack_from(data)[0]:
+            return next(self._incoming.take(data[LENGTH.size :]), None)  # as nearly all come
         self._came += data
         while len(self._came) >= LENGTH.size and len(self._came) >= (end := self._end):
             message, self._came = bytes(memoryview(self._came)[LENGTH.size : end]), self._came[end:]

@@ -35,6 +35,8 @@ class File:
     def __init__(self) -> None:
         self.token = b""
         self.uses = 0
+        self.size = 0
+        """Bytes that it is known to have; the server may have made it larger."""
         self._mapped: np.ndarray[Any, np.dtype[np.uint8]] | None = None
         self.descriptor = os.memfd_create("gradoracle", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
@@ -42,11 +44,6 @@ class File:
     def __del__(self) -> None:
         """A client may be forgotten, not closed."""
         self.close()
-
-    @property
-    def size(self) -> int:
-        """Bytes that it has become."""
-        return os.fstat(self.descriptor).st_size if self.descriptor >= 0 else 0
 
     def write(self, data: wire.Piece, offset: int) -> None:
         """Through the mapping where there is one; else not, because that would cost a page fault every 4 kB."""
@@ -57,18 +54,26 @@ class File:
         while rest:
             written = os.pwrite(self.descriptor, rest, offset)
             offset, rest = offset + written, rest[written:]
+        self.size = max(self.size, offset)
 
     def grow(self, end: int) -> None:
         """Sees to it that it has so many bytes, where no write has: spans of nothing may stand at its end."""
         if self.size < end:
-            os.ftruncate(self.descriptor, end)
+            if self._look() < end:
+                os.ftruncate(self.descriptor, end)
+            self.size = max(self.size, end)
 
-    def contents(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """All of it, mapped. The mapping lives as long as the array."""
-        size = self.size
-        if self._mapped is None or len(self._mapped) < size:
-            self._mapped = np.frombuffer(mmap.mmap(self.descriptor, size), np.uint8)
+    def contents(self, end: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """All of it, mapped, and so many bytes at the least, if it has as many. The mapping lives as long as the
+        array."""
+        if self._mapped is None or len(self._mapped) < end:
+            self._mapped = np.frombuffer(mmap.mmap(self.descriptor, self._look()), np.uint8)
         return self._mapped
+
+    def _look(self) -> int:
+        """How large it has become."""
+        self.size = os.fstat(self.descriptor).st_size
+        return self.size
 
     def close(self) -> None:
         """Gives the memory back, but for what arrays are still made of. May be called again."""
@@ -88,7 +93,7 @@ class Connection:
     def __init__(self, place: str, end: float) -> None:
         """Raises OSError; TimeoutError where that is not done until then."""
         self.files: set[File] = set()
-        self.viewed: set[File] = set()  # of those: what results are made of
+        self.viewed: dict[File, object] = {}  # of those: what results are made of, each with what tells of their death
         self._idle: list[File] = []
         self._offered: File | None = None  # the server has not said whether it takes it; one at a time
         self._process = os.getpid()
@@ -113,7 +118,9 @@ class Connection:
         where there is none until then."""
         with held(self._asking, end):
             if self._idle:
-                found = min(self._idle, key=lambda one: (one.size < size, abs(one.size - size)))
+                found = self._idle[0]
+                if len(self._idle) > 1:
+                    found = min(self._idle, key=lambda one: (one.size < size, abs(one.size - size)))
                 self._idle.remove(found)
                 return found
             return None if len(self.files) >= _FILES_AT_MOST else self._another(end)
@@ -149,15 +156,15 @@ class Connection:
 
     def release(self, file: File) -> None:
         """A file is free."""
-        self.viewed.discard(file)
-        if self.closed or sum(one.size for one in tuple(self._idle)) + file.size > _IDLE:
+        self.viewed.pop(file, None)
+        if self.closed or sum([one.size for one in tuple(self._idle)]) + file.size > _IDLE:
             self.drop(file)
         else:
             self._idle.append(file)
 
     def drop(self, file: File) -> None:
         """A file is not to be used again."""
-        self.viewed.discard(file)
+        self.viewed.pop(file, None)
         self.files.discard(file)
         file.close()
         if os.getpid() == self._process:  # else it is the parent's to use

@@ -7,6 +7,7 @@ the last of them dies, the file is free for the next call. Fresh memory costs se
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import threading
@@ -92,20 +93,22 @@ class Use:
         if not spans:
             self._connection.release(file)
             return ()
-        contents = file.contents()
-        for span in spans:
-            if span.offset + span.length > len(contents):
+        places = [(span.offset, span.length) for span in spans]
+        contents = file.contents(max([offset + length for offset, length in places]))
+        for offset, length in places:
+            if offset + length > len(contents):
                 text = f"expected an attachment within the {len(contents)} bytes of shared memory"
-                raise GradOracleError(f"{text}, got {span.length} bytes at {span.offset}", reason="INTERNAL")
-        small = 4 * sum(span.length for span in spans) < len(contents)
+                raise GradOracleError(f"{text}, got {length} bytes at {offset}", reason="INTERNAL")
+        small = 4 * sum([length for _, length in places]) < len(contents)
         if small or len(self._connection.viewed) >= _VIEWED_AT_MOST:
-            found = [contents[span.offset : span.offset + span.length].copy() for span in spans]
+            found = [contents[offset : offset + length].copy() for offset, length in places]
             self._connection.release(file)
             return found
         held = contents.view(_Held)
-        self._connection.viewed.add(file)
-        weakref.finalize(held, self._connection.release, file).atexit = False
-        return [held[span.offset : span.offset + span.length] for span in spans]
+        release = self._connection.release
+        # Not weakref.finalize, which keeps a book of all that live, and takes ten times as long.
+        self._connection.viewed[file] = weakref.ref(held, lambda _: release(file))
+        return [held[offset : offset + length] for offset, length in places]
 
     def refused(self) -> None:
         """The call was never begun: the file is free."""
@@ -197,6 +200,9 @@ class Memory:
         and TimeoutError where that is not known until then."""
         if os.getpid() != self._process:
             return None
+        there = self._connection
+        if there is not None and not there.closed and not self._closed:
+            return there
         with held(self._lock, end):
             if self._connection is None or self._connection.closed:
                 try:
@@ -247,13 +253,18 @@ def _pieces(request: Request[Any], file: File, placed: Sequence[tuple[int, wire.
     attachments = 0
     for field, name, tensor in request.tensors:
         if _is_attached(tensor):
-            pieces += tensors.attached_field(field, name, tensor, attachments)
+            pieces.append(tensors.attached_field(field, name, tensor, attachments))
             attachments += 1
         else:
             pieces += tensors.named_field(field, name, tensor)
-    memory = wire.bytes_field(_TOKEN, file.token) + wire.number_field(_USE, file.uses)
-    for start, data in placed:
-        span = wire.number_field(_OFFSET, start) + wire.number_field(_LENGTH, len(data))
-        memory += wire.bytes_field(_SPANS, span)
+    spans = _spans(tuple([(start, len(data)) for start, data in placed]))
+    memory = b"".join((wire.bytes_field(_TOKEN, file.token), wire.number_field(_USE, file.uses), spans))
     pieces.append(wire.bytes_field(_MEMORY, memory))
     return pieces
+
+
+@functools.lru_cache(maxsize=256)
+def _spans(placed: tuple[tuple[int, int], ...]) -> bytes:
+    """The fields that say where in a file tensors are."""
+    found = [wire.number_field(_OFFSET, start) + wire.number_field(_LENGTH, length) for start, length in placed]
+    return b"".join([wire.bytes_field(_SPANS, one) for one in found])

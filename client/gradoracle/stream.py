@@ -67,7 +67,7 @@ def parts(call_id: int, request: Request[Any], timeout: float | None = None) -> 
         if tensor.data is None or len(tensor.data) < CHUNK:
             pieces += tensors.named_field(field, name, tensor)
             continue
-        pieces += tensors.attached_field(field, name, tensor, attachments)
+        pieces.append(tensors.attached_field(field, name, tensor, attachments))
         for start in range(0, len(tensor.data), CHUNK):
             yield _chunk(call_id, attachments, tensor.data[start : start + CHUNK])
         attachments += 1

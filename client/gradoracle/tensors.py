@@ -183,10 +183,15 @@ def named_field(field: int, name: str, tensor: WireTensor) -> list[wire.Piece]:
     return [_named_data_prefix(field, name, tensor.head, len(tensor.data)), tensor.data]
 
 
-def attached_field(field: int, name: str, tensor: WireTensor, attachment: int) -> list[wire.Piece]:
+def attached_field(field: int, name: str, tensor: WireTensor, attachment: int) -> bytes:
     """The same with its elements in an attachment of a stream."""
-    contents = tensor.head + wire.number_field(ATTACHMENT, attachment)
-    return [_named_prefix(field, name, contents, 0), contents]
+    return _named_attachment(field, name, tensor.head, attachment)
+
+
+@lru_cache(maxsize=4096)
+def _named_attachment(field: int, name: str, head: bytes, attachment: int) -> bytes:
+    contents = head + wire.number_field(ATTACHMENT, attachment)
+    return _named_prefix(field, name, contents, 0) + contents
 
 
 def _named_prefix(field: int, name: str, contents: bytes, more: int) -> bytes:

@@ -111,20 +111,25 @@ def test_answers_stand_behind_the_request(descriptor: int) -> None:
     assert bytes(range(100)) == os.pread(descriptor, 100, 0)
 
 
-def test_small_tensors_are_copied_out_of_a_mapping_that_is_kept(descriptor: int) -> None:
-    """What an operator writes into them, or the caller into the file, changes nothing of what others see."""
-    before = os.pread(descriptor, 4096, 0)
-    attachments, mapping = frames.Attachments(descriptor, [(0, 4096)], callers=True), KeptMapping(1 << 20)
+@pytest.mark.parametrize(
+    ("dtype", "start", "copied"),
+    [(torch.float32, 0, False), (torch.complex64, 0, False), (torch.float32, 4, True), (torch.int32, 0, True)],
+)
+def test_numbers_are_read_where_they_are(descriptor: int, dtype: torch.dtype, start: int, copied: bool) -> None:
+    """In a mapping that is kept for the next call; copied are indices, which are checked before they are used, and what
+    is not aligned as torch's own memory is."""
+    before = os.pread(descriptor, 3200, start)
+    attachments, mapping = frames.Attachments(descriptor, [(start, 3200)], callers=True), KeptMapping(1 << 20)
+    found = []
     for _ in range(2):
-        tensor = Incoming(CPU, 0, attachments, mapping=mapping).tensor(attached(torch.float32, 1024), "x")
+        tensor = Incoming(CPU, 0, attachments, mapping=mapping).tensor(attached(dtype, 3200 // dtype.itemsize), "x")
+        found.append(tensor)
         assert before == tensor.numpy().tobytes()
         assert 0 == tensor.data_ptr() % 64
-        tensor.zero_()
-    os.pwrite(descriptor, b"\1" * 4096, 0)
-    changed = Incoming(CPU, 0, attachments, mapping=mapping).tensor(attached(torch.float32, 1024), "x")
+    os.pwrite(descriptor, b"\1" * 3200, start)
 
-    assert 0 == int(tensor.sum())
-    assert b"\1" * 4096 == changed.numpy().tobytes() == os.pread(descriptor, 4096, 0)
+    assert copied == (before == found[0].numpy().tobytes())
+    assert copied == (found[0].data_ptr() != found[1].data_ptr())
 
 
 def test_answers_are_written_through_a_mapping_that_is_kept(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:

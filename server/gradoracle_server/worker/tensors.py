@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
@@ -30,7 +29,6 @@ NUMBERS = {dtype: cast(pb.Dtype, number) for number, dtype in DTYPES.items()}
 _SMALL = 4096  # bytes of data up to which a tensor is quicker to take than to look at from all sides
 _ALIGNMENT = 64  # bytes, as torch's own allocator gives
 _ATTACHED_FROM = 1024 * 1024  # bytes; smaller tensors travel inside the answer
-_COPIED = 4 * 1024 * 1024  # bytes up to which a copy of what a caller shares costs less than to map it
 _SHARED_FROM = 64 * 1024  # the same where the answer goes into the caller's memory
 _KEPT_FROM = 64 * 1024  # bytes; protobuf copies what it is given, and copies it again when it writes a message
 _DRAWN_IN_ITSELF = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -59,7 +57,7 @@ class Incoming:
         self._all_limit = max_memory_bytes
         self._attachments = attachments
         self._mapping = mapping if attachments is not None and attachments.callers else None
-        self._mapped: mmap.mmap | None = None
+        self._mapped: memoryview | None = None
         self.bytes = 0
         self.data: Taken = {}
         """The data of large tensors, which were taken out of the request before it was parsed."""
@@ -186,25 +184,24 @@ class Incoming:
             raise _wrong_length(field, dtype, shape, size, length)
         if size == 0:
             return torch.empty(shape, dtype=dtype, device=self._device)
-        if size <= _COPIED and (room := self._kept(offset + length)) is not None:
-            return self._from_data(room[offset:], dtype, shape, size, field)
-        if self._mapped is None and self._attachments is not None:
-            self._mapped = self._attachments.map()
-        if not self._on_cpu and self._mapped is not None:
-            return self._from_data(memoryview(self._mapped)[offset : offset + length], dtype, shape, size, field)
-        raw = torch.frombuffer(self._mapped, dtype=torch.uint8, count=size, offset=offset)
+        room = self._room(offset + length)
         # Operators check indices, and use them later: no caller may change them in between.
+        is_index = not (dtype.is_floating_point or dtype.is_complex)
         may_change = self._attachments is not None and self._attachments.callers
-        if raw.data_ptr() % _ALIGNMENT or (may_change and not (dtype.is_floating_point or dtype.is_complex)):
-            raw = raw.clone()
-        _check_bools(raw.view(dtype), field)
-        return raw.view(dtype).view(shape)
+        if not self._on_cpu or offset % _ALIGNMENT or dtype is torch.bool or (is_index and may_change):
+            return self._from_data(room[offset : offset + length], dtype, shape, size, field)
+        return torch.frombuffer(room, dtype=dtype, count=size // dtype.itemsize, offset=offset).view(shape)
 
-    def _kept(self, end: int) -> memoryview | None:
-        """The caller's file up to there, where it is mapped."""
-        if self._mapping is None or self._attachments is None:
-            return None
-        return self._mapping.room(self._attachments.descriptor, end)
+    def _room(self, end: int) -> memoryview:
+        """The file of the attachments up to there, mapped: a caller's stays so for the next call."""
+        assert self._attachments is not None  # noqa: S101 - there is one of the tensors
+        if self._mapping is not None:
+            room = self._mapping.room(self._attachments.descriptor, end)
+            if room is not None:
+                return room
+        if self._mapped is None:
+            self._mapped = memoryview(self._attachments.map())
+        return self._mapped
 
 
 class Outgoing:
