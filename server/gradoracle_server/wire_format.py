@@ -31,7 +31,7 @@ def field(message: bytes | memoryview, start: int, end: int) -> tuple[int, int, 
     tag = message[start]
     start += 1
     if tag > 0x7F:
-        tag, start = _varint(message, start - 1, end)
+        tag, start = read_varint(message, start - 1, end)
     number = tag >> 3
     if not 0 < number < 2**29:
         raise MalformedError(f"expected a field number from 1 to 536870911, got {number}")
@@ -40,11 +40,11 @@ def field(message: bytes | memoryview, start: int, end: int) -> tuple[int, int, 
         if start < end and (size := message[start]) <= 0x7F:
             start += 1
         else:
-            size, start = _varint(message, start, end)
+            size, start = read_varint(message, start, end)
         stop = start + size
         value = start
     elif kind == VARINT:
-        value, stop = _varint(message, start, end)
+        value, stop = read_varint(message, start, end)
     elif kind in (FIXED64, FIXED32):
         value, stop = start, start + (8 if kind == FIXED64 else 4)
     elif kind == START_GROUP:
@@ -59,7 +59,7 @@ def field(message: bytes | memoryview, start: int, end: int) -> tuple[int, int, 
 def varints(message: bytes | memoryview, start: int, end: int) -> Iterator[int]:
     """The numbers of a packed field of them."""
     while start < end:
-        value, start = _varint(message, start, end)
+        value, start = read_varint(message, start, end)
         yield value
 
 
@@ -89,7 +89,7 @@ def _group(message: bytes | memoryview, number: int, start: int, end: int) -> in
     while inside:
         if len(inside) > _GROUPS_DEEP:
             raise MalformedError("groups nested too deep")
-        tag, after = _varint(message, start, end)
+        tag, after = read_varint(message, start, end)
         if tag & 7 == START_GROUP:
             inside.append(tag >> 3)
             start = after
@@ -102,8 +102,8 @@ def _group(message: bytes | memoryview, number: int, start: int, end: int) -> in
     return start
 
 
-def _varint(message: bytes | memoryview, start: int, end: int) -> tuple[int, int]:
-    """The number at a place, and where it ends."""
+def read_varint(message: bytes | memoryview, start: int, end: int) -> tuple[int, int]:
+    """The number at a place, and where it ends. Raises MalformedError where there is none."""
     value = 0
     for shift in range(0, 70, 7):
         if start >= end:

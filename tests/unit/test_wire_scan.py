@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 
 import pytest
@@ -9,6 +10,8 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import gradoracle as go
+from gradoracle import stream
 from gradoracle.v1 import service_pb2
 from gradoracle_server import wire_format
 from gradoracle_server.front import stream_wire, wire
@@ -249,3 +252,44 @@ def test_nonsense_in_a_stream_is_refused(message: bytes) -> None:
             pass
     except wire_format.MalformedError:
         pass
+
+
+@st.composite
+def one_call(draw: st.DrawFn) -> bytes:
+    """A StreamRequest of one call, as protobuf writes it."""
+    made = service_pb2.StreamRequest()
+    call = made.calls.add(id=draw(st.integers(0, 2**64 - 1)))
+    if draw(st.booleans()):
+        call.timeout_seconds = draw(st.sampled_from([0.5, 1e9, -1.0]))
+    getattr(call, draw(st.sampled_from(["compute_vjp", "evaluate", "list_operators"]))).SetInParent()
+    if draw(st.booleans()):
+        call.compute_vjp.device = "d" * draw(st.integers(0, 300))
+    if draw(st.integers(0, 3)) == 0:
+        made.calls.add(id=2)
+    if draw(st.integers(0, 3)) == 0:
+        made.cancelled.append(3)
+    return made.SerializeToString()
+
+
+@settings(max_examples=1000, deadline=None)
+@given(one_call() | messages, st.data())
+def test_a_lone_call_is_what_the_whole_reading_finds(message: bytes, data: st.DataObject) -> None:
+    """Whatever is read the short way is read the same the long way, of damaged messages, too."""
+    cut = data.draw(st.integers(0, len(message)))
+    damage = data.draw(st.binary(max_size=2))
+    for one in (message, message[:cut], message[:cut] + damage + message[cut + data.draw(st.integers(0, 2)) :]):
+        if (found := stream_wire.lone_call(one)) is not None:
+            (expected,) = stream_wire.split(memoryview(one))
+            assert isinstance(expected, stream_wire.Call)
+            assert repr(found) == repr(dataclasses.replace(expected, request=bytes(expected.request)))  # NaN is NaN
+
+
+@pytest.mark.parametrize("timeout", [None, 2.5])
+def test_a_lone_call_is_read_the_short_way(timeout: float | None) -> None:
+    """As the client writes it, with a timeout and without."""
+    request = go.request("vjp", "sum(x)", {"x": [1.0, 2.0]})
+    message = b"".join(stream.parts(7, request, timeout))
+    assert stream_wire.Call(7, 0, 1, request.to_bytes(), timeout or 0.0) == stream_wire.lone_call(message)
+    assert stream_wire.lone_call(message + message) is None
+    assert stream_wire.lone_call(message[:-1]) is None
+    assert stream_wire.lone_call(b"") is None

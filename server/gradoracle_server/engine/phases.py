@@ -13,11 +13,20 @@ class Phases:
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = {}
+        self._measures: dict[str, _Measure] = {}
         self._cuda = device if device.type == "cuda" else None
 
+    def begin(self) -> None:
+        """Forgets what was measured, before the next request."""
+        self.seconds.clear()
+
     def measure(self, phase: str) -> _Measure:
-        """A context that adds the time of its block to the phase, also where the block raises."""
-        return _Measure(self.seconds, phase, self._cuda)
+        """A context that adds the time of its block to the phase, also where the block raises. A phase is not measured
+        inside of itself."""
+        found = self._measures.get(phase)
+        if found is None:
+            found = self._measures[phase] = _Measure(self.seconds, phase, self._cuda)
+        return found
 
 
 class _Measure:

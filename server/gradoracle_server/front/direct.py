@@ -149,6 +149,9 @@ class _Connection(asyncio.Protocol):
             self.close()
 
     def data_received(self, data: bytes) -> None:
+        if not self._came and _is_whole(data) and not self.is_closing:  # as nearly all come
+            self._take(data[_LENGTH.size :])
+            return
         self._came += data
         while len(self._came) >= _LENGTH.size and not self.is_closing:
             (length,) = _LENGTH.unpack_from(self._came)
@@ -296,6 +299,12 @@ class _Connection(asyncio.Protocol):
     def peer(self) -> str:
         """Whose it is."""
         return self._peer
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether it is one message, and no more."""
+    size = len(data) - _LENGTH.size
+    return 0 <= size <= MESSAGE_AT_MOST and _LENGTH.unpack_from(data)[0] == size
 
 
 def _metadata(authorization: bytes) -> list[tuple[str, str | bytes]]:

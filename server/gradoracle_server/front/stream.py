@@ -194,14 +194,8 @@ class Stream:
         """Begins with a lone call, while the reader waits for one; False where anything is left for that to look at."""
         if self._calls or self._uploads or len(message) > _SMALL or self._is_full():
             return False
-        try:
-            parts = list(stream_wire.split(memoryview(message)))
-        except wire_format.MalformedError:
-            return False
-        if len(parts) != 1 or not isinstance(call := parts[0], Call):
-            return False
-        call.request = bytes(call.request)
-        if not wire.names_no_device(call.request):
+        call = stream_wire.lone_call(message)
+        if call is None or not wire.names_no_device(call.request):
             return False
         arrived, upload = self._begun(call)
         self._start_on("", call, upload, arrived)

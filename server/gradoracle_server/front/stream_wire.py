@@ -21,6 +21,8 @@ _METHODS = {
 }
 _FIELDS = {method: field for field, method in _METHODS.items()}
 _TIMEOUT = 12  # StreamCall.timeout_seconds
+_CALL_TAG, _ID_TAG, _TIMEOUT_TAG = 1 << 3 | wire_format.LENGTH, 1 << 3, _TIMEOUT << 3 | wire_format.FIXED64
+_METHOD_TAGS = {number << 3 | wire_format.LENGTH: method for number, method in _METHODS.items()}
 _CANCELLED_AT_MOST = 1024  # ids in one field: no more calls of a stream can be unanswered
 _FIELDS_AT_MOST = 64  # of one call or chunk; protobuf lets fields come again and again, but nobody sends that many
 
@@ -92,6 +94,28 @@ def split(message: memoryview) -> Iterator[Call | Chunk | Cancelled]:
             yield Cancelled(_ids(message, start, end))
         elif kind == wire_format.VARINT and number == 3:
             yield Cancelled([start])
+
+
+def lone_call(message: bytes) -> Call | None:
+    """The call of a message that is nothing else, as clients write one that came with no chunks: its id, a timeout
+    perhaps, and a request. None of any other, which is for `split` to read, as it reads these."""
+    end = len(message)
+    try:
+        if message[0] != _CALL_TAG:
+            return None
+        length, place = wire_format.read_varint(message, 1, end)
+        if place + length != end or message[place] != _ID_TAG:
+            return None
+        call_id, place = wire_format.read_varint(message, place + 1, end)
+        timeout = 0.0
+        if message[place] == _TIMEOUT_TAG:
+            (timeout,) = struct.unpack_from("<d", message, place + 1)
+            place += 9
+        method = _METHOD_TAGS.get(message[place])
+        length, place = wire_format.read_varint(message, place + 1, end)
+    except (IndexError, struct.error, wire_format.MalformedError):
+        return None
+    return None if method is None or place + length != end else Call(call_id, 0, method, message[place:], timeout)
 
 
 def _ids(message: memoryview, start: int, end: int) -> list[int]:

@@ -54,9 +54,7 @@ class Streams:
         finally:
             del self._open[connection]
 
-    def _begin(
-        self, connection: Connection, trace: StreamTrace | None, immediate: Immediate | None = None
-    ) -> Stream:
+    def _begin(self, connection: Connection, trace: StreamTrace | None, immediate: Immediate | None = None) -> Stream:
         service = self._service
         stream = Stream(service, service.budget, service.unread, connection, trace, self._tokens, immediate)
         stream.check_credentials()  # the tokens may have changed since they were looked at

@@ -72,6 +72,10 @@ def memory(message: bytes | memoryview) -> tuple[int, int, int] | None:
         for _ in range(_FIELDS_AT_ONCE):
             if start >= end:
                 break
+            tag = message[start]
+            if tag & 0x87 == LENGTH and tag > 7 and start + 1 < end and message[start + 1] < 0x80:
+                start += 2 + message[start + 1]  # as in `peek`
+                continue
             number, kind, value, stop = field(message, start, end)
             if number == MEMORY_FIELD and kind == LENGTH:
                 return start, value, stop

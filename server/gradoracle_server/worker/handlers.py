@@ -40,13 +40,20 @@ class Plans:
         self._most_bytes = size
         self._bytes = 0  # that all of them take, as far as can be told
         self._dropped = 0  # that others took, which may not have been collected yet
+        self._asked: bytes | None = None  # the one that was asked for last
 
     def get(self, key: bytes) -> Plan | None:
         found = self._plans.get(key)
         if found is not None:
             self._plans.move_to_end(key)
-            self._weigh(key, found)  # it grows with what is asked of it
+            self._asked = key
         return found
+
+    def weigh(self) -> None:
+        """Weighs what was asked for last once more: it grows with what is asked of it."""
+        key, self._asked = self._asked, None
+        if key is not None and (found := self._plans.get(key)) is not None:
+            self._weigh(key, found)
 
     def put(self, key: bytes, made: Plan) -> None:
         self._plans[key] = made

@@ -31,6 +31,7 @@ class KeptMemory:
         self._is_much = False
         self._file = -1
         self._is_read = True
+        self._poll: select.poll | None = None
         self._own = KeptMapping(_LARGEST_FILE)
         self._callers = KeptMapping(_LARGEST_FILE)
         self._set_heap()
@@ -69,11 +70,13 @@ class KeptMemory:
         return os.dup(self._file)
 
     def rest(self, sock: socket.socket) -> None:
-        """Waits for the next request as long as memory is kept for it, and then gives it back."""
+        """Waits for the next request as long as memory is kept for it, and then gives it back. It comes over the same
+        socket each time."""
         if self._until:
-            poll = select.poll()
-            poll.register(sock, select.POLLIN)
-            if not poll.poll(max(0.0, self._until - time.monotonic()) * 1e3):
+            if self._poll is None:
+                self._poll = select.poll()
+                self._poll.register(sock, select.POLLIN)
+            if not self._poll.poll(max(0.0, self._until - time.monotonic()) * 1e3):
                 self.give_back()
 
     def give_back(self) -> None:
