@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gradoracle_server.engine import autodiff, memory, structure, trial
+from gradoracle_server.engine import autodiff, structure, trial
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import seed_everything
 from gradoracle_server.engine.phases import Phases
+from gradoracle_server.engine.program import is_refusal
 from gradoracle_server.engine.report import Opinion, Verdict
 from gradoracle_server.engine.shadow import raised
 from gradoracle_server.engine.tolerances import RELATIVE
@@ -175,8 +176,8 @@ def forward_mode(
         tangent = structure.project(drawn_like(gradient, generator), kind)
         try:
             moved = _moved(subject, place, tangent, phases)
-        except (Fault, RuntimeError) as error:
-            if memory.ran_out(error):
+        except Exception as error:
+            if not is_refusal(error):
                 raise
             return _unanswered(found, error, len(gradients))
         terms = [
@@ -194,7 +195,7 @@ def forward_mode(
     return found
 
 
-def _unanswered(found: Opinion, error: Fault | RuntimeError, count: int) -> Opinion:
+def _unanswered(found: Opinion, error: Exception, count: int) -> Opinion:
     """Of so many inputs, where forward mode raised: it is wrong, unless there is none."""
     reason = (error.message if isinstance(error, Fault) else str(error)).rstrip(".")
     if autodiff.lacks_forward_formula(error):
@@ -222,7 +223,7 @@ def forward_slopes(
     for direction in directions:
         try:
             moved = _moved(subject, subject.places[place], direction, phases)
-        except (Fault, RuntimeError):
+        except Exception:
             return None
         pairs = zip(cotangents, moved, strict=True)
         found.append(sum(float(_product(u, one).sum()) for u, one in pairs if u is not None and one is not None))

@@ -14,8 +14,8 @@ from torch._C import _functorch
 from torch._functorch.vmap import lazy_load_decompositions  # type: ignore[attr-defined]
 
 from gradoracle_server.engine import finite_difference
-from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import RandomState, seed_everything
+from gradoracle_server.engine.program import is_refusal
 
 Map = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 """A function of all inputs."""
@@ -206,8 +206,8 @@ class Passes:
         return torch.minimum(widest, (_ILL * self.centre.abs()).nan_to_num(0.0, 0.0).clamp(min=least))
 
     def _in_turn(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor:
-        """One pass after another; NaN where an operator refuses the point, or gives outputs of other shapes there: the
-        base point is at the edge of its domain.
+        """One pass after another; NaN where an operator refuses the point, or the caller's function does, whatever it
+        raises, or gives outputs of other shapes there: the base point is at the edge of its domain.
 
         Few maps draw. Until one does, the generators are seeded once, and looked at after the last pass."""
         if not self._draws and count > 1:
@@ -229,8 +229,8 @@ class Passes:
                 point[place] = one[number].clone()  # because as_strided and its like see the memory behind a tensor
             try:
                 self._put(self._once(point, seeded=seeded), row)
-            except (Fault, RuntimeError) as error:
-                if isinstance(error, Fault) and error.reason != "COMPUTATION_FAILED":
+            except Exception as error:
+                if not is_refusal(error):
                     raise
                 for one in row:
                     one.fill_(math.nan)

@@ -79,6 +79,14 @@ def computation_failed(error: Exception, *, node: str = "", target: str = "") ->
     return Fault("COMPUTATION_FAILED", f"{location}{text}", node=node, target=target, exception=kind)
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether an operator, or a caller's own function by whatever it raises, refuses the numbers that it was given, and
+    might take others: it was not for want of memory, and the request is not at fault."""
+    if memory.ran_out(error):
+        return False
+    return not isinstance(error, Fault) or error.reason == "COMPUTATION_FAILED"
+
+
 class _Writer:
     """Writes a graph's source, one line a node, and collects the objects that the source names."""
 

@@ -21,6 +21,7 @@ from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import has_gradient
 from gradoracle_server.engine.graph import Argument, NodeSpec
 from gradoracle_server.engine.plan import Plan
+from gradoracle_server.engine.program import is_refusal
 from gradoracle_server.engine.trial import Subject, Tape
 
 _RUNS = 4  # of Monte Carlo arithmetic
@@ -211,8 +212,8 @@ def _allowed(run: Callable[[bool], list[torch.Tensor]]) -> list[torch.Tensor] | 
     for cautiously in (False, True):
         try:
             return run(cautiously)
-        except (Fault, RuntimeError) as error:
-            if isinstance(error, Fault) and error.reason != "COMPUTATION_FAILED":
+        except Exception as error:
+            if not is_refusal(error):
                 raise
     return None
 
