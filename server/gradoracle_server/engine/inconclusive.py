@@ -23,4 +23,6 @@ def report(passes: Passes, examiner: Examiner, found: Assessment) -> InputReport
         report.explanation = "No steps around this point agree on a slope."
     else:
         report.explanation = f"The numerical derivative is known to {widest:.2g} only, which is too wide to tell."
+    if passes.refusal:
+        report.explanation += f" At points beside this one the function raises {passes.refusal}."
     return report

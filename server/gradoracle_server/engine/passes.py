@@ -15,7 +15,7 @@ from torch._functorch.vmap import lazy_load_decompositions  # type: ignore[attr-
 
 from gradoracle_server.engine import finite_difference
 from gradoracle_server.engine.evaluate import RandomState, seed_everything
-from gradoracle_server.engine.program import is_refusal
+from gradoracle_server.engine.program import in_words, is_refusal
 
 Map = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 """A function of all inputs."""
@@ -60,6 +60,8 @@ class Passes:
         self._device, self._seed = device, seed
         self.base = list(base)
         self.count = 0
+        self.refusal = ""
+        """What the map raised last at a point that it does not take, in words."""
         self._draws = False  # whether it is known to draw random numbers
         self.shortest = math.sqrt(epsilon)
         """A step, relative to a coordinate, below which differences of values are rounding above all."""
@@ -232,6 +234,7 @@ class Passes:
             except Exception as error:
                 if not is_refusal(error):
                     raise
+                self.refusal = in_words(error)
                 for one in row:
                     one.fill_(math.nan)
         return _joined([real_coordinates(one) for one in kept], 1)

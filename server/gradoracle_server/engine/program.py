@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _STATE = ("running_mean", "running_var")
 """Parameters of the normalisations that change their tensors in training, which their schemas do not say."""
 
+_LINE = 200  # characters of a message
+
 
 class Program:
     """A compiled graph: tensors for the inputs in, a tuple of values out."""
@@ -85,6 +87,15 @@ def is_refusal(error: Exception) -> bool:
     if memory.ran_out(error):
         return False
     return not isinstance(error, Fault) or error.reason == "COMPUTATION_FAILED"
+
+
+def in_words(error: Exception) -> str:
+    """What an operator or function raised, in a line: its type and the beginning of its message."""
+    kind, text = type(error).__name__, str(error)
+    if isinstance(error, Fault):
+        kind, text = error.metadata.get("exception", kind), error.message
+    line = next(iter(text.strip().splitlines()), "")
+    return f"{kind}: {line[:_LINE].rstrip('.')}" if line else kind
 
 
 class _Writer:
