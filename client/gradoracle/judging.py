@@ -66,7 +66,7 @@ def check(
     options are those of `Client.check`.
 
     Raises InvalidRequestError for arguments that do not fit, TraceError for a function that can be judged neither way,
-    and whatever the function raises. A wrong gradient is a verdict, not an exception.
+    and whatever the function raises at the point itself. A wrong gradient is a verdict, not an exception.
     """
     if client is not None and not isinstance(client, Client):
         raise TypeError(f"client: expected a gradoracle.Client, got {type(client).__name__}")

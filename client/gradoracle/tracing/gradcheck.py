@@ -84,7 +84,8 @@ def gradcheck(
     Raises ValueError where no input requires grad or an output is sparse, and for forward mode by a sparse input, which
     torch does not have; RuntimeError for an input with a dimension of stride 0; AssertionError for flags that exclude
     each other: all as torch does. ValueError, too, where what requires grad is nested, a batch of compressed sparse
-    tensors, or of a subclass with a `__torch_dispatch__` of its own. And whatever `func` raises.
+    tensors, or of a subclass with a `__torch_dispatch__` of its own. And whatever `func` raises at the point itself:
+    what it raises beside that is an edge of its domain, which steps keep away from.
     """
     if not (check_forward_ad or check_backward_ad):
         raise AssertionError("expected check_forward_ad or check_backward_ad to be True, got neither")
