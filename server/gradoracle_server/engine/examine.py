@@ -24,6 +24,7 @@ _FLOORS = 4.0
 _LONGER = (8.0, 64.0)
 """What the steps of blocks are multiplied by where no bar could be narrower for fewer elements."""
 
+_BENT = 1 / 16  # of a bar, that shorter steps make of it where the function bends: longer ones can only be worse
 _BLURRED = 1e-4  # a bar beside its slope, where more than rounding inside of a function is unclear
 _SMALL = 1e-3  # of the largest element: what is less is small
 _NEGLIGIBLE = 1e-4  # likewise: faults in what is less are not looked for
@@ -274,8 +275,11 @@ class Examiner(Measurement):
         found = self.measured(directions, math.inf)
         size = gradient[coordinates].abs() * lengths
         blurred = (found.kinked | ~(found.bar <= _BLURRED * size)) & (size >= _NEGLIGIBLE * size.max())
+        bent = torch.zeros_like(blurred)
         if bool(blurred.any()):
-            found = found.replaced(blurred, self.measured(directions[blurred]))
+            nearer = self.measured(directions[blurred])
+            bent[blurred] = nearer.bar <= _BENT * found.bar[blurred]
+            found = found.replaced(blurred, nearer)
         usual, said = found, gradient[coordinates] * lengths
 
         def off(by: Slopes) -> torch.Tensor:
@@ -283,11 +287,12 @@ class Examiner(Measurement):
 
         fine = tolerances.FAULT / 4 * size
         unclear = ((found.bar > fine) & (size > 0)) | off(found)
-        if bool(unclear.any()):
+        longer = unclear & ~bent
+        if bool(longer.any()):
             sharper = sharpened(
-                self.passes, self.space, directions[unclear], found.of(unclear), fine[unclear], again=False
+                self.passes, self.space, directions[longer], found.of(longer), fine[longer], again=False
             ).slopes
-            found = found.replaced(unclear, sharper)
+            found = found.replaced(longer, sharper)
         if bool((wrong := off(found)).any()):
             found = self._unless_contradicted(directions, usual, found, wrong)
         if unrest is not None:

@@ -60,6 +60,8 @@ class Derivative:
     still: torch.Tensor | None = None  # bool: no step moved the value; None where every value moved
     settled: torch.Tensor | None = None  # bool: the shortest steps were not the best, so that shorter ones are worse
     doubt: torch.Tensor | None = None  # what no later bar is less than; None where there is no doubt
+    alone: torch.Tensor | None = None  # the bar by itself, without what contradicts it; None where nothing does
+    apart: torch.Tensor | None = None  # how far outside of what contradicts it the value is; 0 where nothing does
 
     def with_longer(
         self,
@@ -81,7 +83,9 @@ class Derivative:
         them.
 
         A contradiction that is too faint in the values to be anything but rounding, `faint` at most, stays a doubt:
-        steps that are shorter still see the same rounding, and agree with it.
+        steps that are shorter still see the same rounding, and agree with it. Any other is settled where these agree
+        with the longer ones, and contradict those that the longer ones contradicted: two ladders outvote a third, whose
+        steps went over a kink or a period.
 
         `quiet`: bars tell of all noise, so that what shorter steps contradict is no matter of it.
         """
@@ -96,16 +100,21 @@ class Derivative:
             grain = torch.where(change.isfinite(), change, 0.0)  # infinite where only one side moved the value
             own = torch.where(stopped, torch.maximum(own, grain / longest), own)
         distance = (self.value - longer.value).abs()
-        noise, closer = longer.bar, longer.bar < own
+        before = longer.bar
+        if longer.alone is not None and longer.apart is not None:
+            agreed = (distance <= own + longer.alone) & (distance + own < longer.apart)
+            before = torch.where(agreed, longer.alone, before)
+        noise, closer = before, before < own
         if longer.settled is not None and not quiet:
-            good = longer.settled & (longer.bar <= _GOOD * longer.value.abs())
+            good = longer.settled & (before <= _GOOD * longer.value.abs())
             growth = _GROWTH * LADDERS[0] / longest
             noise, closer = torch.where(good, noise * growth, noise), closer | good
         contradicted = distance > own + noise
         closer = closer & ~contradicted
-        value, bar = torch.where(closer, longer.value, self.value), torch.where(closer, longer.bar, own)
-        both = distance + torch.where(contradicted, longer.bar, 0.0)
-        bar = torch.where(contradicted, torch.maximum(bar, both), bar)
+        value, alone = torch.where(closer, longer.value, self.value), torch.where(closer, before, own)
+        both = distance + torch.where(contradicted, before, 0.0)
+        bar = torch.where(contradicted, torch.maximum(alone, both), alone)
+        apart = torch.where(contradicted, distance - noise, 0.0)
         doubt = torch.where(contradicted & (distance * longest <= faint), both, 0.0)
         if longer.doubt is not None:
             doubt = torch.maximum(doubt, longer.doubt)
@@ -114,15 +123,17 @@ class Derivative:
             stairs = stopped & (grain > loud)
             value = torch.where(stairs, self.value, value)
             bar = torch.where(stairs, distance + longer.bar, bar)
+            apart = torch.where(stairs, 0.0, apart)
         settled = self.settled
         if settled is not None and longer.settled is not None:
             settled = torch.where(closer, longer.settled, settled)
-        return Derivative(value, bar, still, settled, doubt)
+        return Derivative(value, bar, still, settled, doubt, alone, apart)
 
     def scaled(self, factor: float) -> Derivative:
         """Those along directions so many times as long."""
-        doubt = None if self.doubt is None else self.doubt * factor
-        return dataclasses.replace(self, value=self.value * factor, bar=self.bar * factor, doubt=doubt)
+        doubt, alone, apart = (None if one is None else one * factor for one in (self.doubt, self.alone, self.apart))
+        value, bar = self.value * factor, self.bar * factor
+        return dataclasses.replace(self, value=value, bar=bar, doubt=doubt, alone=alone, apart=apart)
 
     def of(self, rows: torch.Tensor | slice) -> Derivative:
         """Those of some directions, (P,) of bool or a slice."""
@@ -143,7 +154,7 @@ class Derivative:
         return Derivative(*(mixed(mine, theirs) for mine, theirs in pairs))  # type: ignore[arg-type]
 
     def _parts(self) -> tuple[torch.Tensor | None, ...]:
-        return self.value, self.bar, self.still, self.settled, self.doubt
+        return self.value, self.bar, self.still, self.settled, self.doubt, self.alone, self.apart
 
 
 def steps(longest: float, rungs: int = RUNGS) -> list[float]:
