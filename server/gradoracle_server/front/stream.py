@@ -374,6 +374,8 @@ class Stream:
         immediate = self._immediate
         if immediate is None or self._calls or len(self._ready) > 1 or not self._rests or not immediate.has_room:
             return False
+        if self._no_more_calls:  # the writer ends with it
+            return False
         if self._ready[0].attachments is not None:  # they go in chunks, each once the one before has gone
             return False
         immediate.send(self._next())

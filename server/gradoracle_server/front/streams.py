@@ -53,6 +53,7 @@ class Streams:
             await stream.run()
         finally:
             del self._open[connection]
+            connection.on_message = None  # in a ring, both would live until the next collection
 
     def _begin(self, connection: Connection, trace: StreamTrace | None, immediate: Immediate | None = None) -> Stream:
         service = self._service
