@@ -56,24 +56,13 @@ class File:
             offset, rest = offset + written, rest[written:]
         self.size = max(self.size, offset)
 
-    def grow(self, end: int) -> None:
-        """Sees to it that it has so many bytes, where no write has: spans of nothing may stand at its end."""
-        if self.size < end:
-            if self._look() < end:
-                os.ftruncate(self.descriptor, end)
-            self.size = max(self.size, end)
-
     def contents(self, end: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """All of it, mapped, and so many bytes at the least, if it has as many. The mapping lives as long as the
         array."""
         if self._mapped is None or len(self._mapped) < end:
-            self._mapped = np.frombuffer(mmap.mmap(self.descriptor, self._look()), np.uint8)
+            self.size = os.fstat(self.descriptor).st_size
+            self._mapped = np.frombuffer(mmap.mmap(self.descriptor, self.size), np.uint8)
         return self._mapped
-
-    def _look(self) -> int:
-        """How large it has become."""
-        self.size = os.fstat(self.descriptor).st_size
-        return self.size
 
     def close(self) -> None:
         """Gives the memory back, but for what arrays are still made of. May be called again."""
@@ -118,9 +107,7 @@ class Connection:
         where there is none until then."""
         with held(self._asking, end):
             if self._idle:
-                found = self._idle[0]
-                if len(self._idle) > 1:
-                    found = min(self._idle, key=lambda one: (one.size < size, abs(one.size - size)))
+                found = min(self._idle, key=lambda one: (one.size < size, abs(one.size - size)))
                 self._idle.remove(found)
                 return found
             return None if len(self.files) >= _FILES_AT_MOST else self._another(end)

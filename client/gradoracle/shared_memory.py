@@ -173,7 +173,6 @@ class Memory:
         try:
             for offset, data in placed:
                 file.write(data, offset)
-            file.grow(size)
         except OSError:  # no memory: gRPC needs less of it
             connection.drop(file)
             return None

@@ -45,6 +45,7 @@ JVPS = {
     "infinite": (lambda tangent, x: tangent * torch.inf, "FAIL", "FAIL"),
     "none": (None, "INCONCLUSIVE", "PASS"),
     "one that raises": (lambda tangent, x: tangent @ x[:2], "FAIL", "FAIL"),
+    "one that raises what torch does not": (lambda tangent, x: {}[0], "FAIL", "FAIL"),
 }
 """What it is, and the verdicts: its own and the whole."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from check_cases import F64, check
+from gradcheck_cases import wrong
 
 import gradoracle as go
 from gradoracle_server.engine.report import Verdict
@@ -14,21 +15,12 @@ ALIKE = torch.tensor([1.0, 1.0, 2.0], dtype=F64)
 
 def cube(within: float, error: type[Exception] = AssertionError, factor: float = 1.0):
     """x^3, of which the first two elements must be alike within so much; with a gradient that is `factor` too large."""
-
-    class Cube(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x**3
-
-        @staticmethod
-        def backward(ctx, cotangent):
-            return factor * 3 * ctx.saved_tensors[0] ** 2 * cotangent
+    cubed = wrong(lambda g, x: factor * 3 * x**2 * g)
 
     def function(x):
         if abs(float((x[0] - x[1]).detach())) > within:
             raise error(f"expected two alike, got {x[:2].tolist()}")
-        return Cube.apply(x)
+        return cubed(x)
 
     return function
 
@@ -56,9 +48,15 @@ def test_want_of_memory_is_no_edge():
         check(cube(1e-4, MemoryError), ALIKE)
 
 
-def test_low_precision_is_moved_where_the_function_allows_it():
-    report = check(cube(0.0), ALIKE.float())
+def test_low_precision_that_takes_nothing_else_is_not_told():
+    """Nor does it come out of the runs that round its numbers."""
+    assert check(cube(0.0), ALIKE.float()).verdict is Verdict.INCONCLUSIVE
+
+
+def test_outputs_of_another_shape_beside_the_point_are_told():
+    report = check(lambda x: x**2 if float(x.detach()[0]) == 1.0 else x[:2] ** 2, ALIKE)
     assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.inputs[0].explanation.endswith("the function gives an output of shape (2,), not (3,).")
 
 
 @pytest.mark.parametrize("factor", [1.0, 1 + 1e-6])

@@ -19,6 +19,7 @@ from gradoracle_server.frames import Attachments, Job, Reply
 from gradoracle_server.front import statuses
 from gradoracle_server.front.admission import Outcome, Ticket
 from gradoracle_server.front.stream import Stream
+from gradoracle_server.front.streams import Streams
 from gradoracle_server.front.unread import Unread
 from gradoracle_server.front.uploads import Budget
 
@@ -160,12 +161,32 @@ async def test_the_reader_takes_a_call_beside_another() -> None:
         assert 2 == len(service.tickets)
 
 
-async def test_answers_wait_for_room_and_for_those_before_them() -> None:
+async def test_an_answer_waits_for_room() -> None:
+    async with running() as (_, connection, service, _):
+        assert connection.on_message is not None
+        connection.on_message(message(1))
+        connection.has_room = False
+        service.tickets[0].settle(Reply(0, b""))
+        assert [] == connection.at_once
+        await settled()
+        assert [[1]] == ids(connection.in_turn)
+
+
+async def test_what_has_gone_counts_no_more() -> None:
+    """Neither against the stream, nor against all."""
+    async with running() as (stream, connection, service, _):
+        assert connection.on_message is not None
+        connection.on_message(message(1))
+        assert not stream.is_idle
+        service.tickets[0].settle(Reply(0, bytes(1000)))
+        assert stream.is_idle
+
+
+async def test_answers_wait_for_those_before_them() -> None:
     """The writer sends them in their order."""
     async with running() as (_, connection, service, _):
         await connection.waiting.put(message(1, 2))
         await settled()
-        connection.has_room = False
         for ticket in service.tickets:
             ticket.settle(Reply(0, b""))
         assert [] == connection.at_once
@@ -220,6 +241,15 @@ async def test_a_call_that_is_given_up_is_answered_nothing() -> None:
         assert service.tickets[0].future.cancelled()
         assert ["CANCELLED"] == service.events
         assert [] == connection.at_once + connection.in_turn
+
+
+async def test_a_connection_that_has_ended_keeps_no_stream() -> None:
+    """In a ring, both would live until the next collection."""
+    service: Any = SimpleNamespace(draining=False, budget=Budget(0, 0), unread=Unread(0, 1))
+    connection: Any = Connection()
+    await connection.waiting.put(grpc.aio.EOF)
+    await asyncio.wait_for(Streams(service).serve(connection), 30)
+    assert connection.on_message is None
 
 
 async def test_an_outcome_is_told_once_in_the_order_of_asking(caplog: pytest.LogCaptureFixture) -> None:

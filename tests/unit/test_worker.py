@@ -114,6 +114,41 @@ def test_the_least_recently_used_plan_goes_first():
     assert [cache(name) for name in "aab"] == [2, 1, 2]
 
 
+def test_a_plan_that_grows_is_weighed_after_the_answer():
+    """What is asked of a graph adds to what its plan holds."""
+    made = main.Worker(OPTIONS)
+    request = service_pb2.ComputeVjpRequest(graph=square_graph(), primals=[array("x", [1])])
+    held = []
+    for retain in ([], ["q"], ["q"]):
+        del request.retain[:]
+        request.retain.extend(retain)
+        assert 0 == ask(made, "ComputeVjp", request).code
+        made.let_go()
+        held.append(made._plans.held)
+    assert held[0] < held[1] == held[2]
+
+
+def test_phases_are_those_of_one_request(worker):
+    """Those of the one before are forgotten."""
+    primals = [array("x", [1, 2, 3])]
+    first = ask(worker, "ComputeVjp", service_pb2.ComputeVjpRequest(graph=square_graph(), primals=primals))
+    second = ask(worker, "Evaluate", service_pb2.EvaluateRequest(graph=square_graph(), primals=primals))
+    backward = frames.PHASES.index("backward")
+    assert first.phases[backward] > second.phases[backward] == 0
+
+
+def test_attachments_are_given_back_after_the_reply(worker):
+    """With what else a job took."""
+    descriptor = lanes.memory_file([bytes(64)])
+    held = tensor_pb2.Tensor(dtype=tensor_pb2.DTYPE_FLOAT64, shape=[8], attachment=0)
+    request = service_pb2.EvaluateRequest(graph=square_graph(), primals=[tensor_pb2.NamedTensor(name="x", tensor=held)])
+    assert 0 == ask(worker, "Evaluate", request, attachments=frames.Attachments(descriptor, [(0, 64)])).code
+    os.fstat(descriptor)
+    worker.let_go()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
 def test_a_graph_whose_constant_is_an_attachment_is_not_kept(worker):
     """The same bytes with other attachments are another graph: each call has its own constant."""
     nodes = [graph_pb2.Node(name="y", target="aten.mul.Tensor", args=[ref("x"), ref("c")])]

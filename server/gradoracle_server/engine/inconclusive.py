@@ -24,5 +24,5 @@ def report(passes: Passes, examiner: Examiner, found: Assessment) -> InputReport
     else:
         report.explanation = f"The numerical derivative is known to {widest:.2g} only, which is too wide to tell."
     if passes.refusal:
-        report.explanation += f" At points beside this one the function raises {passes.refusal}."
+        report.explanation += f" At points beside this one the function {passes.refusal}."
     return report

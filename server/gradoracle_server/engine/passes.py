@@ -35,6 +35,10 @@ class NoBatchesError(Exception):
     """An operator has no rule for batches: each point takes a pass of its own, and other points may be wanted then."""
 
 
+class _OtherShapeError(Exception):
+    """The map gives an output of another shape than at the base point."""
+
+
 class Passes:
     """Evaluates a map at points that differ from a base point in some inputs.
 
@@ -61,7 +65,7 @@ class Passes:
         self.base = list(base)
         self.count = 0
         self.refusal = ""
-        """What the map raised last at a point that it does not take, in words."""
+        """What the map did last at a point that it does not take, in words: "raises …"."""
         self._draws = False  # whether it is known to draw random numbers
         self.shortest = math.sqrt(epsilon)
         """A step, relative to a coordinate, below which differences of values are rounding above all."""
@@ -234,18 +238,17 @@ class Passes:
             except Exception as error:
                 if not is_refusal(error):
                     raise
-                self.refusal = in_words(error)
+                self.refusal = str(error) if isinstance(error, _OtherShapeError) else f"raises {in_words(error)}"
                 for one in row:
                     one.fill_(math.nan)
         return _joined([real_coordinates(one) for one in kept], 1)
 
     def _put(self, outputs: Sequence[torch.Tensor], row: Sequence[torch.Tensor]) -> None:
-        """Copies the outputs that are looked at: the map may use their memory again. Raises RuntimeError where one has
-        another shape."""
+        """Copies the outputs that are looked at: the map may use their memory again. Raises _OtherShapeError."""
         kept = outputs if len(row) == len(outputs) else itertools.compress(outputs, self._looked_at)
         for one, output in zip(row, kept, strict=True):
             if one.shape != output.shape:
-                raise RuntimeError(f"an output of shape {tuple(output.shape)}, at the base point {tuple(one.shape)}")
+                raise _OtherShapeError(f"gives an output of shape {tuple(output.shape)}, not {tuple(one.shape)}")
             one.copy_(output.detach())
 
     def _once(self, inputs: Sequence[torch.Tensor], *, seeded: bool) -> Sequence[torch.Tensor]:
