@@ -105,6 +105,22 @@ class Caller:
             found += data
         return found
 
+    def answers(self, count: int) -> list[tuple[bytes, bytes]]:
+        """Of so many calls of vjp, the output and the gradient."""
+        found: list[service_pb2.StreamAnswer] = []
+        while len(found) < count:
+            message = self.receive()
+            assert message is not None
+            found += message.answers
+        tensors = [(*one.compute_vjp.outputs, *one.compute_vjp.gradients) for one in found]
+        assert all(tensors)
+        return [tuple(one.tensor.data for one in each) for each in tensors]  # type: ignore[misc]
+
+    @staticmethod
+    def messages(request: go.Request[Any], count: int) -> list[bytes]:
+        """So many calls, each in a message of its own."""
+        return [b"".join(stream.parts(number, request)) for number in range(1, count + 1)]
+
     @property
     def is_closed(self) -> bool:
         """Whether the server has ended it."""
@@ -160,6 +176,27 @@ async def test_answers_are_those_of_grpc_awaited(server: Server) -> None:
         mine, its = [(await one.vjp("sum(sin(x))", {"x": x})).gradients["x"] for one in (client, plain)]
         assert mine.tobytes() == its.tobytes()  # type: ignore[union-attr]
         assert len(client._direct.idle) == 1
+
+
+def test_however_it_arrives_a_call_has_the_same_answer(server: Server) -> None:
+    """In one piece, which is read and answered without a turn of the event loop for each task; in two; beside others in
+    one message, and in messages of their own: the same bits."""
+    x = np.linspace(-1, 1, 300)
+    request = go.request("vjp", "sum(sin(x) * exp(x))", {"x": x})
+    caller = Caller(server)
+    whole = b"".join(stream.parts(1, request))
+    caller.send(whole)
+    (alone,) = caller.answers(1)
+    framed = LENGTH.pack(len(whole)) + whole
+    for cut in (2, 40, len(framed) - 1):
+        caller.socket.sendall(framed[:cut])
+        time.sleep(0.02)
+        caller.socket.sendall(framed[cut:])
+        assert [alone] == caller.answers(1)
+    caller.send(b"".join(caller.messages(request, 5)))
+    assert [alone] * 5 == caller.answers(5)
+    caller.socket.sendall(b"".join(LENGTH.pack(len(one)) + one for one in caller.messages(request, 5)))
+    assert [alone] * 5 == caller.answers(5)
 
 
 def test_large_answers_come_in_pieces(server: Server) -> None:
