@@ -1,8 +1,9 @@
 """The bidirectional Stream: many calls by id, answered as they are ready, large tensors in chunks.
 
-One task reads, one writes; a call costs no task of its own. What a stream may have unanswered is bounded by not reading
-on, so a client that sends faster than its calls are served, or reads no answers, is held up by gRPC's flow control, or
-that of whatever else the calls come over. What the answers of all streams may take together is told in unread.py.
+One task reads, one writes (stream_answers.py); a call costs no task of its own. What a stream may have unanswered is
+bounded by not reading on, so a client that sends faster than its calls are served, or reads no answers, is held up by
+gRPC's flow control, or that of whatever else the calls come over. What the answers of all streams may take together is
+told in unread.py.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections import deque
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import grpc
@@ -24,6 +23,7 @@ from gradoracle_server.front.admission import Outcome, Ticket
 from gradoracle_server.front.auth import Tokens
 from gradoracle_server.front.pool import Lane
 from gradoracle_server.front.service import Connection, Immediate, Service, gone
+from gradoracle_server.front.stream_answers import Answers
 from gradoracle_server.front.stream_wire import Answer, Call, Chunk
 from gradoracle_server.front.unread import Share, Unread
 from gradoracle_server.front.uploads import Budget, Upload
@@ -37,10 +37,6 @@ CALLS_AT_MOST = 1024
 BYTES_AT_MOST = 256 * 1024 * 1024
 """Bytes of unanswered requests and unsent answers of one stream, above which it is not read on."""
 
-_SHARE = 4  # answers wait for company while they are fewer than one in so many of the calls that are unanswered
-_PATIENCE = 0.002  # seconds that they wait at most: a message costs what several answers do
-
-_CHUNK = 512 * 1024  # bytes; of an attachment, and of answers that go into one message together
 _SMALL = 4096  # bytes of a request that is quicker to copy than to view
 _FIELDS_AT_ONCE = 256  # calls and chunks of one message before others have a go
 
@@ -60,7 +56,6 @@ class Stream:
     ) -> None:
         """`immediate` is the connection once more, where it is one."""
         self._service = service
-        self._immediate = immediate
         if immediate is not None:
             immediate.on_message = self._take_at_once
         self._trace = trace
@@ -69,36 +64,27 @@ class Stream:
         self._tokens = tokens
         self._problem = ""  # with the caller's credentials
         self._share = Share(unread)
-        self._leaving = 0  # bytes of the answers that end with the message that is being sent
         self._taking = False  # whether a message is being taken apart
         self._uploads: dict[int, Upload] = {}  # by call, which has not come yet
         self._calls: dict[int, tuple[Lane, Ticket, Upload | None]] = {}  # by id, not yet answered
-        self._ready: deque[Answer] = deque()  # not yet sent
-        self._held = 0  # bytes of both
-        self._sending: tuple[Answer, Iterator[list[bytes | memoryview]]] | None = None  # the one that goes in chunks
+        self._held = 0  # bytes of their requests
         self._reader: asyncio.Task[None] | None = None
         self._drained = False
-        self._no_more_calls = False
-        self._ended = False
-        self._changed = asyncio.Event()  # for the writer: there are answers, or there will be none
-        self._rests = False  # whether the writer waits for that, with nothing to send
         self._room = asyncio.Event()  # for the reader: something was sent
         self._lane: Lane | None = None  # whose worker has given the last answer
-        self._waited = False  # whether the answers that are ready have waited long enough
-        self._timer: asyncio.TimerHandle | None = None  # until they have
+        self._answers = Answers(connection, self._share, self._calls, self._worker_may_wait, self._room.set, immediate)
 
     async def run(self) -> None:
         """Serves the stream to its end. Raises Failure where that is not the client's regular end."""
         self._reader = asyncio.create_task(self._read())
-        writer = asyncio.create_task(self._write())
+        writer = asyncio.create_task(self._answers.send())
         try:
             await asyncio.wait({self._reader, writer}, return_when=asyncio.FIRST_COMPLETED)
             if writer.done():
                 await writer  # it failed: it does not end before the reader otherwise
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
-            self._no_more_calls = True
-            self._changed.set()
+            self._answers.end()
             await writer
             if self._drained:
                 raise statuses.shutting_down()
@@ -130,20 +116,12 @@ class Stream:
 
     def _give_back(self) -> None:
         """Nobody waits for anything of this stream any more."""
-        self._ended = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._answers.close()
         reason = "deadline" if gone(self._connection) is grpc.StatusCode.DEADLINE_EXCEEDED else "cancelled"
         for lane, ticket, _ in list(self._calls.values()):
             lane.abandon(ticket, reason)  # its done callback gives the rest back
         for upload in self._uploads.values():
             upload.close()
-        for answer in self._ready:
-            answer.close()
-        if self._sending is not None:
-            self._sending[0].close()
-        self._ready.clear()
-        self._sending = None
         self._share.close()
 
     async def _read(self) -> None:
@@ -162,9 +140,8 @@ class Stream:
             self._taking = False
 
     def _is_full(self) -> bool:
-        sending = 0 if self._sending is None else 1
-        unanswered = len(self._calls) + len(self._ready) + sending
-        return unanswered >= CALLS_AT_MOST or self._held >= BYTES_AT_MOST or self._share.is_full
+        unanswered = len(self._calls) + self._answers.count
+        return unanswered >= CALLS_AT_MOST or self._held + self._answers.held >= BYTES_AT_MOST or self._share.is_full
 
     async def _sent(self) -> None:
         """Waits until answers have left."""
@@ -261,7 +238,7 @@ class Stream:
             if call.method == stream_wire.DESCRIBE_SERVER:
                 if upload is not None:
                     upload.close()
-                self._answer(Answer(call.id, stream_wire.field_of(call.method), [self._service.describe()]))
+                self._answers.add(Answer(call.id, stream_wire.field_of(call.method), [self._service.describe()]))
                 self._ended_with(call.method, arrived, grpc.StatusCode.OK)
                 return
             self._admit(device, call, upload, arrived)
@@ -326,7 +303,7 @@ class Stream:
             try:
                 reply = outcome.result()
                 parts = self._service.response(ticket, reply)
-                self._answer(Answer(call_id, stream_wire.field_of(method), parts, reply.attachments))
+                self._answers.add(Answer(call_id, stream_wire.field_of(method), parts, reply.attachments))
             except Exception as error:
                 failure = self._refuse(call_id, error)
                 code = failure.code
@@ -356,100 +333,12 @@ class Stream:
         """Answers a call with why it is not served."""
         failure = error if isinstance(error, statuses.Failure) else statuses.internal(error, "Stream")
         failure.let_go()
-        self._answer(Answer(call_id, stream_wire.STATUS_FIELD, [failure.status.SerializeToString()]))
+        self._answers.add(Answer(call_id, stream_wire.STATUS_FIELD, [failure.status.SerializeToString()]))
         return failure
 
-    def _answer(self, answer: Answer) -> None:
-        if self._ended:
-            answer.close()
-            return
-        self._ready.append(answer)
-        self._held += answer.size
-        self._share.add(answer.whole_size)
-        if self._sending is not None or not (self._sends_at_once() or self._gathers()):
-            self._changed.set()
-
-    def _sends_at_once(self) -> bool:
-        """Sends a lone answer, where nothing is in its way. Whether it did."""
-        immediate = self._immediate
-        if immediate is None or self._calls or len(self._ready) > 1 or not self._rests or not immediate.has_room:
-            return False
-        if self._no_more_calls:  # the writer ends with it
-            return False
-        if self._ready[0].attachments is not None:  # they go in chunks, each once the one before has gone
-            return False
-        immediate.send(self._next())
-        self._have_sent()
-        return True
-
-    def _gathers(self) -> bool:
-        """Whether answers that are ready wait for others, which are soon to come, to share a message with them."""
-        if self._waited or not self._ready or len(self._ready) * _SHARE >= len(self._calls):
-            return False
-        if self._lane is None or self._lane.queue.depth < self._lane.size:  # workers may have to wait for the client
-            return False
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_PATIENCE, self._have_waited)
-        return True
-
-    def _have_waited(self) -> None:
-        self._timer = None
-        self._waited = True
-        self._changed.set()
-
-    async def _write(self) -> None:
-        while True:
-            if self._sending is None and self._gathers():
-                self._changed.clear()
-                await self._changed.wait()
-            elif message := self._next():
-                self._waited = False
-                if self._timer is not None:
-                    self._timer.cancel()
-                    self._timer = None
-                await self._connection.write(message)
-                self._have_sent()
-            elif self._leaving or self._ready or self._sending is not None:
-                self._have_sent()  # the last part of a large answer, with the message before; the next one may wait
-            elif self._no_more_calls and not self._calls:
-                return
-            else:
-                self._changed.clear()
-                self._rests = True
-                await self._changed.wait()
-                self._rests = False
-
-    def _have_sent(self) -> None:
-        self._share.take(self._leaving)
-        self._leaving = 0
-        self._room.set()
-
-    def _next(self) -> bytes:
-        """The next message: answers that are ready, and a chunk of one that is larger."""
-        parts: list[bytes | memoryview] = []
-        size = 0
-        while self._ready and size < _CHUNK:
-            if self._ready[0].attachments is not None:
-                if self._sending is not None:
-                    break
-                answer = self._ready.popleft()
-                self._sending = answer, stream_wire.chunks(answer, _CHUNK)
-                continue
-            answer = self._ready.popleft()
-            self._held -= answer.size
-            self._leaving += answer.whole_size
-            size += answer.size
-            parts += stream_wire.answer(answer)
-        if self._sending is not None and size < _CHUNK:
-            answer, chunks = self._sending
-            if (chunk := next(chunks, None)) is not None:
-                parts += chunk
-            else:
-                self._sending = None
-                self._held -= answer.size
-                self._leaving += answer.whole_size
-                answer.close()
-        return b"".join(parts)
+    def _worker_may_wait(self) -> bool:
+        """Whether fewer calls wait than there are workers: one of those may have to wait for what the client sends."""
+        return self._lane is None or self._lane.queue.depth < self._lane.size
 
 
 def _name(method: int) -> str:
