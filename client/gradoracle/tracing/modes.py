@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _STATE = ("running_mean", "running_var")
 """Parameters that normalisations change in training, which their schemas do not say."""
 
+_READING = ("_backward", "_functional", "_no_training", "_no_update")
+"""Parts of the names of such as only read them."""
+
 
 class Guard(TorchFunctionMode):
     def __init__(self, watch: Watch) -> None:
@@ -82,10 +85,11 @@ def tensors_in(values: Any) -> Iterator[torch.Tensor]:
 @functools.cache
 def _writable(func: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
     """Positions and names of the parameters that an operator may change."""
+    reads = any(part in func._schema.name for part in _READING)
     return tuple(
         (position, one.name)
         for position, one in enumerate(func._schema.arguments)
-        if (one.alias_info is not None and one.alias_info.is_write) or one.name in _STATE
+        if (one.alias_info is not None and one.alias_info.is_write) or (one.name in _STATE and not reads)
     )
 
 
