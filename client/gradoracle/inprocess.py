@@ -35,11 +35,13 @@ class Engine(Protocol):
         claimed: Mapping[str, Any],
         cotangents: Mapping[str, Any],
         raisable: bool,
+        raising: bool,
     ) -> tuple[int, bytes]:
         """(0, a serialized CheckGradientsResponse) or (gRPC's code, a google.rpc.Status)."""
 
-    def is_smooth_in_float64(self, function: Function, inputs: Sequence[Any]) -> bool:
-        """Whether a function of low-precision tensors is one of float64 tensors too."""
+    def is_smooth_in_float64(self, function: Function, inputs: Sequence[Any], *, raising: bool) -> bool:
+        """Whether a function of low-precision tensors is one of float64 tensors too; with `raising`, where those that
+        it holds itself are raised."""
 
 
 @lru_cache(maxsize=1)
@@ -69,10 +71,18 @@ def check(
     claimed: Mapping[str, Any],
     cotangents: Mapping[str, Any],
     raisable: bool,
+    raising: bool = False,
 ) -> CheckReport:
     """The report on a function of torch tensors. `inputs` has for each name the tensor and whether it is on trial."""
     code, answer = engine.check(
-        function, inputs, outputs, request, claimed=claimed, cotangents=cotangents, raisable=raisable
+        function,
+        inputs,
+        outputs,
+        request,
+        claimed=claimed,
+        cotangents=cotangents,
+        raisable=raisable,
+        raising=raising,
     )
     if code:
         raise status.from_status(status_pb2.Status.FromString(answer))

@@ -131,6 +131,8 @@ def _in_process(call: Call, tried: set[str], claimed: Any, cotangents: Any, opti
     with left_alone(tensors):
         outputs = function.named(tensors)
         shown = tried | _without_gradient(call)
+        alone = is_raisable(function, tensors)
+        raising = not alone and is_raisable(function, tensors, raising=True)
         named = {leaf.name: (one, leaf.name in shown) for leaf, one in zip(leaves, tensors, strict=True)}
         return inprocess.check(
             engine,
@@ -140,7 +142,8 @@ def _in_process(call: Call, tried: set[str], claimed: Any, cotangents: Any, opti
             request,
             claimed=_claims(claimed, {name: one for name, (one, _) in named.items() if name in tried}),
             cotangents=_cotangents(cotangents, dict(outputs)),
-            raisable=is_raisable(function, tensors),
+            raisable=alone or raising,
+            raising=raising,
         )
 
 
@@ -168,11 +171,12 @@ def _like(array: Any, other: torch.Tensor | None) -> torch.Tensor:
     return found if other is None else found.to(other.device)
 
 
-def is_raisable(function: inprocess.Function, tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether the function computes in float64 throughout when it is given that."""
+def is_raisable(function: inprocess.Function, tensors: Sequence[torch.Tensor], *, raising: bool = False) -> bool:
+    """Whether the function computes in float64 throughout when it is given that; with `raising`, when the tensors that
+    it holds itself are raised to it, too."""
     engine = inprocess.engine()
     low = any(wide(one).dtype != one.dtype for one in tensors)
-    return not low or (engine is not None and engine.is_smooth_in_float64(function, tensors))
+    return not low or (engine is not None and engine.is_smooth_in_float64(function, tensors, raising=raising))
 
 
 # ---- Looking at a function

@@ -299,6 +299,7 @@ def _report(run: Originals, *, batched: bool) -> CheckReport:
         found = _by_graph(run)
         if found is not None:
             return found
+    raising = not raisable and is_raisable(run, run.base, raising=True)
     inputs = dict(
         zip(
             run.names,
@@ -308,7 +309,17 @@ def _report(run: Originals, *, batched: bool) -> CheckReport:
     )
     outputs = [f"out{place}" for place in range(len(run.results()))]
     request = inprocess.options(batched_gradients=batched)
-    return inprocess.check(engine, run, inputs, outputs, request, claimed={}, cotangents={}, raisable=raisable)
+    return inprocess.check(
+        engine,
+        run,
+        inputs,
+        outputs,
+        request,
+        claimed={},
+        cotangents={},
+        raisable=raisable or raising,
+        raising=raising,
+    )
 
 
 def _by_graph(run: Originals) -> CheckReport | None:

@@ -116,13 +116,15 @@ class Originals:
     def placed(self, point: Sequence[torch.Tensor]) -> Iterator[None]:
         """The tensors with other contents, for a while. Under autograd."""
         try:
-            for place, one, value in zip(self.places, self._elements, point, strict=True):
-                self.arguments[place] = one.hold(value)
+            with _no_modes():
+                for place, one, value in zip(self.places, self._elements, point, strict=True):
+                    self.arguments[place] = one.hold(value)
             with torch.enable_grad():
                 yield
         finally:
-            for place, one in zip(self.places, self._elements, strict=True):
-                self.arguments[place] = one.put_back()
+            with _no_modes():
+                for place, one in zip(self.places, self._elements, strict=True):
+                    self.arguments[place] = one.put_back()
 
     def recorded(self, point: list[torch.Tensor]) -> Tape:
         """One run under autograd."""
@@ -217,6 +219,17 @@ class _Memory:
         pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None and a.numel()]
         self._found.append((tape, [one.clone() for one in cotangents], first))
         return first, max((float((a - b).abs().nan_to_num().max()) for a, b in pairs), default=0.0)
+
+
+@contextlib.contextmanager
+def _no_modes() -> Iterator[None]:
+    """Without what torch asks about every call: the engine may have it raise whatever the function holds itself."""
+    modes = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            torch._C._push_on_torch_function_stack(mode)
 
 
 def _is_batched(tensor: torch.Tensor) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from gradoracle_server.engine import gradients, opinions, shadow, tolerances, trial, verdicts
+from gradoracle_server.engine import gradients, opinions, raising, shadow, tolerances, trial, verdicts
 from gradoracle_server.engine.autodiff import pull_back
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.evaluate import bind, has_gradient
@@ -147,7 +147,7 @@ def _repeatable(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> 
 def _alike(left: torch.Tensor, right: torch.Tensor) -> bool:
     if left.shape != right.shape:
         return False
-    wide, other = shadow.raised(left), shadow.raised(right)
+    wide, other = raising.raised(left), raising.raised(right)
     if torch.equal(wide, other):
         return True
     if not has_gradient(left):
@@ -171,7 +171,7 @@ def _case(
     faithful = shadow.is_faithful(distance, coarse)
     if not faithful:
         twin, twin_tape = subject, tape
-    raised = [None if one is None else shadow.raised(one) for one in chosen]
+    raised = [None if one is None else raising.raised(one) for one in chosen]
     used = raised if twin is not subject else chosen
     weights: list[torch.Tensor | None] | None = None
     if options.order == 2:
@@ -182,7 +182,7 @@ def _case(
     else:
         torchs = first
         reference = first if twin is subject else twin_tape.pull(used)
-    lifted = [shadow.raised(one.detach()) for one in torchs]
+    lifted = [raising.raised(one.detach()) for one in torchs]
     return Case(
         subject=subject,
         twin=twin,
@@ -192,16 +192,16 @@ def _case(
         own=not claims,
         cotangents=chosen,
         twin_cotangents=used,
-        claimed=[shadow.raised(claims[name].detach()) for name in subject.names] if claims else lifted,
+        claimed=[raising.raised(claims[name].detach()) for name in subject.names] if claims else lifted,
         torchs=lifted,
-        reference=lifted if reference is torchs else [shadow.raised(one.detach()) for one in reference],
+        reference=lifted if reference is torchs else [raising.raised(one.detach()) for one in reference],
         weights=weights,
     )
 
 
 def _passes(case: Case, options: Options) -> Passes:
     twin = case.twin
-    base = [shadow.raised(one) for one in twin.inputs]
+    base = [raising.raised(one) for one in twin.inputs]
     dtypes = [one.dtype for one in twin.inputs]
     as_is = dtypes == [one.dtype for one in base]  # in a batch, to ask a tensor for its own dtype takes 10 us
     program = twin.plan.program()
@@ -224,7 +224,7 @@ def _passes(case: Case, options: Options) -> Passes:
     return Passes(
         function if case.weights is None else gradients,
         base,
-        [None if one is None else shadow.raised(one) for one in weights],
+        [None if one is None else raising.raised(one) for one in weights],
         device=twin.plan.device,
         seed=options.seed,
         batched=None if case.weights is None else many_gradients,

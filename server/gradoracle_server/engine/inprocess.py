@@ -8,15 +8,16 @@ function, and one point at a time: what vmap makes of code that it cannot see in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.graph import GraphSpec, InputSpec
-from gradoracle_server.engine.plan import Plan
+from gradoracle_server.engine.plan import NOTHING_AROUND, Plan
 from gradoracle_server.engine.program import Program
-from gradoracle_server.engine.shadow import raised
+from gradoracle_server.engine.raising import Raising, raised
 
 Function = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 """Tensors for the inputs in, one tensor an output out. It leaves the tensors that it gets as they are."""
@@ -25,7 +26,7 @@ Function = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 class CallablePlan(Plan):
     """A plan that calls a function."""
 
-    __slots__ = ("_function", "_narrow", "_raisable", "_shapes")
+    __slots__ = ("_function", "_narrow", "_raisable", "_raising", "_shapes", "_wide")
 
     def __init__(
         self,
@@ -34,14 +35,16 @@ class CallablePlan(Plan):
         outputs: Sequence[str],
         *,
         raisable: bool,
-        narrow: bool = False,
+        raising: bool = False,
     ) -> None:
-        """`raisable`: the function computes the same in float64 throughout when it is given float64 tensors. Where it
-        does not, it has no shadow, and low precision is judged by differences in low precision."""
+        """`raisable`: the function computes the same in float64 throughout when it is given float64 tensors; with
+        `raising`, when its own are raised, too. Where it does not, it has no shadow, and low precision is judged by
+        differences in low precision."""
         device = inputs[0][1].device if inputs else torch.device("cpu")
         spec = GraphSpec(tuple(one for one, _ in inputs), (), tuple((name, name) for name in outputs))
         super().__init__(spec, device, {}, {}, {})
-        self._function, self._raisable, self._narrow = function, raisable, narrow
+        self._function, self._raisable, self._narrow = function, raisable, False
+        self._raising, self._wide = raising, NOTHING_AROUND
         self._shapes = [(one.shape, one.dtype) for _, one in inputs]
 
     def program(self, extra: Sequence[str] = ()) -> Program:
@@ -54,8 +57,26 @@ class CallablePlan(Plan):
         found = CallablePlan.__new__(CallablePlan)
         Plan.__init__(found, spec, self.device, {}, {}, {})
         found._function, found._raisable, found._shapes = self._function, self._raisable, self._shapes
-        found._narrow = not self._raisable
+        found._narrow, found._raising = not self._raisable, self._raising
+        found._wide = Raising() if self._raising else NOTHING_AROUND
         return found
+
+    def raising(self) -> None:
+        """It is known beforehand whether it is to be."""
+
+    def dtypes(self, inputs: Sequence[torch.Tensor]) -> set[torch.dtype]:
+        """Those of the tensors that the function holds and makes, where they are raised."""
+        if not self._raising:
+            return set()
+        around = Raising()
+        with torch.enable_grad(), around:
+            self._function([raised(one) for one in inputs])
+        return around.met
+
+    @property
+    def around(self) -> AbstractContextManager[object]:
+        """Of a shadow: that torch raises what the function holds itself."""
+        return self._wide
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> tuple[Any, ...]:
         if any(torch._C._functorch.is_functorch_wrapped_tensor(one) for one in inputs):
@@ -67,12 +88,13 @@ class CallablePlan(Plan):
         if self._narrow:
             inputs = [one.to(dtype) for one, (_, dtype) in zip(inputs, self._shapes, strict=True)]
         # Also where only values are wanted: functions that call autograd themselves need it, and no backward runs.
-        with torch.enable_grad():
+        with torch.enable_grad(), self._wide:
             return tuple(self._function(inputs))
 
 
-def is_smooth_in_float64(function: Function, inputs: Sequence[torch.Tensor]) -> bool:
-    """Whether a function of low-precision tensors computes in float64 throughout when it is given float64 ones.
+def is_smooth_in_float64(function: Function, inputs: Sequence[torch.Tensor], *, raising: bool = False) -> bool:
+    """Whether a function of low-precision tensors computes in float64 throughout when it is given float64 ones; with
+    `raising`, when its own are raised, too.
 
     It must take them and give float64 back, and twice a small step must move its outputs twice as far, and not at all
     only where a long one does not either: roundings to a coarser precision on the way would show.
@@ -88,7 +110,7 @@ def is_smooth_in_float64(function: Function, inputs: Sequence[torch.Tensor]) -> 
 
     def at(step: float) -> list[torch.Tensor]:
         point = [one if move is None else one + step * move for one, move in zip(wide, moves, strict=True)]
-        with torch.enable_grad():
+        with torch.enable_grad(), Raising() if raising else NOTHING_AROUND:
             return [one.detach() for one in function(point)]
 
     try:

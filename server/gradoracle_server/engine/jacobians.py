@@ -89,7 +89,8 @@ def of(case: Case, passes: Passes, spaces: Sequence[Space]) -> list[Jacobian]:
 
     def pulled(cotangents: torch.Tensor) -> list[torch.Tensor]:
         """(B, C) gradients of each input for cotangents in real coordinates, (B, M)."""
-        found = _pulled(tape.targets, kept, _apart(cotangents, kept), guards=tape.guards)
+        with tape.around:
+            found = _pulled(tape.targets, kept, _apart(cotangents, kept), guards=tape.guards)
         return [_rows(one, space) for one, space in zip(found, spaces, strict=True)]
 
     count = passes.centre.numel()

@@ -19,8 +19,8 @@ from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import seed_everything
 from gradoracle_server.engine.phases import Phases
 from gradoracle_server.engine.program import is_refusal
+from gradoracle_server.engine.raising import raised
 from gradoracle_server.engine.report import Opinion, Verdict
-from gradoracle_server.engine.shadow import raised
 from gradoracle_server.engine.tolerances import RELATIVE
 from gradoracle_server.engine.trial import Subject, Tape, drawn_like
 

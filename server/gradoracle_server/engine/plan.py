@@ -9,8 +9,10 @@ looked at again by who sent them, and constants serve the next request with the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -19,6 +21,9 @@ from gradoracle_server.engine import fresh, functions, rules
 from gradoracle_server.engine.graph import GraphSpec
 from gradoracle_server.engine.operators import Operator
 from gradoracle_server.engine.program import Program
+from gradoracle_server.engine.raising import Raising
+
+NOTHING_AROUND: AbstractContextManager[object] = contextlib.nullcontext()
 
 _VARIANTS = 8  # programs kept for one graph, by what they return beside the outputs
 _EACH = 10_000  # bytes that a plan takes, and each of its programs
@@ -39,6 +44,15 @@ class Plan:
     needs: dict[Any, Any] = dataclasses.field(default_factory=dict)  # kept by `limits`
     wants_zeros: bool = False  # whether it must run on memory that holds zeros: see `fresh`
     _constant_bytes: int = -1  # -1: not counted yet
+
+    def dtypes(self, inputs: Sequence[torch.Tensor]) -> set[torch.dtype]:
+        """Those that it has of its own, with some inputs: its constants', and those that it names."""
+        return _dtypes(self.spec)
+
+    @property
+    def around(self) -> AbstractContextManager[object]:
+        """What is to hold while its backward runs."""
+        return NOTHING_AROUND
 
     @property
     def output_values(self) -> tuple[str, ...]:
@@ -68,6 +82,44 @@ class Plan:
     def rebuilt(self, spec: GraphSpec) -> Plan:
         """The plan of another graph on the same device."""
         return build(spec, self.device)
+
+    def raising(self) -> Plan | None:
+        """The same graph, with whatever its operators get and make raised to float64; None where it is no graph."""
+        return RaisingPlan(self)
+
+
+class RaisingPlan(Plan):
+    """A graph in float64, of whatever dtypes its operators are."""
+
+    __slots__ = ("_around", "_plan")
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(
+            plan.spec, plan.device, plan.operators, plan.constants, plan.functions, wants_zeros=plan.wants_zeros
+        )
+        self._plan, self._around = plan, Raising()
+
+    @property
+    def around(self) -> AbstractContextManager[object]:
+        return self._around
+
+    def program(self, extra: Sequence[str] = ()) -> Program:
+        program, around = self._plan.program(extra), self._around
+
+        def run(inputs: Sequence[torch.Tensor], *, recorded: bool = False) -> tuple[Any, ...]:
+            with around:
+                return program(inputs, recorded=True) if recorded else program(inputs)
+
+        return run  # type: ignore[return-value]  # a Program is used as a callable, and as nothing else
+
+
+def _dtypes(spec: GraphSpec) -> set[torch.dtype]:
+    found = {value.dtype for _, value in spec.constants}
+    for node in spec.nodes:
+        found |= {one for one in (*node.args, *node.kwargs.values()) if isinstance(one, torch.dtype)}
+    for one in spec.functions:
+        found |= _dtypes(one.forward) | _dtypes(one.backward)
+    return found
 
 
 def build(spec: GraphSpec, device: torch.device) -> Plan:

@@ -19,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import has_gradient
-from gradoracle_server.engine.graph import Argument, NodeSpec
+from gradoracle_server.engine.graph import Argument, GraphSpec, NodeSpec
 from gradoracle_server.engine.plan import Plan
 from gradoracle_server.engine.program import is_refusal
+from gradoracle_server.engine.raising import RAISED, raised
 from gradoracle_server.engine.trial import Subject, Tape
 
 _RUNS = 4  # of Monte Carlo arithmetic
@@ -37,43 +38,37 @@ _TRIGAMMA = 7e-10
 """What torch's trigamma is off by at the most, and its slope, relative to themselves, where it is positive: measured
 with mpmath between 0.3 and 50, 4.8e-10 and 6.7e-10 (torch 2.13)."""
 
-_RAISED = {
-    torch.float16: torch.float64,
-    torch.bfloat16: torch.float64,
-    torch.float32: torch.float64,
-    torch.complex32: torch.complex128,
-    torch.complex64: torch.complex128,
-}
-
-
-def raised(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float64 or complex128, exactly; others as they are."""
-    wide = _RAISED.get(tensor.dtype)
-    return tensor if wide is None else tensor.to(wide)
-
 
 def epsilon(plan: Plan, inputs: Sequence[torch.Tensor]) -> float:
     """The coarsest machine epsilon among inputs, constants and dtypes that the graph names."""
-    dtypes = {one.dtype for one in (*inputs, *plan.constants.values())}
-    for node in plan.spec.nodes:
-        dtypes |= {one for one in (*node.args, *node.kwargs.values()) if isinstance(one, torch.dtype)}
-    return max([torch.finfo(torch.float64).eps, *(torch.finfo(one).eps for one in dtypes if one in _RAISED)])
+    dtypes = {one.dtype for one in inputs} | plan.dtypes(inputs)
+    return max([torch.finfo(torch.float64).eps, *(torch.finfo(one).eps for one in dtypes if one in RAISED)])
 
 
 def of(subject: Subject) -> Subject:
     """The shadow of a subject; the subject itself where all is in float64 already."""
     if epsilon(subject.plan, subject.inputs) <= torch.finfo(torch.float64).eps:
         return subject
-    spec = subject.plan.spec
-    nodes = tuple(_raised_node(node) for node in spec.nodes)
-    constants = tuple((name, raised(value)) for name, value in spec.constants)
-    twin = subject.plan.rebuilt(dataclasses.replace(spec, nodes=nodes, constants=constants))
+    twin = subject.plan.rebuilt(_raised_graph(subject.plan.spec))
     return dataclasses.replace(subject, plan=twin, inputs=[raised(one) for one in subject.inputs])
+
+
+def _raised_graph(spec: GraphSpec) -> GraphSpec:
+    """The same with its constants raised, and the dtypes that it names; in its functions, too."""
+    return dataclasses.replace(
+        spec,
+        nodes=tuple(_raised_node(node) for node in spec.nodes),
+        constants=tuple((name, raised(value)) for name, value in spec.constants),
+        functions=tuple(
+            dataclasses.replace(one, forward=_raised_graph(one.forward), backward=_raised_graph(one.backward))
+            for one in spec.functions
+        ),
+    )
 
 
 def _raised_node(node: NodeSpec) -> NodeSpec:
     def lifted(argument: Argument) -> Argument:
-        return _RAISED.get(argument, argument) if isinstance(argument, torch.dtype) else argument
+        return RAISED.get(argument, argument) if isinstance(argument, torch.dtype) else argument
 
     args = tuple(lifted(one) for one in node.args)
     return dataclasses.replace(node, args=args, kwargs={key: lifted(one) for key, one in node.kwargs.items()})
@@ -82,17 +77,27 @@ def _raised_node(node: NodeSpec) -> NodeSpec:
 def recorded(subject: Subject, tape: Tape, coarse: float) -> tuple[Subject, Tape, float]:
     """The shadow, its run, and the `distance` of its outputs; the subject itself and its own run where it needs none.
 
-    So too, and infinitely far away, where the shadow cannot be run: an operator may make tensors of a dtype of its own
-    choice, which do not go with others in float64. Not at all where rounding moves the outputs so far, as it does those
+    Infinitely far away is one that cannot be run. Operators may make tensors of a dtype of their own choice, which do
+    not go with others in float64, or draw other random numbers in that: where a shadow is far away, so is one tried in
+    which whatever they make is raised. Not far away at all is one whose outputs rounding moves so far, as it does those
     of polygamma beside its poles: they show no coarser kernel.
     """
     twin = of(subject)
     if twin is subject:
         return subject, tape, 0.0
+    found = _run_beside(twin, tape, coarse)
+    if is_faithful(found[2], coarse) or (raising := subject.plan.raising()) is None:
+        return found
+    again = _run_beside(dataclasses.replace(twin, plan=raising), tape, coarse)
+    return again if is_faithful(again[2], coarse) else found
+
+
+def _run_beside(twin: Subject, tape: Tape, coarse: float) -> tuple[Subject, Tape, float]:
+    """A shadow and its run, and how far from that in low precision it is."""
     try:
         twin_tape = twin.tape()
     except (Fault, RuntimeError):
-        return subject, tape, math.inf
+        return twin, tape, math.inf
     found = distance(tape.outputs, twin_tape.outputs, coarse)
     if found < math.inf and not is_faithful(found, coarse) and _is_rounding(tape, twin, twin_tape, coarse):
         found = 0.0
@@ -109,7 +114,7 @@ def distance(outputs: Sequence[torch.Tensor], shadowed: Sequence[torch.Tensor], 
     for mine, theirs in zip(outputs, shadowed, strict=True):
         if not (mine.dtype.is_floating_point or mine.dtype.is_complex):  # embedding_bag's may have other shapes
             continue
-        if mine.shape != theirs.shape or (theirs.requires_grad and theirs.dtype in _RAISED):
+        if mine.shape != theirs.shape or (theirs.requires_grad and theirs.dtype in RAISED):
             return math.inf
         if not mine.numel():
             continue

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 
 from gradoracle_server.engine import autodiff, draws, selection, structure
 from gradoracle_server.engine.errors import Fault, listed, nearest, suggestion
 from gradoracle_server.engine.evaluate import check_outputs, has_gradient, leaves, seed_everything
-from gradoracle_server.engine.plan import Plan
+from gradoracle_server.engine.plan import NOTHING_AROUND, Plan
 
 _FINEST = 20  # bits of random cotangents after the point: sums of a few do not cancel, as those of eighths would
 
@@ -24,11 +25,13 @@ class Tape:
     targets: list[torch.Tensor]  # the wanted inputs
     kinds: list[str]  # their structures
     guards: bool = False  # whether a backward writes into its cotangents, so that each pull-back needs copies
+    around: AbstractContextManager[object] = NOTHING_AROUND  # what a backward runs in
 
     def pull(self, cotangents: Sequence[torch.Tensor | None], *, create_graph: bool = False) -> list[torch.Tensor]:
         """Gradients by the targets; zeros where there is no dependence."""
         given = copies(cotangents) if self.guards else cotangents
-        found = autodiff.pull_back(self.outputs, given, self.targets, create_graph=create_graph, retain_graph=True)
+        with self.around:
+            found = autodiff.pull_back(self.outputs, given, self.targets, create_graph=create_graph, retain_graph=True)
         full = [torch.zeros_like(one) if g is None else g for g, one in zip(found, self.targets, strict=True)]
         return self.projected(full)
 
@@ -80,7 +83,8 @@ class Subject:
         with torch.enable_grad():
             returned = self.plan.program()(tracked)
         check_outputs(self.plan, returned)
-        return Tape(list(returned), [tracked[place] for place in self.places], self.kinds, self.guards)
+        targets = [tracked[place] for place in self.places]
+        return Tape(list(returned), targets, self.kinds, self.guards, self.plan.around)
 
 
 def wanted_places(plan: Plan, inputs: Sequence[torch.Tensor], wrt: Sequence[str]) -> tuple[list[int], list[int]]:

@@ -30,15 +30,16 @@ def check(
     claimed: Mapping[str, torch.Tensor],
     cotangents: Mapping[str, torch.Tensor],
     raisable: bool,
+    raising: bool = False,
 ) -> tuple[int, bytes]:
     """Judges a function of tensors: (0, a serialized CheckGradientsResponse) or (gRPC's code, a google.rpc.Status).
 
     `inputs` holds, in the order in which the function takes them, each tensor and whether it requires grad. `request`
-    is a serialized CheckGradientsRequest, for its options. `raisable` as in CallablePlan. What the function itself
-    raises, in its forward or its backward, is raised.
+    is a serialized CheckGradientsRequest, for its options. `raisable` and `raising` as in CallablePlan. What the
+    function itself raises, in its forward or its backward, is raised.
     """
     pairs = [(InputSpec(name, tracked), tensor) for name, (tensor, tracked) in inputs.items()]
-    plan = inprocess.CallablePlan(function, pairs, outputs, raisable=raisable)
+    plan = inprocess.CallablePlan(function, pairs, outputs, raisable=raisable, raising=raising)
     phases = Phases(plan.device)
     message = pb.CheckGradientsRequest.FromString(request)
     primals = {name: tensor.detach() for name, (tensor, _) in inputs.items()}
