@@ -149,7 +149,16 @@ class Originals:
 
         def attempt() -> list[torch.Tensor | None]:
             with self.placed(tape.point):
-                found = torch.autograd.grad(roots, wanted, weights, retain_graph=True, allow_unused=True)
+                # What torch.autograd.grad calls in the end. Around that, torch takes away the modes that hold.
+                found = torch.autograd.Variable._execution_engine.run_backward(
+                    tuple(roots),
+                    tuple(weights),
+                    True,
+                    False,
+                    tuple(wanted),
+                    allow_unreachable=True,
+                    accumulate_grad=False,
+                )
             return [slope if slope is None else one.gradient(slope) for one, slope in zip(tried, found, strict=True)]
 
         if self._memory is None or any(_is_batched(one) for one in weights):
