@@ -6,9 +6,9 @@ import functools
 
 import pytest
 import torch
-from check_cases import F64, check
+from check_cases import F64, check, planted
 
-from gradoracle_server.engine import examine
+from gradoracle_server.engine import examine, search
 from gradoracle_server.engine.finite_difference import Derivative
 from gradoracle_server.engine.report import Verdict
 
@@ -48,11 +48,62 @@ def test_one_wrong_element_of_a_claim_fails(fault: float):
 def test_longer_steps_are_not_tried_where_shorter_ones_tell_more(monkeypatch: pytest.MonkeyPatch):
     """They would go over more kinks: the same verdict and power for fewer passes."""
     network, x = layers(units=4000, size=200, outputs=30)
+    monkeypatch.setattr(search, "_TRIED", 1000)
     found = check(network, x)
     monkeypatch.setattr(examine, "_BENT", -1.0)
     tried = check(network, x)
     assert (found.verdict, found.detection_power) == (tried.verdict, tried.detection_power)
     assert found.evaluations < 0.85 * tried.evaluations
+
+
+@functools.cache
+def convolutions():
+    """A network of three convolutions with ReLU between, and an image of 100 pixels: kinks near to each of them."""
+    generator = torch.Generator().manual_seed(2)
+    sizes = [(64, 1, 5), (64, 64, 3), (4, 64, 3)]
+    kernels = [torch.randn(o, i, k, k, generator=generator, dtype=F64) / (i * k * k) ** 0.5 for o, i, k in sizes]
+
+    def network(x):
+        for place, kernel in enumerate(kernels):
+            x = torch.nn.functional.conv2d(x if place == 0 else x.relu(), kernel, padding="same")
+        return x
+
+    return network, torch.randn(1, 1, 10, 10, generator=generator, dtype=F64)
+
+
+def test_elements_are_not_all_moved_alone_where_that_tells_no_more(monkeypatch: pytest.MonkeyPatch):
+    """A few of them show that kinks are near to each: the verdict is the same for a fraction of the passes. A fault
+    that the check says it would see is seen."""
+    network, x = convolutions()
+    found = check(network, x)
+    assert found.verdict is Verdict.PASS
+    faulty = planted(network, lambda inputs, u, right: (right[0] * (1 + 100 * found.detection_power),))
+    assert check(faulty, x).verdict is Verdict.FAIL
+    monkeypatch.setattr(search, "_TRIED", 1000)
+    every = check(network, x)
+    assert every.verdict is Verdict.PASS
+    assert every.evaluations > 3 * found.evaluations
+
+
+def test_elements_are_all_moved_alone_where_that_tells_more():
+    """Along directions that move all, a fault in those that are 1000 times smaller than others would not show."""
+    scale = torch.logspace(0, -3, 200, dtype=F64)
+    shift = 1e6 * torch.ones(1, dtype=F64)
+
+    def function(x):
+        return ((x * scale).sin() * shift).cumsum(0) / shift
+
+    x = torch.linspace(0.5, 1.5, 200, dtype=F64)
+    for place in (20, 133, 199):
+
+        def wrong(inputs, u, right, place=place):
+            gradient = right[0].clone()
+            gradient[place] *= 1 + 1e-8
+            return (gradient,)
+
+        report = check(planted(function, wrong), x)
+        assert report.verdict is Verdict.FAIL
+        assert [one.index for one in report.inputs[0].worst if one.error > one.error_bound] == [(place,)]
 
 
 def climbed(*ladders: tuple[float, float]) -> tuple[float, float]:

@@ -59,7 +59,7 @@ class Examiner(Measurement):
         """(C,) of bool: elements that are not negligible, and in which a small fault would show along no direction."""
         magnitude = gradient.abs()
         looked_at = (magnitude >= _NEGLIGIBLE * magnitude.max()) & (magnitude > 0)
-        return looked_at & (self.blind(gradient) > tolerances.FAULT)
+        return looked_at & (self.blind(gradient) > self.fault)
 
     def refine(self, gradient: torch.Tensor) -> bool:
         """Adds directions that move fewer elements, of one magnitude, for those in which a fault would not show, and
@@ -77,7 +77,7 @@ class Examiner(Measurement):
         if (self.units or at_floor) and self.space.size > ALL_UNITS:  # then only longer steps help, and cost too much
             return False
         self._refined = True
-        if float(self.blind(gradient).max()) <= tolerances.FAULT:
+        if float(self.blind(gradient).max()) <= self.fault:
             return False
         wanted = self._unseen(gradient)
         count = int(wanted.sum())
@@ -119,7 +119,7 @@ class Examiner(Measurement):
             return False
         directions, lengths = self.space.units(coordinates)
         found = self.measured(directions, math.inf)
-        fine = tolerances.FAULT / 4 * gradient[coordinates].abs() * lengths
+        fine = self.fault / 4 * gradient[coordinates].abs() * lengths
         after = sharpened(self.passes, self.space, directions, found, fine, again=False)
         known = self._tells(gradient, directions, after.slopes)
         if not bool(known.any()):
@@ -137,7 +137,7 @@ class Examiner(Measurement):
             return False
         small = self.space.size <= FEW_UNITS
         nothing = (gradient == 0) & small
-        hidden = (self.blind(gradient) > tolerances.FAULT) & ~nothing if small else self._unseen(gradient)
+        hidden = (self.blind(gradient) > self.fault) & ~nothing if small else self._unseen(gradient)
         coordinates = hidden.nonzero().flatten().tolist()
         if len(coordinates) > (FEW_UNITS if small else _BLOCKS):
             return False
@@ -157,7 +157,7 @@ class Examiner(Measurement):
 
     def _fine(self) -> torch.Tensor:
         """(P,): bars in which a small fault of a whole direction shows."""
-        return tolerances.FAULT / 4 * self._products(self._expected).total
+        return self.fault / 4 * self._products(self._expected).total
 
     def confirm(self, assessment: Assessment, *, every: bool = False) -> torch.Tensor:
         """Measures the directions that fail worst, or `every` one that fails, on every ladder: a slope that shorter
@@ -274,7 +274,7 @@ class Examiner(Measurement):
             return self.measured(directions), lengths
         found = self.measured(directions, math.inf)
         size = gradient[coordinates].abs() * lengths
-        blurred = (found.kinked | ~(found.bar <= _BLURRED * size)) & (size >= _NEGLIGIBLE * size.max())
+        blurred = _is_blurred(found, size)
         bent = torch.zeros_like(blurred)
         if bool(blurred.any()):
             nearer = self.measured(directions[blurred])
@@ -285,7 +285,7 @@ class Examiner(Measurement):
         def off(by: Slopes) -> torch.Tensor:
             return ((said - by.value).abs() > by.bar + tolerances.RELATIVE * size) & (size > 0)
 
-        fine = tolerances.FAULT / 4 * size
+        fine = self.fault / 4 * size
         unclear = ((found.bar > fine) & (size > 0)) | off(found)
         longer = unclear & ~bent
         if bool(longer.any()):
@@ -299,6 +299,11 @@ class Examiner(Measurement):
             moved = (found.coordinates.value != 0).to(unrest.dtype) @ (self.passes.strength * unrest)
             found = dataclasses.replace(found, bar=found.bar + moved / finite_difference.LADDERS[0])
         return found, lengths
+
+    def blurred(self, coordinates: list[int], gradient: torch.Tensor) -> torch.Tensor:
+        """Which of single coordinates, (P,) of bool, the usual steps tell next to nothing of."""
+        directions, lengths = self.space.units(coordinates)
+        return _is_blurred(self.measured(directions, math.inf), gradient[coordinates].abs() * lengths)
 
     def _unless_contradicted(
         self, directions: torch.Tensor, usual: Slopes, found: Slopes, rows: torch.Tensor
@@ -332,3 +337,8 @@ class Examiner(Measurement):
         directions = self.space.drawn(max(2, self.directions.shape[0] // 2), self.generator, among)
         kept = torch.where(among, gradient, 0.0)  # an infinite slope times a step of 0 is no number
         return self.assessed(kept, directions, self.measured(directions), allowance)
+
+
+def _is_blurred(found: Slopes, size: torch.Tensor) -> torch.Tensor:
+    """Which slopes, (P,) of bool, have bars that are wide beside the size of what is to be seen, where that counts."""
+    return (found.kinked | ~(found.bar <= _BLURRED * size)) & (size >= _NEGLIGIBLE * size.max())

@@ -36,11 +36,14 @@ class Measurement:
         expected: torch.Tensor,
         spread: Callable[[], torch.Tensor],
         asked: float = tolerances.ASKED,
+        fault: float = tolerances.FAULT,
     ) -> None:
         """`expected`, (C,), is about what the gradient is: only its size matters. `every`: units instead of probes.
-        `spread` gives what rounding of the inputs does to each gradient element, (C,), when it comes to that.
+        `spread` gives what rounding of the inputs does to each gradient element, (C,), when it comes to that. `fault`:
+        the relative one in a single element that pains are taken to see.
         Nothing is measured yet: `slopes` are to be those of `question`."""
         self.passes, self.space, self.generator = passes, space, generator
+        self.fault = fault
         finite = math.isfinite(float(expected.sum()))
         self._expected = expected if finite else expected.nan_to_num(0.0, 0.0, 0.0)
         self._spread, self._asked, self._quickly = spread, asked, every and space.size > FEW_UNITS
@@ -105,7 +108,7 @@ class Measurement:
         """Bars, (P,), that are narrow enough to look no further."""
         fine = tolerances.RELATIVE / 10 * max(1.0, math.sqrt(self.space.size) / 10)
         if self._quickly:
-            fine = max(fine, tolerances.FAULT / 4)
+            fine = max(fine, self.fault / 4)
         return fine * self._typical(expected, self._expected)
 
     def assess(

@@ -17,6 +17,9 @@ and a half digits."""
 FAULT = 1e-8
 """The relative fault in a single element that a check in float64 takes pains to see."""
 
+_COARSE_FAULT = 1e-7
+"""The same at the most, in whatever precision: a reference is to be right."""
+
 ASKED = 1e-6
 """The resolution, relative to the gradient along the direction, below which a check that finds no fault is no proof."""
 
@@ -82,6 +85,12 @@ def judge(
     """
     bound = bar + allowance
     return Judgements(error, bound, error <= bound, bound <= (asked * scale).clamp(max=_FINITE))
+
+
+def fault(epsilon: float) -> float:
+    """The relative fault in a single element that a check takes pains to see, of what is on trial in a precision with
+    that machine epsilon: less than that epsilon cannot be one."""
+    return min(max(FAULT, epsilon), _COARSE_FAULT)
 
 
 def rounding(total: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
