@@ -71,12 +71,13 @@ class Attachments:
 
     Whoever receives an instance owns the descriptor and closes it. Where `callers` holds, the file is the caller's own,
     who may change its bytes at any time and wants the answer's attachments in it too, behind these; then the reply's
-    have no descriptor (-1).
+    have no descriptor (-1). `owner` tells callers apart, for a worker that keeps their files mapped; 0: somebody.
     """
 
     descriptor: int
     spans: Sequence[tuple[int, int]]
     callers: bool = False
+    owner: int = dataclasses.field(default=0, compare=False)
     on_close: Callable[[], None] | None = dataclasses.field(default=None, compare=False, repr=False)
     on_give: Callable[[Attachments, Any], None] | None = dataclasses.field(default=None, compare=False, repr=False)
     """Called before a worker is passed the file, with the connection to it; may put another in its place."""
@@ -117,11 +118,20 @@ class Job:
     ahead: bool = False  # whether it was sent while the worker had others, whose replies the front may not have read
     all_read: bool = False  # whether the front has done with the attachments of every reply
 
+    HEAD = struct.Struct("<Q")
+    """The owner of attachments, where that is known; else a job has none."""
+
+    def head(self) -> bytes:
+        owner = self.attachments.owner if self.attachments is not None else 0
+        return self.HEAD.pack(owner) if owner else b""
+
     @classmethod
     def received(
-        cls, kind: int, flags: int, _: memoryview, payload: bytes | memoryview, attachments: Attachments | None
+        cls, kind: int, flags: int, head: memoryview, payload: bytes | memoryview, attachments: Attachments | None
     ) -> Job:
         """Made of the parts of a message."""
+        if attachments is not None and len(head):
+            (attachments.owner,) = cls.HEAD.unpack(head)
         welcome, ahead = bool(flags & _ATTACHMENTS_WELCOME), bool(flags & _AHEAD)
         return cls(kind, payload, attachments, welcome, ahead, bool(flags & _ALL_READ))
 
@@ -227,10 +237,11 @@ def parts(message: Job | Reply, outlet: Outlet | None = None) -> tuple[list[byte
         count = len(message.attachments.spans)
         table = b"".join(_SPAN.pack(*span) for span in message.attachments.spans)
     if isinstance(message, Job):
-        kind, head = message.method, b""
+        kind = message.method
         flags |= message.flags
     else:
-        kind, head = 0, message.head()
+        kind = 0
+    head = message.head()
     envelope = _ENVELOPE.pack(flags, kind, len(head), count, size)
     return [envelope + head + table, *pieces], descriptors, own
 

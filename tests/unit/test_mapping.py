@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gradoracle_server import lanes
-from gradoracle_server.mapping import KeptMapping
+from gradoracle_server.mapping import KeptMapping, OwnersMappings
 
 MOST = 1 << 20
 
@@ -63,16 +63,49 @@ def test_another_file_takes_its_place(pair: tuple[int, int]) -> None:
     assert [] == files()
 
 
-@pytest.mark.parametrize("which", [0, 1, -1], ids=["the same", "another", "none"])
-def test_only_that_of_one_caller_is_kept(pair: tuple[int, int], which: int) -> None:
-    """While another's request runs, nothing of the first caller's is mapped."""
-    kept = KeptMapping(MOST)
-    kept.room(pair[0], 10)
-    kept.keep_only(pair[which] if which >= 0 else -1)
-    assert files() == ([inode(pair[0])] if which == 0 else [])
-    kept.keep_only(-1)
-    kept.keep_only(-1)
+@pytest.mark.parametrize(
+    ("owner", "which", "kept"),
+    [(7, 0, (0, 1)), (7, 1, (0, 1)), (8, 0, ()), (8, 1, ()), (0, 0, ())],
+    ids=["the same", "the same, with another file", "another", "another, with the file", "nobody known"],
+)
+def test_only_those_of_one_owner_are_kept(pair: tuple[int, int], owner: int, which: int, kept: tuple[int, ...]) -> None:
+    """While another's request runs, nothing of the first one's is mapped."""
+    mappings = OwnersMappings(MOST)
+    mappings.turn_to(7, pair[0])
+    for descriptor, text in zip(pair, (b"a", b"b"), strict=True):
+        assert text * 10 == bytes(mappings.room(descriptor, 10) or b"")
+    mappings.turn_to(owner, pair[which])
+    assert sorted(inode(pair[place]) for place in kept) == sorted(files())
+    mappings.drop()
+    mappings.drop()
     assert [] == files()
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["the same", "another"])
+def test_of_who_is_not_known_one_file_is_kept(pair: tuple[int, int], which: int) -> None:
+    mappings = OwnersMappings(MOST)
+    mappings.turn_to(0, pair[0])
+    mappings.room(pair[0], 10)
+    mappings.turn_to(0, pair[which])
+    assert files() == ([inode(pair[0])] if which == 0 else [])
+
+
+def test_an_owners_files_are_bounded() -> None:
+    """By their number and by their bytes; those go that were not used for longest."""
+    made = [lanes.memory_file([b"x" * 8192], name="test-mapping") for _ in range(6)]
+    mappings = OwnersMappings(MOST)
+    mappings.turn_to(1, made[0])
+    for descriptor in (*made[:4], made[0], *made[4:]):
+        assert mappings.room(descriptor, 8192) is not None
+    assert sorted(files()) == sorted(inode(made[place]) for place in (3, 0, 4, 5))
+    small = OwnersMappings(20000)
+    mappings.drop()
+    for descriptor in made[:4]:
+        assert small.room(descriptor, 8192) is not None
+    assert sorted(files()) == sorted(map(inode, made[2:4]))
+    assert small.room(made[0], 8193) is None  # beyond its end
+    for descriptor in made:
+        os.close(descriptor)
 
 
 def test_a_file_that_has_grown_is_mapped_anew(pair: tuple[int, int]) -> None:

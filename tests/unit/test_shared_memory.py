@@ -68,6 +68,16 @@ def test_a_reply_without_a_descriptor(payload: bytes) -> None:
     assert reply.attachments == frames.Attachments(-1, [(1, 2), (2**40, 2**33)], callers=True)
 
 
+@pytest.mark.parametrize("owner", [0, 1, 2**63])
+def test_whose_attachments_they_are(descriptor: int, owner: int) -> None:
+    """A worker that keeps files mapped learns that two are of one caller."""
+    job = passed(frames.Job(1, b"request", frames.Attachments(descriptor, [(0, 3)], callers=True, owner=owner)))
+    assert job.attachments is not None
+    assert owner == job.attachments.owner
+    assert b"request" == bytes(job.payload)
+    job.attachments.close()
+
+
 def attached(dtype: torch.dtype, count: int) -> pb.Tensor:
     """A tensor whose elements are attachment 0."""
     return pb.Tensor(dtype=NUMBERS[dtype], shape=[count], attachment=0)

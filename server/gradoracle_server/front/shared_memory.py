@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import resource
@@ -47,11 +48,15 @@ _UNWELCOME = fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | 0x10  # the last is F_SEAL
 _log = logging.getLogger(__name__)
 
 
+_numbers = itertools.count(1)  # of connections
+
+
 class _File:
     """A file that a connection has offered."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, owner: int) -> None:
         self.descriptor = descriptor
+        self.owner = owner  # the number of the connection
         self.uses = 0  # the number of the last one
 
 
@@ -151,7 +156,7 @@ class SharedMemory:
             descriptor = os.dup(file.descriptor)
         except OSError as error:
             raise statuses.internal(error, "taking a file of shared memory") from None
-        return Use(self._budget, file, named.use, Attachments(descriptor, spans, callers=True), held)
+        return Use(self._budget, file, named.use, Attachments(descriptor, spans, callers=True, owner=file.owner), held)
 
     def _within_limits(self, spans: list[tuple[int, int]]) -> int:
         """The bytes of all spans. Raises Failure where they are too many."""
@@ -196,6 +201,7 @@ class _Connection:
         self._memory = memory
         self._socket = sock
         self._tokens: set[bytes] = set()
+        self._number = next(_numbers)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock, self._readable)
 
@@ -239,7 +245,7 @@ class _Connection:
         else:
             token = secrets.token_bytes(_TOKEN)
             self._tokens.add(token)
-            self._memory.files[token] = _File(descriptor)
+            self._memory.files[token] = _File(descriptor, self._number)
             self._answer(TAKEN, token)
 
     def _answer(self, kind: int, contents: bytes = b"") -> None:

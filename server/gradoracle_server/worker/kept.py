@@ -1,5 +1,5 @@
 """The memory that a worker keeps: of what was freed a little always, and more for a while after large requests, the
-file of the last large answer for the next one, and, mapped, that of a caller who uses it again and again."""
+file of the last large answer for the next one, and, mapped, those of a caller who uses them again and again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 
 from gradoracle_server import heap, lanes
 from gradoracle_server.frames import Attachments
-from gradoracle_server.mapping import KeptMapping
+from gradoracle_server.mapping import KeptMapping, OwnersMappings
 
 _MOST, _ALWAYS = 256 * 1024 * 1024, 64 * 1024 * 1024  # bytes
 _SHARE = 16  # of what the process may have in all, it keeps no more than one in so many
@@ -19,6 +19,9 @@ _LARGE, _TOO_LARGE = 8 * 1024 * 1024, 128 * 1024 * 1024
 
 _LARGEST_FILE = 64 * 1024 * 1024  # bytes
 _IDLE = 1.0  # seconds after the last large request, in which another may come
+
+
+Mapping = KeptMapping | OwnersMappings
 
 
 class KeptMemory:
@@ -33,10 +36,10 @@ class KeptMemory:
         self._is_read = True
         self._poll: select.poll | None = None
         self._own = KeptMapping(_LARGEST_FILE)
-        self._callers = KeptMapping(_LARGEST_FILE)
+        self._callers = OwnersMappings(_LARGEST_FILE)
         self._set_heap()
 
-    def mapping(self, attachments: Attachments | None) -> KeptMapping:
+    def mapping(self, attachments: Attachments | None) -> Mapping:
         """Of the file that the answer to a request with these attachments goes into."""
         return self._callers if attachments is not None and attachments.callers else self._own
 
@@ -47,7 +50,7 @@ class KeptMemory:
         """
         self._is_read |= all_read
         if attachments is not None and attachments.callers:
-            self._callers.keep_only(attachments.descriptor)
+            self._callers.turn_to(attachments.owner, attachments.descriptor)
             self._until = max(self._until, time.monotonic() + _IDLE)
         else:
             self._callers.drop()
