@@ -62,8 +62,10 @@ def check(
 
     What is made of torch's operators is traced, and judged by the server of `client`, or else by a private one on this
     machine, which is started at the first call and stopped when the process ends. What cannot be traced, and what
-    brings a backward of its own while that is on trial, is judged in this process, where it is run as it is. The other
-    options are those of `Client.check`.
+    brings a backward of its own while that is on trial, is judged in this process, where it is run as it is. What is
+    in low precision is held against a run in float64, for which the tensors that a function closes over or makes are
+    raised, too; where it rounds on the way all the same, by code that torch does not see, against its own values. The
+    other options are those of `Client.check`.
 
     Raises InvalidRequestError for arguments that do not fit, TraceError for a function that can be judged neither way,
     and whatever the function raises at the point itself. A wrong gradient is a verdict, not an exception.

@@ -21,7 +21,6 @@ from torch.autograd import forward_ad
 from gradoracle.tracing.callables import nodes_behind, wide
 from gradoracle.tracing.elements import Elements, edge_of, elements, is_plain, layout_of, moves, plain
 
-
 _AS_IT_IS = contextlib.nullcontext()
 
 
