@@ -57,6 +57,13 @@ class BySide(torch.autograd.Function):
         return g * (1 - value**2)
 
 
+@pytest.fixture(scope="module")
+def client():
+    """Of a private server."""
+    with go.Client.local() as found:
+        yield found
+
+
 # ---- The mode
 
 
@@ -163,29 +170,27 @@ def test_a_function_with_tensors_of_its_own(name):
 
 
 @pytest.mark.parametrize("name", [one for one in MAKERS if one != "random numbers"])
-def test_a_graph_of_such_a_function(name):
+def test_a_graph_of_such_a_function(client, name):
     """Traced, the function is as good, for autograd's gradient and for a claim."""
-    with go.Client.local() as client:
-        graph = trace(MAKERS[name], X)
-        right = client.vjp(graph, {"x": X.numpy()}, {graph.outputs[0]: ONES[name]}).gradients["x"]
-        wrong = np.array(right)
-        wrong[-1, -1] *= np.float32(1.0001)
-        for claim, passes in ((right, True), (wrong, False)):
-            report = client.check(graph, {"x": X.numpy()}, claimed={"x": claim}, cotangents={"out": ONES[name]})
-            assert report.passed is passes
+    graph = trace(MAKERS[name], X)
+    right = client.vjp(graph, {"x": X.numpy()}, {graph.outputs[0]: ONES[name]}).gradients["x"]
+    wrong = np.array(right)
+    wrong[-1, -1] *= np.float32(1.0001)
+    for claim, passes in ((right, True), (wrong, False)):
+        report = client.check(graph, {"x": X.numpy()}, claimed={"x": claim}, cotangents={"out": ONES[name]})
+        assert report.passed is passes
 
 
 ONES = {name: np.ones(tuple(make(X).shape), dtype=np.float32) for name, make in MAKERS.items()}
 
 
-def test_a_function_of_two_gradients_of_its_own_in_a_graph():
+def test_a_gradient_of_its_own_in_a_graph(client):
     """The constants of a graph's functions are raised as its own are."""
     graph = trace(lambda x: Scaled.apply(x, WEIGHT, 1.0).sin(), X)
     assert graph.message.functions
     wrong = trace(lambda x: Scaled.apply(x, WEIGHT, 1.0001).sin(), X)
-    with go.Client.local() as client:
-        assert client.check(graph, {"x": X.numpy()}).passed
-        assert client.check(wrong, {"x": X.numpy()}).verdict is go.Verdict.FAIL
+    assert client.check(graph, {"x": X.numpy()}).passed
+    assert client.check(wrong, {"x": X.numpy()}).verdict is go.Verdict.FAIL
 
 
 # ---- Functions that no graph stands for

@@ -26,7 +26,7 @@ Function = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 class CallablePlan(Plan):
     """A plan that calls a function."""
 
-    __slots__ = ("_function", "_narrow", "_raisable", "_raising", "_shapes", "_wide")
+    __slots__ = ("_function", "_met", "_narrow", "_raisable", "_raising", "_shapes", "_wide")
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class CallablePlan(Plan):
         super().__init__(spec, device, {}, {}, {})
         self._function, self._raisable, self._narrow = function, raisable, False
         self._raising, self._wide = raising, NOTHING_AROUND
+        self._met: set[torch.dtype] | None = None  # the dtypes of its own tensors, once looked at
         self._shapes = [(one.shape, one.dtype) for _, one in inputs]
 
     def program(self, extra: Sequence[str] = ()) -> Program:
@@ -57,7 +58,7 @@ class CallablePlan(Plan):
         found = CallablePlan.__new__(CallablePlan)
         Plan.__init__(found, spec, self.device, {}, {}, {})
         found._function, found._raisable, found._shapes = self._function, self._raisable, self._shapes
-        found._narrow, found._raising = not self._raisable, self._raising
+        found._narrow, found._raising, found._met = not self._raisable, self._raising, None
         found._wide = Raising() if self._raising else NOTHING_AROUND
         return found
 
@@ -66,12 +67,12 @@ class CallablePlan(Plan):
 
     def dtypes(self, inputs: Sequence[torch.Tensor]) -> set[torch.dtype]:
         """Those of the tensors that the function holds and makes, where they are raised."""
-        if not self._raising:
-            return set()
-        around = Raising()
-        with torch.enable_grad(), around:
-            self._function([raised(one) for one in inputs])
-        return around.met
+        if self._raising and self._met is None:
+            around = Raising()
+            with torch.enable_grad(), around:
+                self._function([raised(one) for one in inputs])
+            self._met = around.met
+        return self._met or set()
 
     @property
     def around(self) -> AbstractContextManager[object]:
