@@ -34,9 +34,9 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore")  # of operators without a batching rule, and of torch's own samples
 @pytest.mark.parametrize(("kind", "operator", "sample", "why"), ONCE, ids=[f"{one[1]}, {one[0]}" for one in ONCE])
 def test_what_was_rejected_once_is_not_again(kind: str, operator: str, sample: int, why: str) -> None:
-    """A verdict, and not that of a wrong gradient."""
+    """A verdict, and not that of a wrong gradient; numbers of three digits may tie in a window."""
     torch.manual_seed(0)  # the samples are drawn
     found = [one for one in rights.records(operator, kind, Mode.PROBE, sample + 1, SEEDS) if one["sample"] == sample]
     assert len(found) == SEEDS
     for one in found:
-        assert one["verdict"] in ("PASS", "INCONCLUSIVE"), f"{why}: {one['said']}"
+        assert one["verdict"] in ("PASS", "INCONCLUSIVE", "NON_DIFFERENTIABLE"), f"{why}: {one['said']}"

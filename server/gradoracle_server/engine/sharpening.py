@@ -30,9 +30,6 @@ _BENT = 2.0**14
 for a mean to be sharper."""
 _NOISE = 1024.0  # times what rounding of an output makes of its bar; inside of a function more is rounded
 _TIMES = 8
-_HOPELESS = 4e4
-"""Times the bar that is wanted, from which on no mean is tried: it is 60 times sharper at the most, and a bar of 400
-times the wanted one proves a gradient right."""
 _NUMBERS = 1 << 24  # that one band may take: a second or so
 _SCATTER = 12.0
 """Standard errors that a mean of so many slopes is taken to be off by at the most. Student's t of 7 degrees of freedom
@@ -101,7 +98,7 @@ def sharpened(
         doubted = doubted | _by_longer(found, doubted, longer, place)
     # Of each band, a length in it or at its end, of those that were measured.
     straight = longer.bar[[1, 3, 0]] <= _BENT * usual.bar
-    rows = (found.slopes.bar > wanted) & (found.slopes.bar <= _HOPELESS * wanted) & ~doubted & straight.any(0)
+    rows = (found.slopes.bar > wanted) & ~doubted & found.slopes.bar.isfinite() & straight.any(0)
     if not bool(rows.any()) or not _is_worth_it(passes, space, int(rows.sum())):
         return found
     if bool((usual.coordinates.value[rows] == 0).any()):
