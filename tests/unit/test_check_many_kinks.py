@@ -9,8 +9,8 @@ import torch
 from check_cases import F64, check, planted
 
 from gradoracle_server.engine import examine, search
-from gradoracle_server.engine.finite_difference import Derivative
-from gradoracle_server.engine.report import Verdict
+from gradoracle_server.engine.finite_difference import EPSILON, LADDERS, Derivative, central, steps
+from gradoracle_server.engine.report import Mode, Verdict
 
 SIZE, OUTPUTS = 300, 64
 
@@ -104,6 +104,81 @@ def test_elements_are_all_moved_alone_where_that_tells_more():
         report = check(planted(function, wrong), x)
         assert report.verdict is Verdict.FAIL
         assert [one.index for one in report.inputs[0].worst if one.error > one.error_bound] == [(place,)]
+
+
+# ---- Gradients of gradients
+
+
+class Rectified(torch.autograd.Function):
+    """ReLU, whose gradient is right, and whose second derivative, 0 but at 0, is what `second` makes of the input."""
+
+    @staticmethod
+    def forward(ctx, x, second):
+        ctx.save_for_backward(x)
+        ctx.second = second
+        return x.relu()
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        wrong = ctx.second * (x - x.detach())  # nothing, but for who differentiates it
+        return g * ((x > 0).to(x.dtype) + wrong), None
+
+
+def rectifiers(second: float = 0.0, top=lambda x: x):
+    """A network of two hidden layers of 64 units; and a point."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((8, 64), (64, 64), (64, 4))
+    weights = [torch.randn(i, o, generator=generator, dtype=F64) / i**0.5 for i, o in shapes]
+
+    def network(x):
+        for weight in weights[:-1]:
+            x = Rectified.apply(x @ weight, second)
+        return top(x @ weights[-1])
+
+    return network, torch.randn(5, 8, generator=generator, dtype=F64)
+
+
+TOPS = {"linear": lambda x: x, "curved": torch.tanh}
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("top", TOPS)
+def test_the_second_derivative_of_rectifiers(top: str, mode: Mode):
+    """Their gradient jumps in long steps, and stays what it is in short ones; a second derivative that is not 0 there
+    is wrong."""
+    right, x = rectifiers(top=TOPS[top])
+    assert check(right, x, order=2, mode=mode).verdict is Verdict.PASS
+    wrong, _ = rectifiers(1e-3, TOPS[top])
+    assert check(wrong, x, order=1).verdict is Verdict.PASS
+    assert check(wrong, x, order=2, mode=mode).verdict is Verdict.FAIL
+
+
+def test_the_second_derivative_of_a_choice():
+    """The largest are others a long step away."""
+    x = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=F64)
+    assert check(lambda x: x.topk(10).values, x, order=2).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_values_with_a_grain_are_not_flat(flat: bool):
+    """That the steps of two ladders do not move a value that longer ones move says that its slope is 0 where there is
+    no grain; else it may be as fine as float16's."""
+
+    def one(value: float) -> torch.Tensor:
+        return torch.full((1, 1), value, dtype=F64)
+
+    found = Derivative(one(1.0), one(0.01), still=one(0.0) != 0)
+    for longest in LADDERS[1:3]:
+        ladder = steps(longest)
+        seen = central(torch.ones(1, 2, len(ladder), 1, dtype=F64), torch.ones(1, dtype=F64), ladder, EPSILON)
+        found = seen.with_longer(found, lambda: one(1e-3), longest, 1e-9, 1e-13, flat=flat)
+    assert float(found.value) == 0
+    assert (float(found.bar) < 1e-6) is flat
+    assert flat or float(found.bar) >= 1
+
+
+# ---- Which ladder is believed
 
 
 def climbed(*ladders: tuple[float, float]) -> tuple[float, float]:

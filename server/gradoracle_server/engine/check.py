@@ -229,6 +229,7 @@ def _passes(case: Case, options: Options) -> Passes:
         seed=options.seed,
         batched=None if case.weights is None else many_gradients,
         epsilon=case.resolution,
+        flat=case.weights is not None and case.faithful,
     )
 
 

@@ -72,6 +72,7 @@ class Derivative:
         faint: float,
         *,
         quiet: bool = False,
+        flat: bool = False,
     ) -> Derivative:
         """Of each coordinate, this or what longer steps gave, whichever has the narrower bar.
 
@@ -87,10 +88,11 @@ class Derivative:
         with the longer ones, and contradict those that the longer ones contradicted: two ladders outvote a third, whose
         steps went over a kink or a period.
 
-        `quiet`: bars tell of all noise, so that what shorter steps contradict is no matter of it.
+        `quiet`: bars tell of all noise, so that what shorter steps contradict is no matter of it. `flat`: values have
+        no grain, and where these steps do not move one it is constant there, whatever longer ones made of its jumps.
         """
         own, stopped, still = self.bar, None, None
-        if self.still is not None:
+        if self.still is not None and not flat:
             still = self.still & longer.still if longer.still is not None else None
             stopped = self.still if longer.still is None else self.still & ~longer.still
             if not bool(stopped.any()):

@@ -253,7 +253,9 @@ def _on_ladder(passes: Passes, values: Values, known: Derivative | None = None, 
         found.bar += (found.value.abs() * (passes.unsteady / values.ladder[-1])).nan_to_num(0.0, 0.0)
     if known is not None and least is not None:
         quiet = passes.noise is not None
-        found = found.with_longer(known, least, values.ladder[0], passes.loud, passes.faint, quiet=quiet)
+        found = found.with_longer(
+            known, least, values.ladder[0], passes.loud, passes.faint, quiet=quiet, flat=passes.flat
+        )
     weight, first = passes.weight, _first(passes, values)
     settled = _settled(passes, found)
     if bool(settled.all()):

@@ -56,12 +56,14 @@ class Passes:
         seed: int,
         batched: BatchedMap | None = None,
         epsilon: float = torch.finfo(torch.float64).eps,
+        flat: bool = False,
     ) -> None:
         """`weights` are the cotangents: an output whose weight is None is not looked at. `epsilon` is the machine
-        epsilon of the precision in which the map computes."""
+        epsilon of the precision in which the map computes. `flat`: it is constant where steps do not move it, as the
+        gradient of a function that is linear between its kinks, and not rounded to a grain."""
         self._function = function
         self._batched = batched or self._vmapped
-        self._device, self._seed = device, seed
+        self._device, self._seed, self.flat = device, seed, flat
         self.base = list(base)
         self.count = 0
         self.refusal = ""
