@@ -12,12 +12,12 @@ from gradoracle_server.engine import examine, search
 from gradoracle_server.engine.finite_difference import EPSILON, LADDERS, Derivative, central, steps
 from gradoracle_server.engine.report import Mode, Verdict
 
-SIZE, OUTPUTS = 300, 64
+SIZE, OUTPUTS = 200, 16
 
 
 @functools.cache
-def layers(units: int = 40_000, size: int = SIZE, outputs: int = OUTPUTS):
-    """A network of two layers, of whose units some turn on or off in steps of a millionth; and a point."""
+def layers(units: int = 20_000, size: int = SIZE, outputs: int = OUTPUTS):
+    """A network of two layers, of whose units some turn on or off in steps of 1e-5; and a point."""
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(units, size, generator=generator, dtype=F64) / size**0.5
     shift = torch.randn(units, generator=generator, dtype=F64)
