@@ -3,7 +3,8 @@
 The node's name is a command: "echo", "sleep SECONDS", "until PATH" (which waits for a file), "signal NAME",
 "exit CODE", "raise", "garbage", "refuse CODE", "attach SIZE", "answer SIZE", "kill-once PATH", which is a kill from
 outside the first time, or "kill-while PATH", which is one while there is such a file. The answer to Evaluate has an
-output named after the process's id, with the first primal's tensor, or the attachments' bytes.
+output named after the process's id, or for "whose" after the attachments' owner, with the first primal's tensor, or the
+attachments' bytes.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ def _reply(sock: socket.socket, job: frames.Job) -> frames.Reply:
     output = response.outputs.add(name=str(os.getpid()))
     attachments = None
     if job.attachments is not None:
+        if command == "whose":
+            output.name = str(job.attachments.owner)
         with job.attachments.map() as content:
             output.tensor.data = b"|".join(content[start : start + size] for start, size in job.attachments.spans)
         job.attachments.close()

@@ -76,7 +76,7 @@ class OwnersMappings:
         """Of files of `most` bytes at most, together."""
         self._most = most
         self._owner = 0
-        self._kept: dict[tuple[int, int], tuple[KeptMapping, int]] = {}  # by file, with its size; the last one last
+        self._kept: dict[tuple[int, int], KeptMapping] = {}  # by file; the last one last
 
     def turn_to(self, owner: int, descriptor: int) -> None:
         """Keeps what is this owner's; of one who is not known, 0, only this file."""
@@ -90,23 +90,27 @@ class OwnersMappings:
     def room(self, descriptor: int, end: int) -> memoryview | None:
         """As KeptMapping's."""
         which = _which(descriptor)
-        mapping, _ = self._kept.pop(which, (None, 0))
-        mapping = mapping or KeptMapping(self._most)
+        mapping = self._kept.pop(which, None) or KeptMapping(self._most)
         found = mapping.room(descriptor, end)
         if found is None:
             return None
-        self._kept[which] = mapping, mapping.size
-        while len(self._kept) > _FILES or (len(self._kept) > 1 and self._held() > self._most):
+        self._kept[which] = mapping
+        while len(self._kept) > _FILES or (len(self._kept) > 1 and self._size > self._most):
             del self._kept[next(iter(self._kept))]
         return found
 
-    def _held(self) -> int:
-        return sum([size for _, size in self._kept.values()])
+    @property
+    def _size(self) -> int:
+        return sum([one.size for one in self._kept.values()])
 
     def drop(self) -> None:
         """As KeptMapping's."""
         self._kept.clear()
         self._owner = 0
+
+
+Kept = KeptMapping | OwnersMappings
+"""What keeps files mapped."""
 
 
 def _which(descriptor: int) -> tuple[int, int]:

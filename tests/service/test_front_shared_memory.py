@@ -136,6 +136,20 @@ def test_a_worker_gets_what_the_spans_name(stub: Stub, caller: Caller) -> None:
     assert b"23" == second.outputs[0].tensor.data
 
 
+def test_a_worker_learns_whose_files_are(stub: Stub, caller: Caller, folder: Path) -> None:
+    """Those of one connection are one caller's, and those of another somebody else's: what is kept mapped of one caller
+    is not to be while another's request runs."""
+    other = Caller(folder / "g.sock.memory")
+    with other.socket, memory_file(b"ab") as one, memory_file(b"cd") as two, memory_file(b"ef") as three:
+        tokens = [caller.token(one), caller.token(two), other.token(three)]
+        answers = [stub.Evaluate(naming(token, 1, (0, 2), text="whose")).outputs[0] for token in tokens]
+
+    assert [b"ab", b"cd", b"ef"] == [answer.tensor.data for answer in answers]
+    first, second, third = [int(answer.name) for answer in answers]
+    assert first == second != third
+    assert 0 not in (first, third)
+
+
 def test_the_calls_of_a_stream_name_files_too(stub: Stub, caller: Caller) -> None:
     """In a stream, each call names its own, and one that may not have what it names fails alone."""
     with memory_file(b"abcd") as one, memory_file(b"efgh") as other:

@@ -10,7 +10,7 @@ import time
 
 from gradoracle_server import heap, lanes
 from gradoracle_server.frames import Attachments
-from gradoracle_server.mapping import KeptMapping, OwnersMappings
+from gradoracle_server.mapping import Kept, KeptMapping, OwnersMappings
 
 _MOST, _ALWAYS = 256 * 1024 * 1024, 64 * 1024 * 1024  # bytes
 _SHARE = 16  # of what the process may have in all, it keeps no more than one in so many
@@ -19,9 +19,6 @@ _LARGE, _TOO_LARGE = 8 * 1024 * 1024, 128 * 1024 * 1024
 
 _LARGEST_FILE = 64 * 1024 * 1024  # bytes
 _IDLE = 1.0  # seconds after the last large request, in which another may come
-
-
-Mapping = KeptMapping | OwnersMappings
 
 
 class KeptMemory:
@@ -39,7 +36,7 @@ class KeptMemory:
         self._callers = OwnersMappings(_LARGEST_FILE)
         self._set_heap()
 
-    def mapping(self, attachments: Attachments | None) -> Mapping:
+    def mapping(self, attachments: Attachments | None) -> Kept:
         """Of the file that the answer to a request with these attachments goes into."""
         return self._callers if attachments is not None and attachments.callers else self._own
 

@@ -16,7 +16,7 @@ from gradoracle_server.engine import memory
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.program import computation_failed
 from gradoracle_server.frames import Attachments
-from gradoracle_server.mapping import KeptMapping, OwnersMappings
+from gradoracle_server.mapping import Kept
 
 DTYPES: dict[int, torch.dtype] = {
     number: getattr(torch, name.removeprefix("DTYPE_").lower()) for name, number in pb.Dtype.items() if number
@@ -47,7 +47,7 @@ class Incoming:
         max_tensor_bytes: int,
         attachments: Attachments | None,
         max_memory_bytes: int = 0,
-        mapping: KeptMapping | OwnersMappings | None = None,
+        mapping: Kept | None = None,
     ) -> None:
         """The limits are those of one tensor, and of all of them together with what it takes to make one; 0: none.
         `mapping` is kept from call to call, for files of callers."""
@@ -217,7 +217,7 @@ class Outgoing:
         *,
         keep: bool = False,
         file: Callable[[], int] = lanes.empty_file,
-        mapping: KeptMapping | OwnersMappings | None = None,
+        mapping: Kept | None = None,
     ) -> None:
         """`keep`: the data of large tensors may be left out of messages, and be put into their places afterwards.
         `file` gives the descriptor of a memory file for attachments, to be closed; `mapping` is that of such files, or
