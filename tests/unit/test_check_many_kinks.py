@@ -86,6 +86,28 @@ def test_elements_are_not_all_moved_alone_where_that_tells_no_more():
     assert found.evaluations < 20 * x.numel()
 
 
+def test_in_float32_elements_are_held_against_the_reference(monkeypatch: pytest.MonkeyPatch):
+    """What rounding makes of a claim is no reason to look at each of its elements, nor is a fault below its last
+    place."""
+    network, x = convolutions()
+    seen = []
+    suspects = search.suspects
+
+    def noted(examiner, gradient, *rest):
+        seen.append((examiner.fault, gradient))
+        return suspects(examiner, gradient, *rest)
+
+    monkeypatch.setattr(search, "suspects", noted)
+
+    def function(x):
+        return network(x.to(F64)).to(x.dtype)
+
+    assert check(function, x.to(torch.float32)).verdict is Verdict.PASS
+    assert check(network, x).verdict is Verdict.PASS
+    assert [fault for fault, _ in seen] == [1e-7, 1e-8]
+    assert not torch.equal(seen[0][1], seen[0][1].to(torch.float32).to(F64))
+
+
 def test_elements_are_all_moved_alone_where_that_tells_more():
     """Along directions that move all, a fault in those that are 1000 times smaller than others would not show."""
     scale = torch.logspace(0, -3, 200, dtype=F64)

@@ -11,8 +11,9 @@ from torch import nn
 import gradoracle as go
 from gradoracle.tracing import trace
 from gradoracle_server.engine import shadow, trial
-from gradoracle_server.engine.graph import InputSpec
+from gradoracle_server.engine.graph import FunctionSpec, GraphSpec, InputSpec, NodeSpec, Ref
 from gradoracle_server.engine.inprocess import CallablePlan, is_smooth_in_float64
+from gradoracle_server.engine.plan import Plan
 from gradoracle_server.engine.raising import Raising
 from gradoracle_server.engine.report import Verdict
 
@@ -191,6 +192,25 @@ def test_a_gradient_of_its_own_in_a_graph(client):
     wrong = trace(lambda x: Scaled.apply(x, WEIGHT, 1.0001).sin(), X)
     assert client.check(graph, {"x": X.numpy()}).passed
     assert client.check(wrong, {"x": X.numpy()}).verdict is go.Verdict.FAIL
+
+
+def test_the_constants_of_a_function():
+    """They are raised with the graph's own, and so are the dtypes that it names: it needs no mode."""
+
+    def graph(*names):
+        node = NodeSpec("y", "aten.mul.Tensor", (Ref(names[-1]), Ref("c")))
+        cast = NodeSpec("z", "aten._to_copy.default", (Ref("y"),), {"dtype": BF16})
+        inputs = tuple(InputSpec(name) for name in names)
+        return GraphSpec(inputs, (node, cast), (("x" if len(names) > 1 else "out", "z"),), (("c", X),))
+
+    function = FunctionSpec("f", graph("x"), graph("x", "cotangent.out"))
+    spec = GraphSpec((InputSpec("x"),), (NodeSpec("y", "function.f", (Ref("x"),)),), (("out", "y"),), (), (function,))
+    plan = Plan(spec, torch.device("cpu"), {}, {}, {})
+    assert plan.dtypes([X]) == {F32, BF16}
+    (wide,) = shadow.raised_graph(spec).functions
+    for part in (wide.forward, wide.backward):
+        assert [value.dtype for _, value in part.constants] == [F64]
+        assert part.nodes[1].kwargs == {"dtype": F64}
 
 
 # ---- Functions that no graph stands for

@@ -145,6 +145,7 @@ def strided_closure():
 
 Pair = namedtuple("Pair", "left right")
 
+CENTRE, SPREAD = torch.arange(3.0, dtype=F64), torch.ones(3, dtype=F64)
 FUNCTIONS = {
     "polynomial": (polynomial, t(3)),
     "a builtin": (torch.sin, t(3)),
@@ -199,7 +200,7 @@ FUNCTIONS = {
     "grid sample": (lambda x, g: F.grid_sample(x, g.tanh(), align_corners=False), t(1, 2, 4, 4), t(1, 3, 3, 2)),
     "layer norm": (lambda x, w, b: F.layer_norm(x, (4,), w, b), t(3, 4), t(4), t(4)),
     "batch norm, whose statistics are closed over": (
-        lambda x, w: F.batch_norm(x, torch.arange(3.0, dtype=F64), torch.ones(3, dtype=F64), w), t(6, 3), t(3)
+        lambda x, w: F.batch_norm(x, CENTRE, SPREAD, w), t(6, 3), t(3)
     ),
     "batch norm in training": (
         lambda x, w, m, v: F.batch_norm(x, m.detach(), v.detach().abs(), w, training=True), t(6, 3), t(3), t(3), t(3)

@@ -49,18 +49,18 @@ def of(subject: Subject) -> Subject:
     """The shadow of a subject; the subject itself where all is in float64 already."""
     if epsilon(subject.plan, subject.inputs) <= torch.finfo(torch.float64).eps:
         return subject
-    twin = subject.plan.rebuilt(_raised_graph(subject.plan.spec))
+    twin = subject.plan.rebuilt(raised_graph(subject.plan.spec))
     return dataclasses.replace(subject, plan=twin, inputs=[raised(one) for one in subject.inputs])
 
 
-def _raised_graph(spec: GraphSpec) -> GraphSpec:
+def raised_graph(spec: GraphSpec) -> GraphSpec:
     """The same with its constants raised, and the dtypes that it names; in its functions, too."""
     return dataclasses.replace(
         spec,
         nodes=tuple(_raised_node(node) for node in spec.nodes),
         constants=tuple((name, raised(value)) for name, value in spec.constants),
         functions=tuple(
-            dataclasses.replace(one, forward=_raised_graph(one.forward), backward=_raised_graph(one.backward))
+            dataclasses.replace(one, forward=raised_graph(one.forward), backward=raised_graph(one.backward))
             for one in spec.functions
         ),
     )
