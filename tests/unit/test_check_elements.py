@@ -77,7 +77,7 @@ def test_only_elements_that_would_hide_a_fault_are_moved_alone(seed):
     """Not all that are there: a right gradient costs few passes, and the smallest element's fault is found all the
     same."""
     x = draw(125, seed=seed)
-    assert check(torch.std, x, seed=seed).evaluations < 1200  # 8,106 with longer steps for each of them
+    assert check(torch.std, x, seed=seed).evaluations < 1400  # 8,106 with longer steps for each of them
     smallest = int((x - x.mean()).abs().argmin())
     found = one(check(planted(torch.std, scaled(smallest, 1 + 1e-7)), x, seed=seed))
     assert found.verdict is Verdict.FAIL

@@ -203,3 +203,40 @@ def test_whoever_wants_batches_alone_is_told_that_there_are_none():
         passes.at(points, 2)
     assert not passes.batching
     assert torch.equal(passes.at(points, 2), points[0] * 2)
+
+
+def test_an_input_that_moves_nothing_is_not_paid_for_by_whole_ladders():
+    """Whether shorter steps move what the first ones do not, a few of them tell."""
+    weight = ones(8)
+
+    class Overwritten(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, y):
+            return y * weight + 0 * x.round().clamp(0, 0)
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            return torch.zeros_like(cotangent), cotangent * weight
+
+    report = check(Overwritten.apply, ones(8), ones(8) + 0.1)
+    assert report.verdict is Verdict.PASS
+    shorter = 3 * 2  # the longest steps of three further ladders, both ways
+    alone = RUNG + shorter  # along one direction of all elements that move nothing, as the gradient says
+    assert report.evaluations == PASSES + 2 * 2 * RUNG + 2 * shorter + alone
+
+
+def test_a_step_within_the_first_ones_is_found_by_shorter_ones():
+    """What moves only near to the point is no zero gradient."""
+
+    class Near(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            here = torch.full_like(x, 1.0)
+            return torch.where((x - here).abs() < 1e-4, 5 + x - here, 5.0)
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            return torch.zeros_like(cotangent)
+
+    report = check(Near.apply, torch.ones(6, dtype=F64))
+    assert report.verdict is not Verdict.PASS

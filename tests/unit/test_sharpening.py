@@ -241,7 +241,7 @@ def test_steps_over_a_pole_contradict_nobody(x):
 
 def test_longer_steps_that_reach_a_kink_tell_nothing(monkeypatch):
     """Steps that stay on this side of it are taken."""
-    monkeypatch.setattr(sharpening, "_is_worth_it", lambda passes, space, count: False)
+    monkeypatch.setattr(sharpening._Alone, "is_worth_it", lambda alone, count: False)
 
     def kinked(x):
         return 1e4 + torch.sin(x) + torch.relu(x - 1.3)
@@ -254,6 +254,48 @@ def test_longer_steps_that_reach_a_kink_tell_nothing(monkeypatch):
     assert found.reach.longer.tolist() == [8.0]
     assert found.slopes.bar < usual.bar
     assert (found.slopes.value - math.cos(1) * case.lengths).abs() <= found.slopes.bar
+
+
+@pytest.mark.parametrize("kinks", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_usual_steps_and_longer_ones_together_see_what_they_see_by_themselves(kinks, scale, monkeypatch):
+    """In every bit, and in fewer batches."""
+
+    def function(x):
+        return scale * torch.sin(x) + 1e4 + (torch.relu(x - 0.9) + x.abs().sqrt() if kinks else 0.0)
+
+    x = draw(6, seed=4) * torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0], dtype=F64)
+    case, apart = Case(function, x), Case(function, x)
+    batches = []
+    at = Passes.at
+    monkeypatch.setattr(Passes, "at", lambda passes, points, count: batches.append(count) or at(passes, points, count))
+    fine = torch.full((6,), 1e-13, dtype=F64)
+    free = torch.full_like(fine, math.inf)
+    found = sharpening.measured(case.passes, Question(case.space, case.directions, free), fine)
+    together, batches[:] = list(batches), []
+    usual = apart.measured(apart.directions)
+    by_itself = sharpened(apart.passes, apart.space, apart.directions, usual, fine, again=False)
+    assert len(together) == len(batches) - 1
+    assert sum(together) == sum(batches)
+    for name in ("value", "bar", "low", "high", "kinked"):
+        one, other = getattr(found.slopes, name), getattr(by_itself.slopes, name)
+        assert torch.equal(one.nan_to_num(9.0), other.nan_to_num(9.0)), name
+    assert torch.equal(found.reach.longer, by_itself.reach.longer)
+    assert bool(found.slopes.kinked.any()) == kinks
+
+
+def test_many_directions_are_not_measured_beside_others(monkeypatch):
+    """Their values are worked on in pieces that memory holds."""
+    case = Case(torch.sin, draw(6, seed=4))
+    monkeypatch.setattr(ladders, "_VALUES", 1000)
+    largest = []
+    at = Passes.at
+    monkeypatch.setattr(Passes, "at", lambda passes, points, count: largest.append(count) or at(passes, points, count))
+    fine = torch.full((6,), 1e-16, dtype=F64)
+    question = Question(case.space, case.directions, torch.full_like(fine, math.inf))
+    found = sharpening.measured(case.passes, question, fine)
+    assert max(largest) * 2 * 6 <= 1000
+    assert ((found.slopes.value - torch.cos(case.space.base) * case.lengths).abs() <= found.slopes.bar).all()
 
 
 # ---- Again and again

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gradoracle_server.engine import finite_difference, ladders, noise, tolerances
+from gradoracle_server.engine import finite_difference, ladders, noise, sharpening, tolerances
 from gradoracle_server.engine.measurement import FEW_UNITS, Measurement
 from gradoracle_server.engine.products import Assessment, Products
 from gradoracle_server.engine.report import Verdict
@@ -85,13 +85,20 @@ class Examiner(Measurement):
             return False
         if self.units:
             return self._sharpen(wanted)
+        if at_floor and count <= _BLOCKS and float(self.blind(gradient)[wanted].max()) > _LONGER[-1] * self.fault:
+            return self._add_alone(gradient)  # longer steps by themselves do not do
+        return self._add_blocks(gradient, wanted, _LONGER if at_floor else (1.0,))
+
+    def _add_blocks(self, gradient: torch.Tensor, wanted: torch.Tensor, factors: Sequence[float]) -> bool:
+        """Adds directions that move elements wanted, (C,) of bool, of one magnitude each, with steps that are so many
+        times as long. Whether any of them tells more."""
+        count = int(wanted.sum())
         largest_first = torch.where(wanted, gradient.abs() * self.space.scale, -1.0).argsort(descending=True)[:count]
         masks = torch.zeros((min(_BLOCKS, count), self.space.size), dtype=torch.bool, device=gradient.device)
         rows = torch.arange(count, device=gradient.device) * masks.shape[0] // count
         masks[rows, largest_first] = True
-        directions = self.space.drawn(masks.shape[0], self.generator, masks)
-        if at_floor:
-            directions = torch.cat([directions * factor for factor in _LONGER])
+        drawn = self.space.drawn(masks.shape[0], self.generator, masks)
+        directions = torch.cat([drawn * factor for factor in factors])
         found = self.measured(directions, math.inf)
         # On one ladder, some have wider bars than the whole.
         useful = (found.bar <= self.slopes.bar.max()) & self._tells(gradient, directions, found)
@@ -118,9 +125,9 @@ class Examiner(Measurement):
         if len(coordinates) > _BLOCKS:
             return False
         directions, lengths = self.space.units(coordinates)
-        found = self.measured(directions, math.inf)
         fine = self.fault / 4 * gradient[coordinates].abs() * lengths
-        after = sharpened(self.passes, self.space, directions, found, fine, again=False)
+        unbound = torch.full_like(lengths, math.inf)
+        after = sharpening.measured(self.passes, Question(self.space, directions, unbound), fine)
         known = self._tells(gradient, directions, after.slopes)
         if not bool(known.any()):
             return False

@@ -48,6 +48,23 @@ def plainly(passes: Passes, space: Space, directions: torch.Tensor) -> tuple[Slo
     return Slopes.joined(pieces), torch.cat(doubts)
 
 
+def measure_beside(
+    passes: Passes, question: Question, others: torch.Tensor
+) -> tuple[Slopes, tuple[Slopes, torch.Tensor]]:
+    """What `measure` says of a question, and `plainly` of other directions of the same input; both first ladders are
+    climbed down together where that is small."""
+    count, space = len(question.directions), question.space
+    directions = torch.cat([question.directions, others])
+    if _groups(passes, space, len(directions)) != [None] or question.quickly:
+        return measure(passes, question), plainly(passes, space, others)
+    seen = _on_ladder(passes, sample(passes, space, directions, question.ladder))
+    mine = seen.of(passes, slice(0, count))
+    slopes = _but_wild(passes, question, _climbed(passes, question, mine, _further(passes, question)))
+    rest = slice(count, len(directions))
+    plain = seen.slopes.of(rest)
+    return slopes, (plain, plain.kinked if seen.doubtful is None else seen.doubtful[rest].any(1))
+
+
 def _groups(passes: Passes, space: Space, count: int) -> Sequence[slice | None]:
     """Directions, so many, whose values are worked on together; None for all of them."""
     together = max(1, _VALUES // max(1, _values(passes, space)))
@@ -226,7 +243,8 @@ def _moving(
     still = seen.slopes.coordinates.still
     if still is None or not bool((still := wide & still.all(1)).any()):
         return wide
-    lengths = [step for longest in further for step in finite_difference.steps(longest)]
+    rungs = finite_difference.RUNGS if passes.batching else 1  # in a loop each is paid for
+    lengths = [step for longest in further for step in finite_difference.steps(longest, rungs)]
     values = sample(passes, question.space, question.directions[still], lengths)
     wide = wide.clone()
     wide[still] = (values.found != passes.centre).flatten(1).any(1)

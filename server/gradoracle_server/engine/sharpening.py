@@ -20,7 +20,7 @@ from gradoracle_server.engine import finite_difference, ladders
 from gradoracle_server.engine.kinks import weighted
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
-from gradoracle_server.engine.slopes import Slopes
+from gradoracle_server.engine.slopes import Question, Slopes
 
 _FAR = 2.0**20  # times an input's size
 _PAIRS = ((8.0, 12.0), (64.0, 96.0))
@@ -89,21 +89,40 @@ def sharpened(
     if bool(_bends(passes, usual, wanted).all()):
         return Sharpened(usual, Reach.usual(usual))
     shift = _SHIFT if again else 1.0
-    alone = _Alone(passes, space, directions, torch.zeros_like(usual.coordinates.value, dtype=torch.bool))
+    factors = [factor * shift for pair in _PAIRS for factor in pair]
+    longer = _Lengthened.of(factors, ladders.plainly(passes, space, _lengthened(directions, factors)))
+    return _sharper(_Alone(passes, space, directions), usual, longer, wanted, shift)
+
+
+def measured(passes: Passes, question: Question, wanted: torch.Tensor) -> Sharpened:
+    """The same of slopes that are yet to be measured, by the usual steps and by longer ones together."""
+    factors = [factor for pair in _PAIRS for factor in pair]
+    usual, found = ladders.measure_beside(passes, question, _lengthened(question.directions, factors))
+    if bool(_bends(passes, usual, wanted).all()):
+        return Sharpened(usual, Reach.usual(usual))
+    alone = _Alone(passes, question.space, question.directions)
+    return _sharper(alone, usual, _Lengthened.of(factors, found), wanted, 1.0)
+
+
+def _sharper(alone: _Alone, usual: Slopes, longer: _Lengthened, wanted: torch.Tensor, shift: float) -> Sharpened:
+    """Of usual slopes and those of longer steps, the sharper, and means of more where neither do."""
+    passes = alone.passes
     found = Sharpened(usual, Reach.usual(usual))
     # Beside a kink all lengths may agree on what is not so.
     doubted = usual.kinked | usual.bar.isinf() | ladders.unsure(passes, usual)
-    longer = _Lengthened.measured(passes, space, directions, [factor * shift for pair in _PAIRS for factor in pair])
-    for place in range(0, len(longer.factors), 2):
-        doubted = doubted | _by_longer(found, doubted, longer, place)
+    agree = longer.agree()
+    for pair in range(len(agree)):
+        doubted = doubted | _by_longer(found, agree[pair] & ~doubted, longer, 2 * pair)
     # Of each band, a length in it or at its end, of those that were measured.
     straight = longer.bar[[1, 3, 0]] <= _BENT * usual.bar
     rows = (found.slopes.bar > wanted) & ~doubted & found.slopes.bar.isfinite() & straight.any(0)
-    if not bool(rows.any()) or not _is_worth_it(passes, space, int(rows.sum())):
+    if not bool(rows.any()) or not alone.is_worth_it(int(rows.sum())):
         return found
     if bool((usual.coordinates.value[rows] == 0).any()):
-        alone.untouched[rows] = _untouched(passes, space, directions[rows])
-        found.reach.touched = ~alone.untouched
+        untouched = torch.zeros_like(usual.coordinates.value, dtype=torch.bool)
+        untouched[rows] = _untouched(passes, alone.space, alone.directions[rows])
+        alone = dataclasses.replace(alone, untouched=untouched)
+        found.reach.touched = ~untouched
     bands = list(zip(_BANDS, straight, strict=True))
     farther = longer.bar[2] < longer.bar[0]
     if not bool(farther[rows].any()):  # the shortest lengths first where the longest tell less
@@ -117,6 +136,11 @@ def sharpened(
     return found
 
 
+def _lengthened(directions: torch.Tensor, factors: Sequence[float]) -> torch.Tensor:
+    """(F * P, C): directions, (P, C), so many times as long, length after length."""
+    return (directions.new_tensor(factors)[:, None, None] * directions).flatten(0, 1)
+
+
 def _bends(passes: Passes, usual: Slopes, wanted: torch.Tensor) -> torch.Tensor:
     """(P,) of bool: where the function bends too much for the bar wanted, so that longer steps could only be worse:
     the shortest were the best, and rounding of the outputs is not why."""
@@ -127,21 +151,12 @@ def _bends(passes: Passes, usual: Slopes, wanted: torch.Tensor) -> torch.Tensor:
     return weighted(torch.where(rounded, 0.0, coordinates.bar), passes.weight) > wanted
 
 
-def _is_worth_it(passes: Passes, space: Space, count: int) -> bool:
-    """Whether slopes along so many directions are to be measured again and again."""
-    numbers = count * _TIMES * 2 * finite_difference.RUNGS * (passes.centre.numel() + space.size)
-    return numbers <= _NUMBERS and passes.noise is None and bool((passes.epsilon <= finite_difference.EPSILON).all())
-
-
-def _by_longer(found: Sharpened, doubted: torch.Tensor, longer: _Lengthened, place: int) -> torch.Tensor:
-    """Takes slopes of longer steps that are sharper, where others, of steps longer still, agree and those found do not
+def _by_longer(found: Sharpened, sure: torch.Tensor, longer: _Lengthened, place: int) -> torch.Tensor:
+    """Takes slopes of longer steps that are sharper, of those that are sure, (P,) of bool, where those found do not
     contradict them. Returns where these do, (P,) of bool: short steps may have seen how the function rounds. What is
     not sharper is no witness: it may have jumped over a pole."""
-    usual = found.slopes
-    value, other = longer.value[place], longer.value[place + 1]
-    bar, other_bar = longer.bar[place], longer.bar[place + 1]
-    sure = ~doubted & ~longer.unsure[place : place + 2].any(0) & (bar < usual.bar)
-    sure &= (other_bar <= 4 * bar) & ((value - other).abs() <= bar + other_bar)
+    usual, value, bar = found.slopes, longer.value[place], longer.bar[place]
+    sure = sure & (bar < usual.bar)
     apart = (value - usual.value).abs()
     contradicted = sure & (apart > bar + usual.bar)
     better = sure & ~contradicted
@@ -190,12 +205,18 @@ class _Lengthened:
     found: Slopes  # as they were measured, length after length
 
     @classmethod
-    def measured(cls, passes: Passes, space: Space, directions: torch.Tensor, factors: Sequence[float]) -> _Lengthened:
-        """Along directions, (P, C), all lengths together."""
-        column = directions.new_tensor(factors)[:, None]
-        found, unsure = ladders.plainly(passes, space, (column[..., None] * directions).flatten(0, 1))
+    def of(cls, factors: Sequence[float], plain: tuple[Slopes, torch.Tensor]) -> _Lengthened:
+        """What was measured plainly, along directions that are so many times as long."""
+        found, unsure = plain
         value, bar, unsure = (one.view(len(factors), -1) for one in (found.value, found.bar, unsure))
+        column = value.new_tensor(factors)[:, None]
         return cls(factors, value / column, bar / column, unsure, found)
+
+    def agree(self) -> torch.Tensor:
+        """(F / 2, P) of bool: where two lengths after each other are sure of the same."""
+        unsure = self.unsure[0::2] | self.unsure[1::2]
+        (value, other), (bar, other_bar) = ((one[0::2], one[1::2]) for one in (self.value, self.bar))
+        return ~unsure & (other_bar <= 4 * bar) & ((value - other).abs() <= bar + other_bar)
 
     def at(self, place: int) -> Slopes:
         """Those of one length."""
@@ -210,7 +231,14 @@ class _Alone:
     passes: Passes
     space: Space
     directions: torch.Tensor  # (P, C)
-    untouched: torch.Tensor  # (P, M) of bool
+    untouched: torch.Tensor | None = None  # (P, M) of bool; None where not known of any
+
+    def is_worth_it(self, count: int) -> bool:
+        """Whether slopes along so many directions are to be measured again and again."""
+        passes = self.passes
+        numbers = count * _TIMES * 2 * finite_difference.RUNGS * (passes.centre.numel() + self.space.size)
+        fine = passes.noise is None and bool((passes.epsilon <= finite_difference.EPSILON).all())
+        return numbers <= _NUMBERS and fine
 
     def repeated(self, rows: torch.Tensor, band: tuple[float, float]) -> Slopes:
         """Means of slopes whose steps are of several lengths; the bar is infinite where they do not agree within
@@ -224,7 +252,8 @@ class _Alone:
         """
         ratio = (band[1] / band[0]) ** (1 / _TIMES)  # no power of 2, whose ladders would share their steps
         factors = [band[0] * ratio ** (place + 1) for place in range(_TIMES)]
-        measured = _Lengthened.measured(self.passes, self.space, self.directions[rows], factors)
+        lengthened = _lengthened(self.directions[rows], factors)
+        measured = _Lengthened.of(factors, ladders.plainly(self.passes, self.space, lengthened))
         share = measured.value.new_tensor(factors)[:, None]
         share /= share.sum()
         mean = (share * measured.value).sum(0)
@@ -233,7 +262,8 @@ class _Alone:
         longest = measured.at(_TIMES - 1)
         moved = longest.coordinates.value.abs() * (factors[-1] * finite_difference.LADDERS[0])
         hardly = moved <= _HARDLY * self.passes.epsilon * self.passes.centre.abs()
-        left = torch.where(hardly & ~self.untouched[rows], longest.coordinates.bar, 0.0) @ self.passes.strength
+        hardly = hardly if self.untouched is None else hardly & ~self.untouched[rows]
+        left = torch.where(hardly, longest.coordinates.bar, 0.0) @ self.passes.strength
         known = ((off <= measured.bar) & measured.bar.isfinite()).all(0)
         bar = torch.where(known, _SCATTER * error + left, torch.inf)
         return dataclasses.replace(longest, value=mean, low=mean, high=mean, bar=bar)
