@@ -240,3 +240,22 @@ def test_a_step_within_the_first_ones_is_found_by_shorter_ones():
 
     report = check(Near.apply, torch.ones(6, dtype=F64))
     assert report.verdict is not Verdict.PASS
+
+
+def test_an_element_that_rounding_hides_is_not_followed_down_every_ladder():
+    """Shorter steps are tried where they promise a fault of the size that is looked for."""
+    weight = ones(100)
+    weight[7] = 2e-4
+
+    class Sum(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return (x * weight).sum()
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            return cotangent * weight
+
+    report = check(Sum.apply, ones(100))
+    assert report.verdict is Verdict.PASS
+    assert report.evaluations == PASSES + (4 + 1) * RUNG

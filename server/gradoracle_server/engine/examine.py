@@ -148,13 +148,14 @@ class Examiner(Measurement):
         coordinates = hidden.nonzero().flatten().tolist()
         if len(coordinates) > (FEW_UNITS if small else _BLOCKS):
             return False
-        parts = [self.space.units(coordinates)[0]] if coordinates else []
+        directions, lengths = self.space.units(coordinates)
+        enough = self.fault / 4 * gradient[coordinates].abs() * lengths
         if bool(nothing.any()):
-            parts.append(self.space.drawn(1, self.generator, nothing))
-        if not parts:
+            directions = torch.cat([directions, self.space.drawn(1, self.generator, nothing)])
+            enough = torch.nn.functional.pad(enough, (0, 1))
+        if not len(directions):
             return False
-        directions = torch.cat(parts)
-        self._add(directions, self.measured(directions), None)
+        self._add(directions, self.measured(directions, enough), None)
         return True
 
     def _tells(self, gradient: torch.Tensor, directions: torch.Tensor, found: Slopes) -> torch.Tensor:

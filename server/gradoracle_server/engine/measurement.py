@@ -99,8 +99,8 @@ class Measurement:
         """The gradient along the first direction."""
         return float(gradient[0] * self._alone[0] if self._alone is not None else gradient @ self.directions[0])
 
-    def measured(self, directions: torch.Tensor, enough: float = 0.0) -> Slopes:
-        """Slopes along directions, (P, C), with bars of about `enough`."""
+    def measured(self, directions: torch.Tensor, enough: float | torch.Tensor = 0.0) -> Slopes:
+        """Slopes along directions, (P, C), with bars of about `enough`, for all or for each of them, (P,)."""
         wanted = self._wanted(Products.of(self._expected, directions)).clamp(min=enough)
         return ladders.measure(self.passes, Question(self.space, directions, wanted))
 
