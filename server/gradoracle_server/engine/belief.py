@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from gradoracle_server.engine import tolerances
+from gradoracle_server.engine import shadow, tolerances
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.gradients import instability, roundings
@@ -32,6 +32,8 @@ class Belief:
         """The verdict."""
         examiner, found = self._examiner, self._assess()
         if (found.kinked or found.verdict is not Verdict.PASS) and examiner.move_alone():
+            found = self._assess()
+        if not found.kinked and examiner.unmask(found):
             found = self._assess()
         unsure = found.verdict is not Verdict.PASS and not examiner.doubted
         if found.verdict is Verdict.FAIL or found.kinked or unsure:
@@ -74,13 +76,19 @@ class Belief:
 
     def _listens(self) -> bool:
         """Whether noise is heard that changes what slopes say. No noise makes what is no number right."""
-        return not bool(self._gradient.isnan().any()) and self._examiner.listen()
+        return not bool(self._gradient.isnan().any()) and self._examiner.listen(self._gradient)
 
     def _is_right_coarsely(self) -> bool:
+        """Whether it is right to the last place of float32; where it is rounded to that, as by a backward that casts
+        what it gets, within a few places of the typical element, as sums are."""
         if self._case.epsilon > torch.finfo(torch.float64).eps:
-            last_place = self._case.epsilon * self._gradient.abs()
-            found = self._examiner.assess(self._gradient, generous=True, allowance=last_place)
-            self.coarsely = found if bool(found.judgements.within.all()) else None
+            epsilon = torch.finfo(torch.float32).eps
+            rounded = shadow.is_rounded([self._gradient])
+            sums = tolerances.elementwise(self._gradient, epsilon, None)
+            off = sums if rounded else epsilon * self._gradient.abs()
+            found = self._examiner.assess(self._gradient, generous=True, allowance=off)
+            right = bool(found.judgements.within.all()) and self._examiner.agrees_elsewhere(self._gradient, off)
+            self.coarsely = found if right else None
         return self.coarsely is not None
 
     def _confirmed(self, found: Assessment) -> Assessment:

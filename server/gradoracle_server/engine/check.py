@@ -67,6 +67,27 @@ def check(
         found = [_non_deterministic(name) for name in subject.names]
         return Report(Verdict.NON_DETERMINISTIC, [*found, *skipped], 0.0, 2, [])
     case = _case(subject, tape, chosen, first, claims, options)
+    report = _judgement(case, tape, first, skipped, phases, options, repeated=repeated)
+    if report.verdict is Verdict.FAIL and (raised := _unrounded(case, tape)) is not None:
+        spent = report.evaluations
+        other = _judgement(raised, tape, first, skipped, phases, options, repeated=repeated)
+        report = other if other.verdict is not Verdict.FAIL else report
+        report.evaluations = spent + other.evaluations
+    return report
+
+
+def _judgement(
+    case: Case,
+    tape: Tape,
+    first: list[torch.Tensor],
+    skipped: list[InputReport],
+    phases: Phases,
+    options: Options,
+    *,
+    repeated: bool,
+) -> Report:
+    """The report on a case; `first` are the gradients of its run, which are `repeated` to the last bit or not."""
+    subject, chosen = case.subject, case.cotangents
     passes = _passes(case, options)
     rounding = functools.partial(gradients.largest_rounding, case, passes)
     heard: list[Opinion] = []
@@ -84,6 +105,30 @@ def check(
     failed = [Verdict.FAIL for one in heard if one.verdict is Verdict.FAIL]
     verdict = worst_verdict([*(one.verdict for one in reports), *failed])
     return Report(verdict, _in_order(subject, [*reports, *skipped]), power, passes.count + 2, ladder, heard)
+
+
+def _unrounded(case: Case, tape: Tape) -> Case | None:
+    """The case with another shadow, in which whatever operators get and make is raised: a backward may cast what it
+    gets, to float32 for one, where the function does not. None where that makes no difference."""
+    if case.twin is case.subject or not case.faithful:
+        return None
+    if (found := shadow.unrounded(case.subject, case.twin, tape, case.epsilon)) is None:
+        return None
+    twin, run, distance = found
+    reference = _pulled(run, case.twin_cotangents, case.weights)
+    if all(torch.equal(one, other) for one, other in zip(reference, case.reference, strict=True)):
+        return None
+    wide = [raising.raised(one.detach()) for one in reference]
+    return dataclasses.replace(
+        case, twin=twin, distance=distance, reference=wide, jitters=None, inexact=None, spreads={}
+    )
+
+
+def _pulled(
+    tape: Tape, cotangents: Sequence[torch.Tensor | None], weights: list[torch.Tensor | None] | None
+) -> list[torch.Tensor]:
+    """The gradients of a run: the first ones, or where there are weights for these the second."""
+    return tape.pull(cotangents) if weights is None else trial.second_order(tape, cotangents, weights)
 
 
 def _first(subject: Subject, tape: Tape, cotangents: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
@@ -177,11 +222,9 @@ def _case(
     if options.order == 2:
         generator = torch.Generator().manual_seed(options.seed ^ 0x2D)
         weights = [trial.drawn_like(one, generator) for one in first]
-        torchs = trial.second_order(tape, chosen, weights)
-        reference = torchs if twin is subject else trial.second_order(twin_tape, used, weights)
-    else:
-        torchs = first
-        reference = first if twin is subject else twin_tape.pull(used)
+
+    torchs = first if weights is None else _pulled(tape, chosen, weights)
+    reference = torchs if twin is subject else _pulled(twin_tape, used, weights)
     lifted = [raising.raised(one.detach()) for one in torchs]
     return Case(
         subject=subject,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from gradoracle_server.engine.report import Diagnosis
+from gradoracle_server.engine.tolerances import RELATIVE
 
 _CLOSE = 1e-6  # relative distance at which a hypothesis explains a gradient in float64
 IGNORES_COTANGENT = "It is the same whatever the cotangent: the chain rule is not applied."
@@ -163,6 +164,10 @@ def _scaled(evidence: Evidence) -> Finding | None:
         return None
     factor = float((true.conj() * claimed).sum().real / power)
     if factor == 0 or not _same(claimed, factor * true, evidence.tolerance * max(1e-3, min(1.0, abs(factor - 1)))):
+        return None
+    left = float((claimed - factor * true).abs().max())
+    off = abs(factor - 1)
+    if off < RELATIVE or left > off * float(true.abs().max()):  # it is small elements that are wrong, not all by this
         return None
     return Finding(Diagnosis.SCALED, f"It is {factor:.12g} times the right gradient.", factor)
 

@@ -10,17 +10,20 @@ import torch
 
 from gradoracle_server.engine import finite_difference, ladders, noise, sharpening, tolerances
 from gradoracle_server.engine.measurement import FEW_UNITS, Measurement
-from gradoracle_server.engine.products import Assessment, Products
+from gradoracle_server.engine.products import Assessment, Products, distance
 from gradoracle_server.engine.report import Verdict
-from gradoracle_server.engine.sharpening import sharpened
+from gradoracle_server.engine.sharpening import Reach, Sharpened, sharpened, unmasked
 from gradoracle_server.engine.slopes import Question, Slopes
 
 ALL_UNITS = 256
 """Real coordinates up to which a failure or a kink is located by moving each on its own."""
 
 _DOUBTED = 4  # directions that are measured once more in another way before they are believed
+_ELSEWHERE = 8  # directions: along one of them an error is a tenth of its size by accident once in twelve times
 _BLOCKS = 16  # of elements, at most, that are moved apart from the others
 _FLOORS = 4.0
+_OTHERWISE = 1.1  # times the usual steps
+_CLEARLY = 1e3  # times what slopes by other steps differ by
 _LONGER = (8.0, 64.0)
 """What the steps of blocks are multiplied by where no bar could be narrower for fewer elements."""
 
@@ -38,6 +41,7 @@ class Examiner(Measurement):
 
     _listened = False
     _refined = False
+    _unmasked = False  # whether outputs have been left out of bars
     _all_alone = False  # whether what blocks do not show has been moved alone
 
     def is_small(self, gradient: torch.Tensor, coordinates: Sequence[int]) -> bool:
@@ -60,6 +64,19 @@ class Examiner(Measurement):
         magnitude = gradient.abs()
         looked_at = (magnitude >= _NEGLIGIBLE * magnitude.max()) & (magnitude > 0)
         return looked_at & (self.blind(gradient) > self.fault)
+
+    def unmask(self, assessment: Assessment) -> bool:
+        """Leaves outputs out of bars that a direction does not reach, where it is for such that nothing can be said, or
+        what is off lies within the bar. Whether that made one narrower."""
+        judged = assessment.judgements
+        allowed = judged.bound - self.slopes.bar
+        rows = judged.within & (~judged.narrow | (judged.error > allowed))
+        if self._unmasked or not bool(rows.any()) or int(rows.sum()) > FEW_UNITS:
+            return False
+        before, self._unmasked = Sharpened(self.slopes, self._reach or Reach.usual(self.slopes)), True
+        found = unmasked(self.passes, self.space, self.directions, before, rows)
+        self.slopes, self._reach, self._blind = found.slopes, found.reach, None
+        return found is not before
 
     def refine(self, gradient: torch.Tensor) -> bool:
         """Adds directions that move fewer elements, of one magnitude, for those in which a fault would not show, and
@@ -167,6 +184,15 @@ class Examiner(Measurement):
         """(P,): bars in which a small fault of a whole direction shows."""
         return self.fault / 4 * self._products(self._expected).total
 
+    def agrees_elsewhere(self, gradient: torch.Tensor, allowance: torch.Tensor) -> bool:
+        """Whether a gradient that is allowed to be off by so much in each element, (C,), agrees with slopes along
+        further directions: along one, a large error may be small by accident."""
+        if self.units:
+            return True
+        directions = self.space.drawn(_ELSEWHERE, self.generator)
+        found = self.assessed(gradient, directions, self.measured(directions, math.inf), allowance)
+        return bool(found.judgements.within.all())
+
     def confirm(self, assessment: Assessment, *, every: bool = False) -> torch.Tensor:
         """Measures the directions that fail worst, or `every` one that fails, on every ladder: a slope that shorter
         steps contradict is no evidence. Gives which, (P,) of bool."""
@@ -175,11 +201,14 @@ class Examiner(Measurement):
         rows = assessment.judgements.failed if self._quickly or every else self._worst_rows(assessment)
         nothing = torch.zeros(int(rows.sum()), dtype=torch.float64, device=self.directions.device)
         finer = ladders.measure(self.passes, Question(self.space, self.directions[rows], nothing))
-        reach = None
-        if self._reach is not None:
-            again = sharpened(self.passes, self.space, self.directions[rows], finer, self._fine()[rows], again=True)
-            finer, reach = again.slopes, again.reach
-        self._exchange(rows, finer, reach)
+        if self._reach is None:
+            self._exchange(rows, finer, None)
+            return rows
+        directions = self.directions[rows]
+        again = sharpened(self.passes, self.space, directions, finer, self._fine()[rows], again=True)
+        if self._unmasked:
+            again = unmasked(self.passes, self.space, directions, again, torch.ones_like(finer.kinked))
+        self._exchange(rows, again.slopes, again.reach)
         return rows
 
     def _worst_rows(self, assessment: Assessment) -> torch.Tensor:
@@ -218,14 +247,30 @@ class Examiner(Measurement):
         """Whether nothing is known along some direction, though no kink is seen there."""
         return bool((self.slopes.bar.isinf() & ~self.slopes.kinked).any())
 
-    def listen(self) -> bool:
-        """Measures again where the values are noisier than rounding of the outputs explains. Whether they are."""
+    def listen(self, gradient: torch.Tensor) -> bool:
+        """Measures again where the values are noisier than rounding of the outputs explains, and a gradient, (C,), that
+        slopes do not bear out may be right all the same. Whether they are."""
         before, self._listened = self._listened, True
-        if before or (heard := noise.heard(self.passes, self.space, self.generator)) is None:
+        if (
+            before
+            or (heard := noise.heard(self.passes, self.space, self.generator)) is None
+            or self._is_contradicted(gradient)
+        ):
             return False
         self.passes.take_noise(heard)
         self.slopes, self._reach, self._blind = ladders.measure(self.passes, self.question), None, None
         return True
+
+    def _is_contradicted(self, gradient: torch.Tensor) -> bool:
+        """Whether a gradient, (C,), is off along a direction by far more than what slopes by steps of other lengths
+        differ by: no noise does that, but an oscillation looks like it that is faster than the distances at which noise
+        is heard."""
+        rows = slice(None) if len(self.directions) <= ALL_UNITS else slice(_DOUBTED)
+        directions, before = self.directions[rows], self.slopes.of(rows)
+        again = self.measured(directions * _OTHERWISE).scaled(1 / _OTHERWISE)
+        apart = torch.maximum((again.value - before.value).abs(), again.bar + before.bar)
+        off = distance(Products.of(gradient, directions).sum, before)
+        return bool(((off > _CLEARLY * apart) & ~before.kinked & ~again.kinked).any())
 
     def narrow(self, gradient: torch.Tensor) -> None:
         """Measures again with steps relative to each element alone: for inputs that span many magnitudes. What is small
@@ -279,7 +324,8 @@ class Examiner(Measurement):
         """
         directions, lengths = self.space.units(coordinates)
         if gradient is None:
-            return self.measured(directions), lengths
+            found = self.measured(directions)
+            return self._unmasked_by(directions, found, tolerances.RELATIVE * found.value.abs()), lengths
         found = self.measured(directions, math.inf)
         size = gradient[coordinates].abs() * lengths
         blurred = _is_blurred(found, size)
@@ -301,12 +347,18 @@ class Examiner(Measurement):
                 self.passes, self.space, directions[longer], found.of(longer), fine[longer], again=False
             ).slopes
             found = found.replaced(longer, sharper)
+        found = self._unmasked_by(directions, found, torch.where((said - found.value).abs() > fine, 0.0, torch.inf))
         if bool((wrong := off(found)).any()):
             found = self._unless_contradicted(directions, usual, found, wrong)
         if unrest is not None:
             moved = (found.coordinates.value != 0).to(unrest.dtype) @ (self.passes.strength * unrest)
             found = dataclasses.replace(found, bar=found.bar + moved / finite_difference.LADDERS[0])
         return found, lengths
+
+    def _unmasked_by(self, directions: torch.Tensor, found: Slopes, enough: torch.Tensor) -> Slopes:
+        """Slopes along directions, (P, C), without outputs that these do not reach where bars are not narrow enough."""
+        before = Sharpened(found, Reach.usual(found))
+        return unmasked(self.passes, self.space, directions, before, found.bar > enough).slopes
 
     def blurred(self, coordinates: list[int], gradient: torch.Tensor) -> torch.Tensor:
         """Which of single coordinates, (P,) of bool, the usual steps tell next to nothing of."""

@@ -52,7 +52,7 @@ class CallablePlan(Plan):
         """Calls the function. There are no values inside it that could be asked for."""
         return self._run  # type: ignore[return-value]  # a Program is used as a callable, and as nothing else
 
-    def rebuilt(self, spec: GraphSpec) -> Plan:
+    def rebuilt(self, spec: GraphSpec) -> CallablePlan:
         """The same function for tensors of float64; where it is none there, for tensors that are rounded again, which
         gives low-precision outputs and so no faithful shadow."""
         found = CallablePlan.__new__(CallablePlan)
@@ -62,8 +62,14 @@ class CallablePlan(Plan):
         found._wide = Raising() if self._raising else NOTHING_AROUND
         return found
 
-    def raising(self) -> None:
-        """It is known beforehand whether it is to be."""
+    def raising(self) -> Plan | None:
+        """It is known beforehand whether its tensors are to be raised; where not, its backward may round all the same:
+        where it casts what it gets."""
+        if not self._raisable or self._raising:
+            return None
+        found = self.rebuilt(self.spec)
+        found._wide = Raising()
+        return found
 
     def dtypes(self, inputs: Sequence[torch.Tensor]) -> set[torch.dtype]:
         """Those of the tensors that the function holds and makes, where they are raised."""

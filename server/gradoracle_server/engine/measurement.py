@@ -19,6 +19,7 @@ FEW_UNITS = 64
 """Real coordinates up to which no element can hide behind larger ones: each is moved on its own, or without batches,
 where that is dear, each that directions of all would not show."""
 
+_FAINT = 1e-3  # of the function's size: a gradient that is less is as good as zero
 _LAST_BITS = 16 * torch.finfo(torch.float64).eps
 
 
@@ -126,7 +127,7 @@ class Measurement:
         uncertain = [
             self._products(one) for one in (self._spread() if generous else None, allowance) if one is not None
         ]
-        wider, likely = _added([one.total for one in uncertain]), _added([one.size for one in uncertain])
+        wider, likely = _added([one.most for one in uncertain]), _added([one.size for one in uncertain])
         if unrest is not None:
             strength = self.passes.strength * unrest / finite_difference.LADDERS[0]
             least = strength.sum().expand_as(self.slopes.bar)
@@ -150,7 +151,7 @@ class Measurement:
             return self._assessed(gradient, Products.of(gradient, directions), found, None, None, asked)
         spread = self._spread() if allowance is None else torch.maximum(self._spread(), allowance)
         moves = Products.of(spread, directions)
-        return self._assessed(gradient, Products.of(gradient, directions), found, moves.total, moves.size, asked)
+        return self._assessed(gradient, Products.of(gradient, directions), found, moves.most, moves.size, asked)
 
     def _assessed(
         self,
@@ -174,10 +175,22 @@ class Measurement:
         scale = torch.maximum(self._typical(products, gradient), found.value.abs())
         # A gradient that is as good as zero is held against the function's own size.
         faint = scale <= found.bar + allowance
+        asked = self._asked if asked is None else asked
         if bool(faint.any()):
-            scale = torch.where(faint, scale.clamp(min=self.passes.magnitude * 1e-3), scale)
-        judged = tolerances.judge(error, found.bar, allowance, scale, self._asked if asked is None else asked)
+            scale = torch.where(faint, scale.clamp(min=self.passes.magnitude * _FAINT), scale)
+            if not bool((found.bar + allowance <= asked * scale)[faint].all()):  # it may be 0 here, as at a minimum
+                scale = torch.where(faint, scale.clamp(min=self._moved * _FAINT), scale)
+        judged = tolerances.judge(error, found.bar, allowance, scale, asked)
         return Assessment(judged.verdict, judged, not found.smooth and bool(found.kinked.any()), noise)
+
+    @functools.cached_property
+    def _moved(self) -> float:
+        """How far the function moves, all of its terms together, when the input moves by a long step."""
+        length = finite_difference.LADDERS[0]
+        values = ladders.sample(self.passes, self.space, self.space.drawn(1, self.generator), [length]).found
+        moves = torch.where(self.passes.strength == 0, 0.0, (values - self.passes.centre).abs() * self.passes.strength)
+        moved = float(moves.nan_to_num(0.0, 0.0).sum(-1).max())
+        return moved / length
 
     def _typical(self, products: Products, gradient: torch.Tensor) -> torch.Tensor:
         """(P,): the size of a gradient along directions; along single axes not less than a typical element's."""

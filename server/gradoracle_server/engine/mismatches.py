@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -84,6 +85,18 @@ def _rows(
             error_bound=float(bars[row].norm()),
         )
         for row, element in enumerate(chosen)
+    ]
+
+
+def strict(rows: Sequence[Mismatch], examiner: Examiner, gradients: Gradients, chosen: Sequence[int]) -> list[Mismatch]:
+    """Rows of those chosen, by the bounds that slopes along an element judge it by, where the usual ones, in which is
+    what the typical element may be off by, hide that a small one is wrong."""
+    along, lengths = examiner.element_slopes(coordinates(examiner, chosen))
+    nothing = dataclasses.replace(gradients, allowance=torch.zeros_like(gradients.allowance))
+    judged = _rows(examiner, nothing, chosen, along.value / lengths, along.bar / lengths, None)
+    return [
+        mine if usual.error <= usual.error_bound and mine.error > mine.error_bound else usual
+        for usual, mine in zip(rows, judged, strict=True)
     ]
 
 

@@ -69,7 +69,9 @@ def level(values: torch.Tensor) -> torch.Tensor:
     """(M,): the standard deviation of the noise in values at equal distances, (D, N, M) for D distances, the shortest
     first; 0 where none tells. What a kink leaves in the table gets smaller with the distance, and noise does not."""
     found = []
-    differences = values.diff(dim=1)
+    _, power = torch.frexp(values.abs().nan_to_num(0.0, 0.0).amax((0, 1)))
+    unit = torch.ldexp(torch.ones_like(values[0, 0]), power - 1)  # squares of large values would overflow
+    differences = (values / unit).diff(dim=1)
     moving = (differences != 0).sum(1) * 2 >= differences.shape[1]
     for column in range(2, _COLUMNS[-1] + 1):
         differences = differences.diff(dim=1)
@@ -80,4 +82,4 @@ def level(values: torch.Tensor) -> torch.Tensor:
     levels = torch.stack(found)  # (columns, D, M)
     least, most = levels.amin(0), levels.amax(0)  # NaN where one is
     sure = (most <= _APART * least)[1:] & (~moving[:-1] | (_LASTS * most[:-1] >= most[1:]))
-    return torch.where(sure, most[1:], 0.0).amax(0)
+    return torch.where(sure, most[1:], 0.0).amax(0) * unit

@@ -138,6 +138,33 @@ def second_linearity(
     sentence = "-2 times the cotangent, not contiguous, must give -2 times the second gradient"
     expected = [-2 * one for one in lowered]
     found.append(_compared("linear_cotangent", sentence, answers, expected, lowered, rounding))
+    found.append(_by_cotangent(tape, cotangents, weights, rounding))
+    return found
+
+
+def _by_cotangent(tape: Tape, cotangents: Cotangents, weights: Cotangents, rounding: Rounding | None) -> Opinion:
+    """<v, u> against <w, J^T u>, where v is the derivative of that by the cotangent u, in which it is linear. Second
+    gradients by the inputs do not show what a backward's own backward makes of its cotangent."""
+    tracked = [None if u is None else u.detach().requires_grad_() for u in cotangents]
+    leaves = [u for u in tracked if u is not None]
+    slopes = trial.gradient_tape(tape, tracked).outputs
+    found = Opinion("second_by_cotangent", [], 0.0, 0.0, "the gradient's derivative by the cotangent must be J w")
+    for place, (slope, weight) in enumerate(zip(slopes, weights, strict=True)):
+        if weight is None or not slope.numel():
+            _add(found, 0.0, 0.0)
+            continue
+        weighted = _product(weight, slope)
+        moved = autodiff.pull_back([slope], [weight], leaves, retain_graph=True)
+        terms = [_product(v, u) for v, u in zip(moved, leaves, strict=True) if v is not None]
+        error = abs(sum(float(one.sum()) for one in terms) - float(weighted.sum()))
+        scale = sum(float(one.abs().sum()) for one in terms) + float(weighted.abs().sum())
+        if not math.isfinite(scale):
+            found.verdicts.append(Verdict.INCONCLUSIVE)
+            continue
+        bound = _slack(torch.finfo(slope.dtype).eps) * scale
+        if error > bound and rounding is not None:
+            bound = max(bound, _ROUNDED * rounding(place) * float(raised(weight).abs().sum()))
+        _add(found, error, bound)
     return found
 
 

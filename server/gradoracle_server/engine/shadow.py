@@ -34,6 +34,8 @@ _EXPLAINED = 4.0  # times as far as a few runs of Monte Carlo arithmetic move th
 _CHOSEN = 0.8  # of the outputs that are not 0
 _ROUNDED = 2.0  # units in the last place
 
+_FLOAT32 = {torch.float64: torch.float32, torch.complex128: torch.complex64}
+
 _TRIGAMMA = 7e-10
 """What torch's trigamma is off by at the most, and its slope, relative to themselves, where it is positive: measured
 with mpmath between 0.3 and 50, 4.8e-10 and 6.7e-10 (torch 2.13)."""
@@ -102,6 +104,21 @@ def _run_beside(twin: Subject, tape: Tape, coarse: float) -> tuple[Subject, Tape
     if found < math.inf and not is_faithful(found, coarse) and _is_rounding(tape, twin, twin_tape, coarse):
         found = 0.0
     return twin, twin_tape, found
+
+
+def unrounded(subject: Subject, twin: Subject, tape: Tape, coarse: float) -> tuple[Subject, Tape, float] | None:
+    """What `recorded` gives, of a shadow in which whatever operators get and make is raised; None where there is no
+    such."""
+    if (raising := subject.plan.raising()) is None:
+        return None
+    found = _run_beside(dataclasses.replace(twin, plan=raising), tape, coarse)
+    return found if is_faithful(found[2], coarse) else None
+
+
+def is_rounded(gradients: Sequence[torch.Tensor]) -> bool:
+    """Whether gradients in float64 are numbers of float32, all of them: they were rounded to it on the way, or are as
+    short as a cotangent."""
+    return all(bool((one.to(_FLOAT32.get(one.dtype, one.dtype)).to(one.dtype) == one).all()) for one in gradients)
 
 
 def distance(outputs: Sequence[torch.Tensor], shadowed: Sequence[torch.Tensor], coarse: float) -> float:

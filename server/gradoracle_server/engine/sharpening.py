@@ -180,6 +180,23 @@ def _by_means(alone: _Alone, found: Sharpened, rows: torch.Tensor, band: tuple[f
         found.reach.longer[better] = band[1]
 
 
+def unmasked(passes: Passes, space: Space, directions: torch.Tensor, found: Sharpened, rows: torch.Tensor) -> Sharpened:
+    """Slopes along directions, (P, C), with bars in which outputs do not count that some of them, (P,) of bool, do not
+    reach: what rounding does to a large one is no business of a direction that leaves it alone."""
+    slopes, coordinates = found.slopes, found.slopes.coordinates
+    if coordinates.value.shape[1] != passes.centre.numel():  # measured in groups
+        return found
+    rows = rows & ((coordinates.value == 0) & (passes.weight != 0)).any(1) & slopes.bar.isfinite() & ~slopes.kinked
+    if not bool(rows.any()):
+        return found
+    untouched = torch.zeros_like(coordinates.value, dtype=torch.bool)
+    untouched[rows] = _untouched(passes, space, directions[rows])
+    bars = torch.where(untouched, 0.0, coordinates.bar)
+    bar = torch.where(untouched.any(1), torch.minimum(weighted(bars, passes.weight), slopes.bar), slopes.bar)
+    narrower = dataclasses.replace(slopes, bar=bar, coordinates=dataclasses.replace(coordinates, bar=bars), _noise=None)
+    return Sharpened(narrower, Reach(found.reach.longer, found.reach.touched & ~untouched))
+
+
 def _untouched(passes: Passes, space: Space, directions: torch.Tensor) -> torch.Tensor:
     """(P, M) of bool: outputs that are the same, in every bit, with NaN for what a direction moves, and far along it.
 
@@ -187,7 +204,8 @@ def _untouched(passes: Passes, space: Space, directions: torch.Tensor) -> torch.
     through comparisons."""
     poison = torch.where(directions != 0, torch.nan, 0.0)
     points = torch.stack([directions * _FAR, directions * -_FAR, poison], 1).flatten(0, 1)
-    values = passes.tried({space.place: space.moved(points, [1.0])}, len(points))
+    moved = {space.place: space.moved(points, [1.0])}
+    values = passes.tried(moved, len(points)) if passes.batching else passes.at(moved, len(points))
     if values is None:
         return torch.zeros((len(directions), passes.centre.numel()), dtype=torch.bool, device=directions.device)
     return (values.view(len(directions), 3, -1) == passes.centre).all(1)

@@ -194,7 +194,7 @@ class Judge:
             elements = list(range(examiner.space.size))
             (directions, _), (slopes, _) = examiner.space.units(elements), examiner.element_slopes(elements)
         found = examiner.assessed(alone.claimed, directions, slopes, alone.allowance, asked=tolerances.ASKED_COARSE)
-        if found.verdict is Verdict.FAIL and examiner.listen():
+        if found.verdict is Verdict.FAIL and examiner.listen(alone.claimed):
             return self._unaided(place, examiner, gradients)
         if found.verdict is Verdict.FAIL:
             wider = slopes.bar + noise.carried(self._passes, examiner.space, directions, self._case.epsilon)
@@ -225,7 +225,7 @@ class Judge:
             for k, one in zip(small, again, strict=True):
                 rows[k] = one
         wrong = [one for one in rows if not one.error <= one.error_bound]
-        if wrong and examiner.listen():
+        if wrong and examiner.listen(gradients.claimed):
             return self._wrong(place, examiner, gradients, chosen)
         return rows, wrong
 
@@ -290,6 +290,7 @@ class Judge:
                 return self._failing(
                     place, examiner, gradients, wrong, trusted=mismatches.mended(examiner, gradients, wrong)
                 )
+        rows = mismatches.strict(rows, examiner, gradients, elements[: len(rows)])
         if examiner.space.size <= ALL_UNITS:
             along, lengths = examiner.element_slopes(list(range(examiner.space.size)))
             trusted = along.value / lengths
@@ -297,7 +298,12 @@ class Judge:
             trusted = gradients.claimed.clone()
             along, lengths = examiner.element_slopes(suspects)
             trusted[suspects] = along.value / lengths
-        return self._failing(place, examiner, gradients, rows, trusted=trusted)
+        report = self._failing(place, examiner, gradients, rows, trusted=trusted)
+        few = are_all and 0 < len(suspects) <= min(mismatches.NAMED, examiner.space.size // 2)
+        if few and report.diagnosis is Diagnosis.UNKNOWN:  # they are too small for what looks at all elements together
+            said = f"It is wrong in {len(suspects)} of {examiner.space.size} elements, and right in the others."
+            report.diagnosis, report.explanation = Diagnosis.SINGLE_ELEMENTS, said
+        return report
 
     def _failing(
         self,
