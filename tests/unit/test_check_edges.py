@@ -238,3 +238,31 @@ def test_kinks_of_large_outputs(size):
     report = check(lambda x: (x.abs() * size).sum(), torch.tensor([0.0, 1.0], dtype=F64))
     assert report.verdict is Verdict.NON_DIFFERENTIABLE
     assert [found.kink for found in report.inputs] == [(pytest.approx(-size), pytest.approx(size))]
+
+
+# ---- Where a function is 0
+
+
+MINIMA = {
+    "squares": lambda x: (x**2).sum(),
+    "cosines": lambda x: (1 - x.cos()).sum(),
+    "cubes": lambda x: (x**3).sum(),
+    "each": lambda x: x**2,
+    "squares of a difference": lambda x: torch.nn.functional.mse_loss(x, torch.zeros_like(x)),
+}
+
+
+@pytest.mark.parametrize("name", MINIMA)
+@pytest.mark.parametrize("size", [1, 5, 300])
+def test_a_gradient_of_nothing_where_the_function_is_nothing_is_right(name, size):
+    """As at a minimum: how large the function is beside shows how little the gradient is."""
+    assert check(MINIMA[name], torch.zeros(size, dtype=F64)).verdict is Verdict.PASS
+
+
+def test_a_gradient_that_is_not_nothing_at_a_minimum_is_wrong():
+    function = MINIMA["squares"]
+    claimed = torch.zeros(5, dtype=F64)
+    claimed[3] = 1e-9
+    report = check(function, torch.zeros(5, dtype=F64), claimed={"x": claimed})
+    assert report.verdict is Verdict.FAIL
+    assert report.inputs[0].worst[0].index == (3,)

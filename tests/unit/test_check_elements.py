@@ -579,3 +579,75 @@ def test_steps_of_an_elements_own_size_reach_no_further_than_the_usual_ones():
     assert examiner.space.scale[3] < space.scale[3]
     assert examiner._reach is None
     assert examiner.assess(gradient).verdict is Verdict.PASS
+
+
+# ---- Elements of very different size
+
+
+MIXED = {
+    "reciprocal": (torch.reciprocal, [1e-8, 1e-3, 1.0, 1e5]),
+    "exp": (torch.exp, [-30.0, -10.0, 0.5, 0.0, 10.0, 20.0]),
+    "square": (torch.square, [1.0, 1e8]),
+    "cube": (lambda x: x**3, [1e-9, 1.0]),
+}
+
+
+@pytest.mark.parametrize("batches", [True, False])
+@pytest.mark.parametrize("name", MIXED)
+def test_the_rounding_of_outputs_that_an_element_does_not_reach_hides_no_fault_in_it(name, batches, monkeypatch):
+    """Each is moved alone, and the largest output, which stays as it is, rounds by more than the smallest element."""
+    function, values = MIXED[name]
+    x = torch.tensor(values, dtype=F64)
+    if not batches:
+        monkeypatch.setattr(Passes, "_in_batches", lambda passes, points, count: None)
+    assert check(planted(function, lambda inputs, cotangent, right: right), x).verdict is Verdict.PASS
+    for place in range(len(values)):
+        if x[place] ** 2 < 1e-17:  # its gradient is less than what rounding makes of nothing
+            continue
+        report = check(planted(function, scaled(place, 1 + 1e-6)), x)
+        assert report.verdict is Verdict.FAIL, place
+        assert one(report).diagnosis is Diagnosis.SINGLE_ELEMENTS
+        assert [found.index for found in one(report).worst if found.error > found.error_bound] == [(place,)]
+
+
+# ---- The backward of a backward
+
+
+def cubed(by_cotangent):
+    """x**3, whose second backward gives that many times the right derivative by the cotangent."""
+
+    class Second(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, g):
+            ctx.save_for_backward(x, g)
+            return 3 * g * x**2
+
+        @staticmethod
+        def backward(ctx, h):
+            x, g = ctx.saved_tensors
+            return 6 * h * g * x, by_cotangent * 3 * h * x**2
+
+    class Cubed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, g):
+            return Second.apply(ctx.saved_tensors[0], g)
+
+    return Cubed.apply
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.complex128])
+def test_what_a_second_backward_gives_for_the_cotangent(dtype):
+    """Second gradients by the inputs do not show it."""
+    x = draw(6, seed=1).to(dtype)
+    assert check(lambda x: x.tanh() * x, x, order=2).verdict is Verdict.PASS
+    if not dtype.is_complex:
+        assert check(cubed(1.0), x, order=2).verdict is Verdict.PASS
+        for wrong in (2.0, 0.0, 1.001):
+            report = check(cubed(wrong), x, order=2)
+            assert report.verdict is Verdict.FAIL
+            assert [found.name for found in report.opinions if found.verdict is Verdict.FAIL] == ["second_by_cotangent"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from check_cases import check
+from check_cases import check, planted
 
 from gradoracle_server.engine import noise
 from gradoracle_server.engine.report import Mode, Report, Verdict
@@ -69,16 +69,30 @@ def test_what_is_wrong_fails_where_it_shows(function: Function, fault: str) -> N
             assert [(1,)] == [one.index for one in report.inputs[0].worst[:1]]
 
 
-@pytest.mark.parametrize("size", [1e-12, 1e-6, 1.0])
+@pytest.mark.parametrize("frequency", [3e4, 1e6])
+@pytest.mark.parametrize("factor", [2.0, -1.0, 1.001])
+def test_waves_faster_than_noise_is_heard_are_no_excuse(frequency: float, factor: float) -> None:
+    """Steps short enough to see them say the same at two lengths, which noise does not."""
+
+    def wave(x: torch.Tensor) -> torch.Tensor:
+        return (frequency * x).sin()
+
+    wrong = planted(wave, lambda inputs, cotangent, right: factor * right[0])
+    for seed in range(4):
+        assert check(planted(wave, lambda inputs, cotangent, right: right), at(seed)).verdict is Verdict.PASS
+        assert check(wrong, at(seed)).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1.0, 1e200, 1e-200])
 def test_the_level_of_noise(size: float) -> None:
     """Noise of a known level, on a smooth function, for each output alone."""
     generator = torch.Generator().manual_seed(0)
     t = torch.arange(-8, 9, dtype=torch.float64)[None, :, None] * 2.0 ** -torch.arange(48, 23, -6)[:, None, None]
-    smooth = torch.exp(t) + torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    smooth = (torch.exp(t) + torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)) * min(1.0, 1e6 * size)
     uniform = torch.rand((5, 17, 3), dtype=torch.float64, generator=generator) - 0.5
     found = noise.level(smooth + uniform * torch.tensor([0.0, size, 0.0], dtype=torch.float64))
     assert size / 12**0.5 / 2 < float(found[1]) < size / 12**0.5 * 2.5
-    assert float(found[[0, 2]].max()) < 1e-15  # rounding of the outputs
+    assert float(found[[0, 2]].max()) < 1e-15 * min(1.0, 1e6 * size)  # rounding of the outputs
 
 
 @pytest.mark.parametrize("kind", ["step", "kink", "waves", "nan", "constant"])

@@ -15,7 +15,7 @@ from gradoracle_server.engine.ladders import measure
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.report import Diagnosis, Mode, Verdict
-from gradoracle_server.engine.sharpening import sharpened
+from gradoracle_server.engine.sharpening import Reach, Sharpened, sharpened
 from gradoracle_server.engine.slopes import Question, Slopes
 
 ALL = slice(None)
@@ -64,6 +64,32 @@ def test_outputs_that_do_not_depend_on_what_is_moved_do_not_count(monkeypatch):
     monkeypatch.setattr(sharpening, "_untouched", lambda passes, space, directions: torch.zeros(10, 20).bool())
     without, _ = case.sharpened(0.0)
     assert (found.slopes.bar < without.slopes.bar / 20).all()
+
+
+@pytest.mark.parametrize("reached", [True, False])
+@pytest.mark.parametrize("batches", [True, False])
+def test_bars_are_of_outputs_that_are_reached(reached, batches):
+    """Also of one in which rounding hides what is added to it."""
+    large = torch.tensor([1e12], dtype=F64)
+
+    def function(x):
+        return torch.cat([x.sum()[None], large + (x.sum() * 1e-9 if reached else 0.0)])
+
+    case = Case(function, draw(3).abs() + 1)
+    case.passes.batching = batches
+    usual = case.measured(case.directions)
+    every = torch.ones(3, dtype=torch.bool)
+    before = Sharpened(usual, Reach.usual(usual))
+    found = sharpening.unmasked(case.passes, case.space, case.directions, before, every)
+    assert torch.equal(found.slopes.value, usual.value)
+    if reached:
+        assert torch.equal(found.slopes.bar, usual.bar)
+        assert found.reach.touched.all()
+    else:
+        assert (found.slopes.bar < 1e-6 * usual.bar).all()
+        assert (found.slopes.coordinates.bar[:, 1] == 0).all()
+        assert found.reach.touched.tolist() == [[True, False]] * 3
+    assert sharpening.unmasked(case.passes, case.space, case.directions, before, ~every) is before
 
 
 def test_a_single_measurement_keeps_the_bars_of_all_outputs():

@@ -14,6 +14,7 @@ _CLOSE = 1e-6  # relative distance at which a hypothesis explains a gradient in 
 IGNORES_COTANGENT = "It is the same whatever the cotangent: the chain rule is not applied."
 
 _MORE = ", more of them than were measured one by one"
+_APART = 0.1  # of what a factor makes of an element: what is less does not have the factor
 _FEW = 10  # wrong elements that still count as single ones
 
 
@@ -167,8 +168,9 @@ def _scaled(evidence: Evidence) -> Finding | None:
         return None
     left = float((claimed - factor * true).abs().max())
     off = abs(factor - 1)
-    if off < RELATIVE or left > off * float(true.abs().max()):  # it is small elements that are wrong, not all by this
-        return None
+    right = (claimed - true).abs() <= _APART * off * true.abs()
+    if off < RELATIVE or left > off * float(true.abs().max()) or bool((right & (true != 0)).any()):
+        return None  # the large elements alone are wrong by it, or the small ones by something else
     return Finding(Diagnosis.SCALED, f"It is {factor:.12g} times the right gradient.", factor)
 
 

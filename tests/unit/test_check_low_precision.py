@@ -1,0 +1,134 @@
+"""Gradients in low precision: what rounding allows hides no gross fault, however many elements there are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from check_cases import F64, check, planted
+
+import gradoracle as go
+from gradoracle_server.engine.products import Products
+from gradoracle_server.engine.report import Verdict
+
+F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
+LOW = pytest.mark.parametrize("dtype", [F32, BF16, F16])
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = F32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
+
+
+# ---- Many elements
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "factor"),
+    [(BF16, 100_000, -1.0), (BF16, 10_000, 2.0), (BF16, 400, 1.3), (F16, 50_000, 1.1), (F32, 50_000, 1 + 1e-5)],
+)
+def test_a_factor_is_seen_however_many_elements_there_are(dtype, size, factor):
+    """The bound of a direction grew as the number of elements, and what is off along it as the root of that."""
+    x = draw(size, dtype=dtype)
+    assert check(planted(torch.tanh, lambda inputs, cotangent, right: right), x).verdict is Verdict.PASS
+    wrong = planted(torch.tanh, lambda inputs, cotangent, right: factor * right[0])
+    for seed in range(3):
+        assert check(wrong, x, seed=seed).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_a_part_of_zeros_is_seen_among_hundreds(dtype):
+    """A ninth of the elements, of a backward that leaves out a row."""
+
+    def one_less(inputs, cotangent, right):
+        found = right[0].clone()
+        found[-1] = 0
+        return found
+
+    x = draw(9, 48, dtype=dtype)
+    for seed in range(8):
+        assert check(planted(torch.sin, one_less), x, seed=seed).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("size", [1, 30, 1000])
+def test_what_products_come_to_at_the_most(size):
+    """Of independent signs; of one element it is what it was."""
+    generator = torch.Generator().manual_seed(size)
+    gradient = torch.rand(size, dtype=F64, generator=generator)
+    signs = torch.randint(0, 2, (20_000, size), generator=generator, dtype=torch.int8).to(F64) * 2 - 1
+    found = Products.of(gradient, signs)
+    assert (found.sum.abs() <= found.most).all()
+    assert (found.most <= found.total).all()
+    assert bool((found.most < found.total / 3).all()) == (size == 1000)
+    assert torch.equal(Products.alone(gradient, gradient).most, gradient * gradient)
+
+
+# ---- Backwards that cast what they get
+
+
+def casting(forward, derivative, factor=1.0):
+    """x -> forward(x), whose backward computes in float32."""
+
+    class Casting(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return forward(x)
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            (x,) = ctx.saved_tensors
+            return (cotangent * factor * derivative(x.float())).to(x.dtype)
+
+    return Casting.apply
+
+
+def matmul(factor=1.0):
+    class Matmul(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, a, b):
+            ctx.save_for_backward(a, b)
+            return a @ b
+
+        @staticmethod
+        def backward(ctx, g):
+            a, b = ctx.saved_tensors
+            return (factor * (g.float() @ b.float().mT)).to(a.dtype), (a.float().mT @ g.float()).to(b.dtype)
+
+    return Matmul.apply
+
+
+CASTS = {
+    "tanh": (torch.tanh, lambda x: 1 - x.tanh() ** 2),
+    "gaussian": (lambda x: torch.exp(-x * x), lambda x: -2 * x * torch.exp(-x * x)),
+    "log": (lambda x: x.abs().log(), lambda x: 1 / x),
+}
+
+
+@LOW
+@pytest.mark.parametrize("name", CASTS)
+def test_a_backward_that_casts_is_right(name, dtype):
+    """Its float64 shadow rounds to float32 all the same, by more than slopes allow."""
+    forward, derivative = CASTS[name]
+    for seed in range(4):
+        report = check(casting(forward, derivative), draw(12, seed=seed, dtype=dtype))
+        assert report.verdict is Verdict.PASS, (seed, report.inputs[0].explanation)
+
+
+@LOW
+def test_a_kernel_that_casts_is_right_in_the_callers_process(dtype):
+    a, b = draw(4, 8, dtype=dtype).requires_grad_(), draw(8, 3, seed=1, dtype=dtype).requires_grad_()
+    assert go.check(matmul(), a, b).passed
+    assert go.check(matmul(1 + 64 * torch.finfo(dtype).eps), a, b).verdict is go.Verdict.FAIL
+
+
+@LOW
+def test_a_backward_that_casts_can_be_wrong(dtype):
+    forward, derivative = CASTS["tanh"]
+    wrong = casting(forward, derivative, 1 + 64 * torch.finfo(dtype).eps)
+    report = check(wrong, draw(12, dtype=dtype))
+    assert report.verdict is Verdict.FAIL
+
+
+def test_a_backward_that_casts_is_wrong_in_float64():
+    """There it loses digits that were asked for."""
+    forward, derivative = CASTS["tanh"]
+    assert check(casting(forward, derivative), draw(12, dtype=F64)).verdict is Verdict.FAIL
