@@ -67,6 +67,18 @@ def _device(value: Any) -> int:
     return int(value.__dlpack_device__()[0])
 
 
+def as_given(array: Array, like: Any) -> Any:
+    """An array in the form in which the caller gave another one: an array of its library, or a Python number; numpy's
+    for lists, and for libraries that do not follow the array API."""
+    if isinstance(like, np.generic):  # first: some of numpy's are Python's numbers, too
+        return array[()]
+    if isinstance(like, bool | int | float | complex):
+        return array.item()
+    if isinstance(like, np.ndarray | list | tuple) or not hasattr(like, "__array_namespace__"):
+        return array
+    return like.__array_namespace__().asarray(array)
+
+
 def like(values: Mapping[str, ArrayLike], originals: Mapping[str, Array], field: str) -> dict[str, Array]:
     """Claims as arrays; numbers among them, which have no dtype of their own, in that of the input."""
     found = {}

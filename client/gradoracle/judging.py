@@ -64,11 +64,14 @@ def check(
     machine, which is started at the first call and stopped when the process ends. What cannot be traced, and what
     brings a backward of its own while that is on trial, is judged in this process, where it is run as it is. What is
     in low precision is held against a run in float64, for which the tensors that a function closes over or makes are
-    raised, too; where it rounds on the way all the same, by code that torch does not see, against its own values. The
-    other options are those of `Client.check`.
+    raised, too; where it rounds on the way all the same, by code that torch does not see, against its own values. Of a
+    function that takes no torch tensors, or gives none, one of numpy's or jax's for instance, a claim is judged in this
+    process by differences alone: it gets arrays as the caller gave them, and may return arrays and numbers. The other
+    options are those of `Client.check`.
 
     Raises InvalidRequestError for arguments that do not fit, TraceError for a function that can be judged neither way,
-    and whatever the function raises at the point itself. A wrong gradient is a verdict, not an exception.
+    as one of numpy's without a claim, and whatever the function raises at the point itself. A wrong gradient is a
+    verdict, not an exception.
     """
     if client is not None and not isinstance(client, Client):
         raise TypeError(f"client: expected a gradoracle.Client, got {type(client).__name__}")

@@ -17,8 +17,7 @@ from gradcheck_cases import Cube, branching, leaf, sparse, wrong
 from torch.autograd.gradcheck import GradcheckError as TorchGradcheckError
 
 import gradoracle as go
-from gradoracle import inprocess
-from gradoracle.tracing import gradcheck as gradcheck_module
+from gradoracle import inprocess, private
 
 F64 = torch.float64
 
@@ -135,8 +134,8 @@ def test_weights_of_its_own_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """A float32 function with float32 weights of its own is judged in float64, as a graph, which finds what is 0.01 %
     off; the inputs keep their names."""
     seen = []
-    call = gradcheck_module.private.call
-    monkeypatch.setattr(gradcheck_module.private, "call", lambda ask: seen.append(call(ask)) or seen[-1])
+    call = private.call
+    monkeypatch.setattr(private, "call", lambda ask: seen.append(call(ask)) or seen[-1])
     torch.manual_seed(0)
     module = torch.nn.Linear(3, 2)
     assert go.gradcheck(module, leaf(4, 3, dtype=torch.float32)) is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -86,6 +87,7 @@ class Call:
         self._swaps: dict[int, int] = {}  # id of a parameter or buffer -> its leaf
         self.copies = False
         """Whether the function gets copies of the leaves that require grad, because it changes them in place."""
+        self._detaches = False
         if isinstance(fn, torch.nn.Module):
             self._add_module(fn, ())
         elif inspect.ismethod(fn) and isinstance(fn.__self__, torch.nn.Module):
@@ -185,6 +187,12 @@ class Call:
         """Whether gradients by a leaf are wanted."""
         self.leaves[place] = dataclasses.replace(self.leaves[place], requires_grad=wanted)
 
+    def detached(self, fn: Callable[..., Any]) -> Call:
+        """The same call of another function that takes the same arguments, which gets tensors that require no grad."""
+        found = copy.copy(self)
+        found.leaves, found.fn, found._detaches = list(self.leaves), fn, True
+        return found
+
     # ---- Calling
 
     @property
@@ -200,12 +208,12 @@ class Call:
         found = []
         for place, leaf in enumerate(self.leaves):
             source = leaf.tensor if values is None else values[place]
-            copy = source.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
-            copy.requires_grad_(leaf.requires_grad)
+            own = source.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+            own.requires_grad_(leaf.requires_grad)
             if hooks and leaf.requires_grad:
                 for hook in (getattr(leaf.tensor, "_backward_hooks", None) or {}).values():
-                    copy.register_hook(hook)  # type: ignore[no-untyped-call]
-            found.append(copy)
+                    own.register_hook(hook)  # type: ignore[no-untyped-call]
+            found.append(own)
         return found
 
     def started(self, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -214,6 +222,8 @@ class Call:
 
     def run(self, tensors: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
         """Calls the function on the leaves in `tensors`. Its results under their names."""
+        if self._detaches:
+            tensors = [one.detach() for one in tensors]
         given = [_filled(slot, tensors) for slot in self._slots]
         if not self._modules:
             return self._outputs(self._called(given))

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.autograd import forward_ad
-from torch.utils import _pytree as pytree
 
 from gradoracle import claims, inprocess, judging
 from gradoracle.checks import CheckReport
 from gradoracle.errors import TraceError
-from gradoracle.tracing import trace
+from gradoracle.graph import Graph
+from gradoracle.tracing import foreign, trace
 from gradoracle.tracing.arguments import Call
-
-_KINDS: dict[type, tuple[type, ...]] = {
-    bool: (bool, np.bool_),
-    int: (int, np.integer),
-    float: (float, np.floating),
-    complex: (complex, np.complexfloating),
-}
+from gradoracle.tracing.given import of_numpy, tensors_of, wide
+from gradoracle.tracing.layouts import Layout
 
 
 @torch.inference_mode(False)  # whose tensors autograd cannot record
@@ -43,21 +38,37 @@ def check(
         for one, made in zip(inputs, args, strict=True)
     ]
     claimed = claims.claimed_by(claimed, given)
-    engine = inprocess.engine()
-    own = claimed is None and engine is not None
-    if own and has_own_gradient(_run_once(call)):
-        return _in_process(call, tried, claimed, cotangents, options)
+    found: Graph | _Trial | Exception
     try:
-        graph = trace(fn, *args)
+        graph = _graph(call, args, own=claimed is None)
+        found = _start(call, tried) if graph is None else graph
+    except Exception as error:
+        if inprocess.engine() is None:
+            raise
+        found = error
+    if isinstance(found, Exception):
+        found = _start_otherwise(call, tried, inputs, found, is_claimed=claimed is not None)
+    if isinstance(found, _Trial):
+        return _in_process(found, claimed, cotangents, options)
+    primals = {leaf.name: claims.host_array(leaf.tensor, leaf.name) for leaf in call.leaves if not leaf.is_buffer}
+    known = {name: primals[name] for name in found.inputs if name in primals}
+    return judging.judge(judging.on_trial(found, tried | _without_gradient(call)), known, claimed, cotangents, ask)
+
+
+def _graph(call: Call, args: Sequence[Any], *, own: bool) -> Graph | None:
+    """The graph by which a function is judged; None where it is judged in this process. `own`: its own gradient is on
+    trial, which no graph tells that has one of its own. Raises what the function raises."""
+    engine = inprocess.engine()
+    own = own and engine is not None
+    if own and has_own_gradient(_run_once(call)):
+        return None
+    try:
+        graph = trace(call.fn, *args)
     except TraceError as error:
         if engine is None:
             raise without_engine(error) from error
-        return _in_process(call, tried, claimed, cotangents, options)
-    if own and graph.message.functions:
-        return _in_process(call, tried, claimed, cotangents, options)
-    primals = {leaf.name: claims.host_array(leaf.tensor, leaf.name) for leaf in call.leaves if not leaf.is_buffer}
-    known = {name: primals[name] for name in graph.inputs if name in primals}
-    return judging.judge(judging.on_trial(graph, tried | _without_gradient(call)), known, claimed, cotangents, ask)
+        return None
+    return None if own and graph.message.functions else graph
 
 
 def without_engine(error: TraceError) -> TraceError:
@@ -81,35 +92,37 @@ def _without_gradient(call: Call) -> set[str]:
 
 
 class _Fresh:
-    """The function on copies of what it is called with, for tensors in place of its leaves but buffers."""
+    """The function on copies of what it is called with, for tensors in place of its leaves but buffers.
+
+    The copies lie in memory as the caller's tensors do.
+    """
 
     def __init__(self, call: Call, tried: set[str]) -> None:
         self._call = call
         for place, leaf in enumerate(call.leaves):
             call.differentiable_by(place, leaf.name in tried)
+        self._layouts = [Layout(leaf.tensor) for leaf in call.leaves]
 
     def __call__(self, point: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return [one for _, one in self.named(point)]
 
     def named(self, point: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
         """Its outputs with their names."""
+        leaves = self._call.leaves
+        inputs = [leaf for leaf in leaves if not leaf.is_buffer]
+        raised = any(one.dtype != leaf.tensor.dtype for one, leaf in zip(point, inputs, strict=True))
         given = iter(point)
-        raised = False
         tensors = []
-        for leaf in self._call.leaves:
+        for leaf, layout in zip(leaves, self._layouts, strict=True):
             if leaf.is_buffer:
-                tensors.append(leaf.tensor.detach().clone())
+                own = leaf.tensor.detach()
+                tensors.append(layout.copy(wide(own) if raised else own))
                 continue
             one = next(given)
-            raised = raised or one.dtype != leaf.tensor.dtype
             # Functions that call autograd themselves need what they are given to require grad, also for values alone.
             if not one.requires_grad and not _is_dual(one):
                 one = one.detach().requires_grad_(leaf.requires_grad)
-            tensors.append(one.clone())
-        if raised:
-            tensors = [
-                wide(one) if leaf.is_buffer else one for leaf, one in zip(self._call.leaves, tensors, strict=True)
-            ]
+            tensors.append(layout.copy(one))
         return self._call.run(tensors)
 
 
@@ -120,28 +133,70 @@ def _is_dual(tensor: torch.Tensor) -> bool:
     return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
-def _in_process(call: Call, tried: set[str], claimed: Any, cotangents: Any, options: dict[str, Any]) -> CheckReport:
-    engine = inprocess.engine()
-    assert engine is not None  # noqa: S101  # whoever calls has looked
-    request = inprocess.options(**options)
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Trial:
+    """A function that is judged in this process, after its first run."""
+
+    function: _Fresh
+    tensors: dict[str, torch.Tensor]
+    """What it is run on: all leaves but buffers."""
+    tried: set[str]
+    """The names of those on trial."""
+    shown: set[str]
+    """And of those that are named beside them."""
+    outputs: dict[str, torch.Tensor]
+
+
+def _start(call: Call, tried: set[str]) -> _Trial:
+    """Runs a function once. Raises what it raises."""
     function = _Fresh(call, tried)
     leaves = [leaf for leaf in call.leaves if not leaf.is_buffer]
     tensors = [leaf.tensor.detach() for leaf in leaves]
     tensors = [one.clone() if one.is_inference() else one for one in tensors]
     with left_alone(tensors):
-        outputs = function.named(tensors)
-        shown = tried | _without_gradient(call)
-        alone = is_raisable(function, tensors)
-        raising = not alone and is_raisable(function, tensors, raising=True)
-        named = {leaf.name: (one, leaf.name in shown) for leaf, one in zip(leaves, tensors, strict=True)}
+        outputs = dict(function.named(tensors))
+    named = {leaf.name: one for leaf, one in zip(leaves, tensors, strict=True)}
+    return _Trial(function, named, tried, tried | _without_gradient(call), outputs)
+
+
+def _start_otherwise(
+    call: Call, tried: set[str], inputs: Sequence[Any], error: Exception, *, is_claimed: bool
+) -> _Trial:
+    """The same for a function that raised an error on tensors which require grad, with what it may take instead.
+
+    Raises the error that is the function's own, and TraceError where nothing is claimed of a function that takes, or
+    gives, no tensors of torch's.
+    """
+    if not is_claimed and not foreign.is_about(error, foreign.TENSORS):
+        raise error
+    found = [(error, foreign.TENSORS)]
+    for other, kinds in foreign.calls(call, inputs):
+        try:
+            trial = _start(other, tried)
+        except Exception as raised:
+            found.append((raised, kinds))
+            continue
+        if not is_claimed:
+            raise foreign.no_gradient(call.fn) from error
+        return trial
+    raise foreign.own_error(found)
+
+
+def _in_process(trial: _Trial, claimed: Any, cotangents: Any, options: dict[str, Any]) -> CheckReport:
+    engine = inprocess.engine()
+    assert engine is not None  # noqa: S101  # whoever calls has looked
+    tensors = list(trial.tensors.values())
+    with left_alone(tensors):
+        alone = is_raisable(trial.function, tensors)
+        raising = not alone and is_raisable(trial.function, tensors, raising=True)
         return inprocess.check(
             engine,
-            function,
-            named,
-            [name for name, _ in outputs],
-            request,
-            claimed=_claims(claimed, {name: one for name, (one, _) in named.items() if name in tried}),
-            cotangents=_cotangents(cotangents, dict(outputs)),
+            trial.function,
+            {name: (one, name in trial.shown) for name, one in trial.tensors.items()},
+            list(trial.outputs),
+            inprocess.options(**options),
+            claimed=_claims(claimed, {name: one for name, one in trial.tensors.items() if name in trial.tried}),
+            cotangents=_cotangents(cotangents, trial.outputs),
             raisable=alone or raising,
             raising=raising,
         )
@@ -214,63 +269,3 @@ def left_alone(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
     devices = sorted({one.device.index or 0 for one in tensors if one.device.type == "cuda"})
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
         yield
-
-
-# ---- Tensors
-
-
-_WIDE = {
-    torch.float16: torch.float64,
-    torch.bfloat16: torch.float64,
-    torch.float32: torch.float64,
-    torch.complex32: torch.complex128,
-    torch.complex64: torch.complex128,
-}
-
-
-def wide(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float64 or complex128; others as they are."""
-    return tensor.to(_WIDE.get(tensor.dtype, tensor.dtype))
-
-
-def tensors_of(inputs: Sequence[Any]) -> list[Any]:
-    """What a function gets for its arguments: torch tensors for arrays, else the values themselves.
-
-    Numbers, lists of whole numbers and tuples are arrays where nothing else is one: beside others they may be
-    dimensions.
-    """
-    beside = any(_is_array(one) for one in inputs) or any(_has_dtype(one) for one in pytree.tree_leaves(list(inputs)))
-    return [_tensor_of(one, place, beside=beside) for place, one in enumerate(inputs)]
-
-
-def _tensor_of(value: Any, place: int, *, beside: bool) -> Any:
-    alone = not beside and bool(_kinds(value) - {bool})
-    if isinstance(value, torch.Tensor) or not (alone or _is_array(value)):
-        return value
-    found = of_numpy(claims.host_array(value, f"inputs[{place}]"))
-    return found.requires_grad_(found.dtype.is_floating_point or found.dtype.is_complex)
-
-
-def of_numpy(array: Any) -> torch.Tensor:
-    """A tensor of its own memory; ml_dtypes' bfloat16 and float8 too."""
-    array = np.array(array, order="C")  # a copy, of native byte order
-    if array.dtype.kind != "V":
-        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
-    bits = np.int16 if array.itemsize == 2 else np.uint8
-    return torch.from_numpy(array.view(bits)).view(getattr(torch, array.dtype.name))
-
-
-def _is_array(value: Any) -> bool:
-    return _has_dtype(value) or (isinstance(value, list) and bool(_kinds(value) & {float, complex}))
-
-
-def _has_dtype(value: Any) -> bool:
-    return isinstance(value, torch.Tensor | np.ndarray | np.generic) or hasattr(value, "__dlpack__")
-
-
-def _kinds(value: Any) -> set[type]:
-    """Of which kinds a number, or those in nested lists, are; none where anything else is among them."""
-    if isinstance(value, list | tuple):
-        inside = [_kinds(one) for one in value]
-        return set().union(*inside) if all(inside) else set()
-    return next(({kind} for kind, types in _KINDS.items() if isinstance(value, types)), set())

@@ -16,15 +16,12 @@ from typing import Any
 import torch
 from torch.autograd.gradcheck import GradcheckError as TorchGradcheckError
 
-from gradoracle import inprocess, judging, private
 from gradoracle.checks import CheckReport, Diagnosis, InputReport, Verdict
-from gradoracle.client import Client
-from gradoracle.errors import TraceError
 from gradoracle.judging import GradcheckWarning
-from gradoracle.tracing import sidechecks, trace
-from gradoracle.tracing.callables import is_raisable, left_alone, wide
+from gradoracle.tracing import judged, sidechecks
+from gradoracle.tracing.callables import left_alone
 from gradoracle.tracing.elements import check_inputs, is_sparse, layout_of
-from gradoracle.tracing.originals import Originals, name_of, signature_of
+from gradoracle.tracing.originals import Originals, name_of
 
 Tensors = Any
 """A tensor, or a tuple or list of them and of whatever else the function takes."""
@@ -259,7 +256,7 @@ def _doubts(
         with left_alone(run.tensors):
             if not run.results():
                 continue
-            report = _report(run, batched=asked.batched and not forward)
+            report = judged.report(run, batched=asked.batched and not forward)
         if run.scatter > asked.nondet_tol > 0:
             raise GradcheckError(
                 f"{head}: two runs gave gradients that differ by {run.scatter:.2g}, "
@@ -285,79 +282,7 @@ def _doubts(
     return doubts
 
 
-# ---- How it is judged
-
-
-def _report(run: Originals, *, batched: bool) -> CheckReport:
-    engine = inprocess.engine()
-    if engine is None:
-        raise ModuleNotFoundError(
-            "gradcheck needs gradoracle[server], which is not installed", name="gradoracle_server"
-        )
-    raisable = is_raisable(run, run.base)
-    if not raisable and not batched:
-        found = _by_graph(run)
-        if found is not None:
-            return found
-    raising = not raisable and is_raisable(run, run.base, raising=True)
-    inputs = dict(
-        zip(
-            run.names,
-            ((value, one.requires_grad) for value, one in zip(run.base, run.tensors, strict=True)),
-            strict=True,
-        )
-    )
-    outputs = [f"out{place}" for place in range(len(run.results()))]
-    request = inprocess.options(batched_gradients=batched)
-    return inprocess.check(
-        engine,
-        run,
-        inputs,
-        outputs,
-        request,
-        claimed={},
-        cotangents={},
-        raisable=raisable or raising,
-        raising=raising,
-    )
-
-
-def _by_graph(run: Originals) -> CheckReport | None:
-    """The judgement on a graph of the function, which has a float64 shadow where the function itself has none: where it
-    uses weights of its own, in float32. None where no graph can stand for it."""
-    low = any(wide(one).dtype != one.dtype for one in run.base)
-    if not low or run.forward_mode or not run.differentiable():
-        return None
-    weights = run.closed_over()
-    if any(one is two for one in weights for two in run.tensors):
-        return None
-
-    def function(*arguments: Any) -> Any:
-        """A module's parameters are no inputs here."""
-        return run.function(*arguments)
-
-    signature = signature_of(run.function)
-    if signature is not None:
-        function.__signature__ = signature  # type: ignore[attr-defined]  # for the inputs' names
-    try:
-        for one in weights:
-            one.requires_grad_(False)  # so that they are constants, whose gradients nobody wants here
-        graph = trace(function, *run.arguments)
-    except TraceError:
-        return None
-    finally:
-        for one in weights:
-            one.requires_grad_()
-    if len(graph.inputs) != len(run.tensors):
-        return None
-    tried = {name for name, one in zip(graph.inputs, run.tensors, strict=True) if one.requires_grad}
-    graph = judging.on_trial(graph, tried)
-    primals = dict(zip(graph.inputs, run.base, strict=True))
-
-    def ask(client: Client) -> CheckReport:
-        return client.check(graph, primals)
-
-    return private.call(ask)
+# ---- What a report says
 
 
 def _sorted(report: CheckReport, asked: _Asked) -> tuple[list[str], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from gradoracle.v1 import graph_pb2 as pb
 from gradoracle.v1 import tensor_pb2
 
 _NAME = "traced"
+_COTANGENT = "cotangent."
+"""How the names of cotangents begin, before that of the output."""
 
 
 def joint(call: Call, reporter: Reporter) -> pb.Graph:
@@ -100,7 +102,7 @@ def _backward(call: Call, reporter: Reporter, forward: Captured, foreign: Callab
 
     module = record(run, tensors, watch, before_autograd=False)
     _check_foreign(module, foreign)
-    names = [f"cotangent.{name}" for name in forward.names]
+    names = [f"{_COTANGENT}{name}" for name in forward.names]
     placeholders = [*placeholders_of(call), *(Placeholder(name) for name in names)]
     returned: Any = module.graph.output_node().args[0]
     gradient_nodes = list(zip(found, returned, strict=True))
@@ -150,6 +152,41 @@ def variants(graph: pb.Graph) -> Iterator[pb.Graph]:
     yield tracked
 
 
+def with_contiguous_cotangents(graph: pb.Graph) -> pb.Graph:
+    """The same graph, whose functions take cotangents of any strides.
+
+    A gradient is recorded for contiguous ones. What torch makes of those alone stays in the recording: `contiguous()`
+    is no operator there, and a reshape is a view.
+    """
+    found = pb.Graph()
+    found.CopyFrom(graph)
+    for function in found.functions:
+        backward = function.backward
+        recorded = list(backward.nodes)
+        del backward.nodes[:]
+        taken = {node.name for node in recorded}
+        names = {}
+        for name in (one.name for one in backward.inputs if one.name.startswith(_COTANGENT)):
+            node = _node(backward, f"{name}.contiguous", "aten.contiguous.default", name, taken=taken)
+            names[name] = node.name
+        for node in recorded:
+            for argument in (*node.args, *(one.argument for one in node.kwargs)):
+                _redirect(argument, names)
+        backward.nodes.extend(recorded)
+        for output in backward.outputs:
+            output.value = names.get(output.value, output.value)
+    return found
+
+
+def _redirect(argument: pb.Argument, names: Mapping[str, str]) -> None:
+    """Makes references to some values references to others."""
+    if argument.WhichOneof("kind") == "list":
+        for item in argument.list.items:
+            _redirect(item, names)
+    elif argument.value in names:
+        argument.value = names[argument.value]
+
+
 def forbid_second_order(graph: pb.Graph) -> None:
     """Makes second derivatives through the graph's functions an error, where they would be wrong.
 
@@ -192,10 +229,12 @@ def _none_of(graph: pb.Graph, value: str) -> str:
     return _node(graph, "none", "aten.abs.default", node.name).name
 
 
-def _node(graph: pb.Graph, base: str, target: str, *references: str) -> pb.Node:
-    """Another node with those references as its first arguments."""
-    taken = {one.name for group in (graph.inputs, graph.constants, graph.nodes) for one in group}
-    name = next(name for count in itertools.count() if (name := f"{base}.{count}" if count else base) not in taken)
+def _node(graph: pb.Graph, base: str, target: str, *references: str, taken: Collection[str] = ()) -> pb.Node:
+    """Another node with those references as its first arguments, whose name is none of the graph's or those `taken`."""
+    known = {one.name for group in (graph.inputs, graph.constants, graph.nodes) for one in group}
+    name = next(
+        name for count in itertools.count() if not {name := f"{base}.{count}" if count else base} & {*known, *taken}
+    )
     node: pb.Node = graph.nodes.add(name=name, target=target)
     for reference in references:
         node.args.add().value = reference

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from gradoracle.tracing.callables import nodes_behind, wide
+from gradoracle.tracing.callables import nodes_behind
 from gradoracle.tracing.elements import Elements, edge_of, elements, is_plain, layout_of, moves, plain
+from gradoracle.tracing.given import wide
 
 _AS_IT_IS = contextlib.nullcontext()
 
