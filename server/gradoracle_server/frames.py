@@ -17,6 +17,7 @@ Attachments are the raw bytes of large tensors (`Tensor.attachment`), one after 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import mmap
 import os
 import socket
@@ -62,6 +63,7 @@ _ALL_READ = 256
 _HEAD_AT_MOST = 128  # bytes
 _ANCILLARY = socket.CMSG_SPACE(2 * struct.calcsize("i"))  # room for two descriptors
 _RECEIVED = int(socket.MSG_CMSG_CLOEXEC)  # a plain number: to combine Python's flags takes longer than the system call
+_CUT = int(socket.MSG_CTRUNC)
 _READ = 256 * 1024 + 4096  # one read takes the largest inline message that a default socket buffer can hold
 
 
@@ -190,6 +192,11 @@ NOT_RUN = Reply(1, b"")  # gRPC's CANCELLED
 """The reply to a job that was taken back in time."""
 
 
+def is_not_run(reply: Reply) -> bool:
+    """Whether this is the reply to a job that was taken back in time. Errors have a payload."""
+    return reply.code == NOT_RUN.code and not reply.payload
+
+
 def withdrawal(numbers: Sequence[int]) -> Job:
     """What takes back jobs, by their numbers: 1 is the first that the worker was sent."""
     return Job(_WITHDRAWAL, struct.pack(f"<{len(numbers)}Q", *numbers))
@@ -201,6 +208,11 @@ def withdrawn_jobs(job: Job) -> tuple[int, ...] | None:
 
 
 Message = TypeVar("Message", Job, Reply)
+
+
+class PayloadError(OSError):
+    """There is no memory, or no descriptor, for a payload. Of a message that was to be sent nothing has gone; one that
+    came is taken off the socket, and those behind it can be read."""
 
 
 def parts(message: Job | Reply, outlet: Outlet | None = None) -> tuple[list[bytes | memoryview], list[int], int | None]:
@@ -266,11 +278,15 @@ def whole(message: Job | Reply, *, ahead: bool = False) -> bytes | None:
 
 
 def send(sock: socket.socket, message: Job | Reply, outlet: Outlet | None = None) -> None:
-    """Sends a message over a blocking socket, a large payload through the outlet where there is one."""
+    """Sends a message over a blocking socket, a large payload through the outlet where there is one. Raises
+    PayloadError."""
     if (data := whole(message)) is not None:
         sock.sendall(data)
         return
-    buffers, descriptors, own = parts(message, outlet)
+    try:
+        buffers, descriptors, own = parts(message, outlet)
+    except OSError as error:
+        raise PayloadError(*error.args) from None
     try:
         sent = socket.send_fds(sock, buffers, descriptors) if descriptors else sock.sendmsg(buffers)
         for buffer in buffers:
@@ -297,14 +313,17 @@ class Inbox(Generic[Message]):
         self._room = memoryview(bytearray(_READ))
         self._pending = bytearray()  # the beginning of a message that has not arrived whole
         self._descriptors: list[int] = []
+        self._is_cut = False  # whether descriptors came for which this process had no room
 
     def read(self, sock: socket.socket, flags: int = 0) -> Message | None:
         """Reads once, with `flags` of recvmsg. Returns a message when one is complete, else None.
 
-        Raises EOFError when the other side has gone, BlockingIOError when the socket is empty and must not block, and
-        ValueError when what arrived is no message.
+        Raises EOFError when the other side has gone, BlockingIOError when the socket is empty and must not block,
+        PayloadError, and ValueError when what arrived is no message.
         """
-        size, ancillary, _, _ = sock.recvmsg_into([self._room], _ANCILLARY, _RECEIVED | flags)
+        size, ancillary, how, _ = sock.recvmsg_into([self._room], _ANCILLARY, _RECEIVED | flags)
+        if how & _CUT:
+            self._is_cut = True
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self._descriptors += memoryview(data[: len(data) - len(data) % 4]).cast("i")
@@ -314,34 +333,37 @@ class Inbox(Generic[Message]):
             message, end = self._take(self._room, size)
             if end < size:
                 self._pending += self._room[end:size]
-            return message
+            return _readable(message)
         self._pending += self._room[:size]
         return self.next()
 
     def next(self) -> Message | None:
-        """A message that has arrived whole with another one, if there is any. Raises ValueError as `read` does."""
+        """A message that has arrived whole with another one, if there is any. Raises PayloadError and ValueError as
+        `read` does."""
         if not self._pending:
             return None
         with memoryview(self._pending) as pending:
             message, end = self._take(pending, len(pending))
         del self._pending[:end]
-        return message
+        return _readable(message)
 
     def wait(self, sock: socket.socket) -> Message:
-        """Reads a blocking socket until a message is complete. Raises EOFError and ValueError as `read` does."""
+        """Reads a blocking socket until a message is complete. Raises as `read` does."""
         message = self.next()
         while message is None:
             message = self.read(sock)
         return message
 
     def close(self) -> None:
-        """Closes descriptors that came with a message that never became complete."""
+        """Closes descriptors that came with a message that never became complete, and of a lane never read."""
+        self._inlet.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
 
-    def _take(self, buffer: memoryview, filled: int) -> tuple[Message | None, int]:
-        """The message at the start of the buffer and where it ends, or None and 0 while it is not complete."""
+    def _take(self, buffer: memoryview, filled: int) -> tuple[Message | PayloadError | None, int]:
+        """The message at the start of the buffer, or why it cannot be read, and where it ends; None and 0 while it is
+        not complete."""
         if filled < _ENVELOPE.size:
             return None, 0
         flags, kind, head_size, count, size = _ENVELOPE.unpack_from(buffer)
@@ -356,10 +378,19 @@ class Inbox(Generic[Message]):
         wanted = 1 if in_memory and (flags & _NEW_LANE or not flags & _IN_LANE) else 0
         wanted += 1 if flags & _HAS_ATTACHMENTS and not flags & _WITHOUT_DESCRIPTOR else 0
         if len(self._descriptors) < wanted:
+            if self._is_cut:
+                self._is_cut = False
+                self.close()  # what came of them
+                return PayloadError(errno.EMFILE, os.strerror(errno.EMFILE)), end
             raise ValueError(f"expected {wanted} descriptors with the message, got {len(self._descriptors)}")
         spans = list(_SPAN.iter_unpack(buffer[head_end:table_end])) if count else []
         payload: bytes | memoryview
-        payload = self._from_memory(flags, size) if in_memory else bytes(buffer[table_end:end])
+        try:
+            payload = self._from_memory(flags, size) if in_memory else bytes(buffer[table_end:end])
+        except OSError as error:
+            if flags & _HAS_ATTACHMENTS and not flags & _WITHOUT_DESCRIPTOR:
+                os.close(self._descriptors.pop(0))
+            return PayloadError(*error.args), end
         attachments = None
         if flags & _HAS_ATTACHMENTS:
             descriptor = -1 if flags & _WITHOUT_DESCRIPTOR else self._descriptors.pop(0)
@@ -371,7 +402,8 @@ class Inbox(Generic[Message]):
             raise ValueError(f"expected another head: {error}") from None
 
     def _from_memory(self, flags: int, size: int) -> bytes | memoryview:
-        """A payload that lies in a memory file. Raises ValueError where it does not."""
+        """A payload that lies in a memory file. Raises ValueError where it does not, OSError where it cannot be mapped;
+        its descriptor is taken in any case."""
         if not flags & _IN_LANE:
             room = mapped(self._descriptors.pop(0), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
             if len(room) != size:
@@ -380,3 +412,10 @@ class Inbox(Generic[Message]):
         if flags & _NEW_LANE:
             self._inlet.renew(self._descriptors.pop(0))
         return self._inlet.take(size)
+
+
+def _readable(message: Message | PayloadError | None) -> Message | None:
+    """The message. Raises what it is instead."""
+    if isinstance(message, PayloadError):
+        raise message
+    return message

@@ -110,14 +110,35 @@ class Inlet:
 
     def __init__(self) -> None:
         self._room = memoryview(b"")
+        self._unmapped = -1  # the descriptor of a new file
 
     def renew(self, descriptor: int) -> None:
-        """Takes a new file, whose descriptor it closes. Raises ValueError for one that could end who reads from it."""
+        """Takes a new file, whose descriptor it closes. Raises ValueError for one that could end who reads from it, and
+        OSError where it cannot be mapped, which `take` tries again: the file is not passed another time."""
+        self.close()
         self._room = memoryview(b"")
-        self._room = mapped(descriptor, 2 * MOST, mmap.MAP_SHARED, mmap.PROT_READ)
+        self._unmapped = descriptor
+        self._map()
 
     def take(self, size: int) -> memoryview:
-        """The payload, until the other side writes the next one. Raises ValueError where it cannot be there."""
+        """The payload, until the other side writes the next one. Raises ValueError where it cannot be there, OSError as
+        `renew` does."""
+        if self._unmapped >= 0:
+            self._map()
         if size > len(self._room):
             raise ValueError(f"expected a payload of {len(self._room)} bytes at most in the lane, got {size}")
         return self._room[:size]
+
+    def _map(self) -> None:
+        try:
+            self._room = mapped(os.dup(self._unmapped), 2 * MOST, mmap.MAP_SHARED, mmap.PROT_READ)
+        except ValueError:
+            self.close()
+            raise
+        self.close()
+
+    def close(self) -> None:
+        """Gives up a file that could not be mapped. May be called again."""
+        if self._unmapped >= 0:
+            os.close(self._unmapped)
+            self._unmapped = -1

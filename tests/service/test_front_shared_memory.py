@@ -17,14 +17,13 @@ import grpc
 import pytest
 from front_server import Server, command, connect, eventually, failing, refusal_of, refused, start
 from google.rpc import status_pb2
+from memory_caller import GOOD, Caller, memory_file, naming
 
 from gradoracle.v1 import service_pb2, service_pb2_grpc
 
 Stub = service_pb2_grpc.GradientServiceStub
 Code = grpc.StatusCode
 MIB = 1024 * 1024
-GOOD = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-SEQPACKET = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
 NO_SUCH_FILE = (
     "memory: expected the token of a file, got another: it was taken back, or the server has started anew; "
     "offer the file again"
@@ -57,62 +56,12 @@ def stub(server: Server) -> Iterator[Stub]:
         yield stub
 
 
-class Caller:
-    """A connection to the second socket."""
-
-    def __init__(self, path: Path) -> None:
-        self.socket = socket.socket(*SEQPACKET)
-        self.socket.settimeout(60)
-        self.socket.connect(str(path))
-
-    def say(self, message: bytes, *descriptors: int) -> None:
-        socket.send_fds(self.socket, [message], descriptors)
-
-    def offer(self, *descriptors: int) -> bytes:
-        """Offers files; gives the answer."""
-        self.say(b"\1", *descriptors)
-        return self.socket.recv(4096)
-
-    def token(self, descriptor: int) -> bytes:
-        """Offers a file that is taken."""
-        answer = self.offer(descriptor)
-        assert (17, b"\0") == (len(answer), answer[:1])
-        return answer[1:]
-
-    def is_closed(self) -> bool:
-        """Waits until the server says something, and that must be the end."""
-        return self.socket.recv(4096) == b""
-
-
 @pytest.fixture
 def caller(server: Server, folder: Path) -> Iterator[Caller]:
     """A connection of its own."""
     caller = Caller(folder / "g.sock.memory")
     with caller.socket:
         yield caller
-
-
-@contextlib.contextmanager
-def memory_file(contents: bytes = b"", seals: int = GOOD) -> Iterator[int]:
-    """A memory file's descriptor."""
-    descriptor = os.memfd_create("gradoracle-test", os.MFD_ALLOW_SEALING)
-    try:
-        os.write(descriptor, contents)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def naming(
-    token: bytes, use: int, *spans: tuple[int, int], text: str = "echo", data: bytes = b""
-) -> service_pb2.EvaluateRequest:
-    """A request that names memory."""
-    request = command(text, data)
-    request.memory.token, request.memory.use = token, use
-    for offset, length in spans:
-        request.memory.spans.add(offset=offset, length=length)
-    return request
 
 
 def files(server: Server) -> int:
@@ -374,11 +323,21 @@ def test_permissions(server: Server, folder: Path) -> None:
 
 
 def test_it_is_off_unless_wanted(tmp_path: Path) -> None:
-    """Without the flag there is no socket, and what a request names is not looked at."""
+    """Without the flag there is no socket, and who names a file is told so: it may be one that a server before this was
+    handed."""
     with start("--listen", f"unix:{tmp_path / 'g.sock'}") as server, connect(server) as stub:
         assert ["g.sock"] == [path.name for path in tmp_path.iterdir()]
-        answer = stub.Evaluate(naming(bytes(16), 1, (0, 4), data=b"inside"))
-    assert b"inside" == answer.outputs[0].tensor.data
+        refusal = failing(lambda: stub.Evaluate(naming(bytes(16), 1, (0, 4), data=b"inside")))
+        message = service_pb2.StreamRequest()
+        message.calls.add(id=1, evaluate=naming(bytes(16), 1, (0, 4)))
+        message.calls.add(id=2, evaluate=command(data=b"inside"))
+        answers = {answer.id: answer for response in stub.Stream(iter([message])) for answer in response.answers}
+    text = "memory: expected a request that holds its bytes, for this server shares no memory, got one that names some"
+    assert (Code.FAILED_PRECONDITION, "MEMORY_UNKNOWN") == (refusal.code, refusal.reason)
+    assert f"{text}; the server may have started anew: send the bytes" == refusal.message
+    status = status_pb2.Status.FromString(answers[1].status)
+    assert "MEMORY_UNKNOWN" == refusal_of(status, Code.OK, {}).reason
+    assert b"inside" == answers[2].evaluate.outputs[0].tensor.data
 
 
 def test_it_goes_when_the_server_stops(tmp_path: Path) -> None:

@@ -210,6 +210,10 @@ class Lane:
     def withstood(self, job: Job, seconds: float) -> None:
         """Notes that a worker answered a request, and how long it took."""
         self._seconds += 0.05 * (seconds - self._seconds)
+        self.forgive(job)
+
+    def forgive(self, job: Job) -> None:
+        """Notes that a worker answered a request, while its attachments can be read; it may be told twice."""
         if self.quarantine:
             self.quarantine.forgive(job)
 
@@ -301,11 +305,13 @@ class Lane:
         self.restarts[reason] += 1
         pid = worker.greeting.get("pid", "?")
         _log.warning("worker %s of %s ended %s (%s)", pid, self.device, _how_it_ended(exit_code), reason)
-        if ticket is None or worker.stopped_for:
+        if ticket is None:
             return reason
         ticket.worker = None
+        if worker.stopped_for:  # for one whose caller is gone; if somebody waits for this one, it was another
+            ticket.attempts = 0
         first = ticket.attempts == 1 and not self.quarantine.suspects(ticket.job)
-        innocent = reason == "exit" or (reason == "killed" and first)
+        innocent = reason == "exit" or bool(worker.stopped_for) or (reason == "killed" and first)
         if innocent and not ticket.future.done():
             self._again(ticket)
         elif not innocent:

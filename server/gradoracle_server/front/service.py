@@ -7,6 +7,7 @@ is appended to the answer's bytes, which protobuf reads as one more field.
 from __future__ import annotations
 
 import asyncio
+import functools
 import platform
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -20,7 +21,7 @@ from gradoracle_server.front import statuses, wire
 from gradoracle_server.front.admission import Outcome, Ticket
 from gradoracle_server.front.metrics import SERVICE, Metrics
 from gradoracle_server.front.pool import Lane, Pool
-from gradoracle_server.front.shared_memory import SharedMemory
+from gradoracle_server.front.shared_memory import SharedMemory, Use
 from gradoracle_server.front.unread import Unread
 from gradoracle_server.front.uploads import Budget
 from gradoracle_server.settings import Settings
@@ -165,8 +166,8 @@ class Service:
             raise statuses.shutting_down()
         lane = self._pool.lane("" if method == _LIST_OPERATORS else device)
         use = None
-        if self.memory is not None and attachments is None:
-            request, use = self.memory.take(request, METHODS[method])
+        if attachments is None:
+            request, use = self._from_memory(request, method)
             if use is not None:
                 attachments, attachments_welcome = use.attachments, True
         ticket = Ticket(Job(method, request, attachments, attachments_welcome), context.peer, future, arrived)
@@ -179,8 +180,17 @@ class Service:
             use.close()
             raise
         use.begin()
-        future.add_done_callback(use.close)
+        future.add_done_callback(functools.partial(_used, lane, ticket.job, use))
         return lane, ticket
+
+    def _from_memory(self, request: bytes | memoryview, method: int) -> tuple[bytes | memoryview, Use | None]:
+        """As SharedMemory.take, whether there is any or not: who asks may have shared it with a server before this."""
+        if self.memory is not None:
+            return self.memory.take(request, METHODS[method])
+        if wire.memory(request) is not None:
+            text = "expected a request that holds its bytes, for this server shares no memory, got one that names some"
+            raise statuses.memory_unknown(f"{text}; the server may have started anew: send the bytes")
+        return request, None
 
     def note(self, lane: Lane, ticket: Ticket, reply: Reply) -> None:
         """Takes note of a worker's reply."""
@@ -264,6 +274,15 @@ class Service:
         if self.tracing is not None:
             self.tracing.call("DescribeServer", context, arrived, grpc.StatusCode.OK)
         return answer
+
+
+def _used(lane: Lane, job: Job, use: Use, outcome: asyncio.Future[Reply] | Outcome) -> None:
+    """A request in shared memory is over. What it was is looked at for the last time before its file is given back."""
+    try:
+        if not outcome.cancelled() and outcome.exception() is None:
+            lane.forgive(job)
+    finally:
+        use.close()
 
 
 def _is_misplaced(came: Attachments | None, gone: Attachments | None) -> bool:

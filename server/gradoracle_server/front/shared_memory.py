@@ -75,7 +75,7 @@ class Use:
         """The call was let in: this use is no other call's any more."""
         self._file.uses = self._number
 
-    def close(self, _: object = None) -> None:
+    def close(self) -> None:
         """Gives everything back. May be called again."""
         self._budget.held -= self._held
         self._held = 0
@@ -154,8 +154,9 @@ class SharedMemory:
         held = self._within_limits(spans)
         try:
             descriptor = os.dup(file.descriptor)
-        except OSError as error:
-            raise statuses.internal(error, "taking a file of shared memory") from None
+        except OSError:  # none left; this caller's are free once it has given up the connection for this
+            text = "the server has no descriptor left to take the file; send the bytes"
+            raise statuses.memory_unknown(text) from None
         return Use(self._budget, file, named.use, Attachments(descriptor, spans, callers=True, owner=file.owner), held)
 
     def _within_limits(self, spans: list[tuple[int, int]]) -> int:
@@ -216,14 +217,17 @@ class _Connection:
 
     def _readable(self) -> None:
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._socket, _MESSAGE_AT_MOST, 1, socket.MSG_CMSG_CLOEXEC)
+            data, descriptors, how, _ = socket.recv_fds(self._socket, _MESSAGE_AT_MOST, 1, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
-            data, descriptors = b"", []
+            data, descriptors, how = b"", [], 0
         kind, token = data[:1], data[1:]
         if kind == bytes((OFFER,)) and not token:
-            self._offered(descriptors[0] if descriptors else -1)
+            if not descriptors and how & socket.MSG_CTRUNC:  # there was one, but this process has no room for it
+                self._answer(NO_ROOM)
+            else:
+                self._offered(descriptors[0] if descriptors else -1)
             return
         for descriptor in descriptors:
             _give_away(descriptor)

@@ -9,7 +9,8 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 
-from gradoracle_server.frames import Inbox, Job, Reply, parts, whole
+from gradoracle_server.frames import Inbox, Job, PayloadError, Reply, parts, whole
+from gradoracle_server.front import statuses
 from gradoracle_server.lanes import Outlet
 from gradoracle_server.mapping import KeptMapping
 
@@ -23,6 +24,8 @@ class Connection:
     The payload of a reply that is a memoryview may be written over once the worker is sent another job.
 
     `on_lost` is called once, with False when the worker has closed its end, with True when it sends what is no reply.
+    Where it is called because a reply could not be read, for want of memory or descriptors, `failure` is to be told to
+    who waits for it.
     """
 
     def __init__(self, sock: socket.socket, on_reply: Callable[[Reply], None], on_lost: Callable[[bool], None]) -> None:
@@ -37,6 +40,7 @@ class Connection:
         self._timer: asyncio.TimerHandle | None = None
         self._unsent: list[memoryview] = []
         self._closed = False
+        self.failure: statuses.Failure | None = None
         sock.setblocking(False)
         self._loop.add_reader(sock, self._readable)
 
@@ -125,6 +129,9 @@ class Connection:
             return reply
         except BlockingIOError:
             return None
+        except PayloadError as error:
+            self.failure = statuses.internal(error, "reading a worker's reply")
+            self._lost(garbled=False)
         except (EOFError, OSError):
             self._lost(garbled=False)
         except ValueError:

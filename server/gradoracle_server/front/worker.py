@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from gradoracle_server.frames import Reply, withdrawal
+from gradoracle_server.frames import Reply, is_not_run, withdrawal
 from gradoracle_server.front import statuses, wire
 from gradoracle_server.front.admission import Ticket
 from gradoracle_server.front.processes import Processes
@@ -56,6 +56,7 @@ class Worker:
         self.ahead: deque[Ticket] = deque()  # what it runs after that
         self.stopped_for = ""  # why the front ends, or ended, the process: "deadline", "cancelled", or not at all
         self.garbled = False  # whether the present process sent what it should not; it is killed for it then
+        self.killed = False  # whether the front has ended the present process, which may have answered before that
         self.jobs = 0  # answered by the present process
         self.memory_allocated = 0  # bytes, as reported with the last answer
         self.memory_reserved = 0
@@ -91,7 +92,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         self.state = "starting"
         self.stopped_for = ""
-        self.garbled = False
+        self.garbled = self.killed = False
         self.jobs = 0
         self._greeted, self._lost = loop.create_future(), loop.create_future()
         self._process, sock = await self._processes.start(self._target, self._options)
@@ -174,7 +175,8 @@ class Worker:
             self._doom = asyncio.get_running_loop().call_later(GRACE, self._end)
 
     def kill(self) -> None:
-        """Ends the process at once."""
+        """Ends the process at once. It is given nothing more."""
+        self.killed = True
         if self._process is not None:
             self._process.kill()
 
@@ -188,12 +190,11 @@ class Worker:
         if self._greeted is not None and not self._greeted.done():
             self._greeted.set_result(reply)
             return
-        ticket, self.ticket = self.ticket, None
-        if ticket is None:  # it answers what nobody asked: it cannot be trusted with the next request
-            _log.error("worker %s of %s answered unasked", self.greeting.get("pid"), self._options.device)
-            self.garbled = True
-            self.kill()
+        ticket = self.ticket
+        if self.garbled or ticket is None or (is_not_run(reply) and not ticket.future.done()):
+            self._astray(reply)
             return
+        self.ticket = None
         if self._doom is not None:
             self._spare()
         self.jobs += 1
@@ -203,17 +204,38 @@ class Worker:
             timing = b"" if reply.code else wire.timing(ticket.queue_seconds, reply.phases)
             reply.payload, reply.is_timed = b"".join((reply.payload, timing)), bool(timing)
         try:  # the next one first: the worker waits for it
-            if self.ahead:
+            if self.killed:
+                pass  # what it still has runs elsewhere, once it is gone
+            elif self.ahead:
                 self._go_on()
             else:
                 self._free()
         finally:
             ticket.settle(reply)
 
+    def _astray(self, reply: Reply) -> None:
+        """A reply is nobody's. Who sends such a one cannot be trusted with the next request."""
+        if reply.attachments is not None:
+            reply.attachments.close()
+        if self.killed:  # it may have come to what it had ahead of time, which others are to run
+            return
+        how = "answered unasked"
+        if self.ticket is not None:
+            how = "did not run what was not taken back"
+            self.ticket.attempts = 0  # it is to be run again
+        _log.error("worker %s of %s %s", self.greeting.get("pid"), self._options.device, how)
+        self.garbled = True
+        self.kill()
+
     def _on_lost(self, garbled: bool) -> None:
         if garbled:
             self.garbled = True
             self.kill()
+        if self._connection is not None and (failure := self._connection.failure) is not None:
+            self.kill()
+            if self.ticket is not None:  # which has not ended the process
+                self.ticket.attempts = 0
+                self.ticket.fail(failure)
         if self.state != "starting":
             self.state = "dead"
             self._on_gone(self)
@@ -230,7 +252,7 @@ class Worker:
         self._on_next(self)
 
     def _free(self) -> None:
-        if self.state == "busy":
+        if self.state == "busy" and not self.killed:
             self.state = "idle"
             self._on_free(self)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import logging
@@ -21,7 +22,7 @@ from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.graph import GraphSpec, InputSpec, NodeSpec, Ref
 from gradoracle_server.engine.phases import Phases
 from gradoracle_server.engine.replay import CudaRecorder, Replays
-from gradoracle_server.frames import METHODS, NOT_RUN, PHASES, Attachments, Job, Reply, send
+from gradoracle_server.frames import METHODS, NOT_RUN, PHASES, Attachments, Job, PayloadError, Reply, send
 from gradoracle_server.lanes import Outlet
 from gradoracle_server.launch import WorkerOptions
 from gradoracle_server.worker import devices, payload, sandbox, statuses
@@ -85,18 +86,30 @@ def _answer_all(worker: Worker, sock: socket.socket, max_memory_bytes: int) -> N
         except EOFError:
             return
         except OSError as error:
-            if not memory.is_exhausted(error):
+            if not isinstance(error, PayloadError) and not memory.is_exhausted(error):
                 raise
-            backlog.close()  # a request whose bytes alone are more than this process may hold
-            reply = statuses.reply_for(error, "request", max_memory_bytes)
+            # A request whose bytes alone are more than this process may hold.
+            reply = statuses.reply_for(_as_want_of_memory(error), "request", max_memory_bytes)
         try:
-            send(sock, reply, outlet)
+            _send(sock, reply, outlet, max_memory_bytes)
         except (BrokenPipeError, ConnectionResetError):
             return
         finally:
             if reply.attachments is not None:
                 reply.attachments.close()
             worker.let_go()
+
+
+def _send(sock: socket.socket, reply: Reply, outlet: Outlet, max_memory_bytes: int) -> None:
+    try:
+        send(sock, reply, outlet)
+    except PayloadError as error:  # nothing of it has gone
+        send(sock, statuses.reply_for(_as_want_of_memory(error), "answer", max_memory_bytes))
+
+
+def _as_want_of_memory(error: OSError) -> Exception:
+    """The error by its name, where memory is what there is none of: of a memory file, the kernel says "no space"."""
+    return MemoryError(error.strerror) if error.errno in (errno.ENOMEM, errno.ENOSPC) else error
 
 
 def _limit_memory(options: WorkerOptions, overhead: int) -> None:
