@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from gradoracle import neighbours, spans, stream
+from gradoracle import neighbours, quiet, spans, stream
 from gradoracle.answers import Incoming
 from gradoracle.channel import Target
 from gradoracle.errors import GradOracleError
@@ -87,7 +87,7 @@ class Connections:
             if time.monotonic() < self._next_attempt:
                 return None
             try:
-                connection = socket.socket(socket.AF_UNIX)
+                connection = quiet.Socket(socket.AF_UNIX)
             except OSError:  # there are no descriptors left
                 return None
         self.busy.add(connection)

@@ -2,7 +2,8 @@
 
 A file goes to the server once (SharedMemory in service.proto tells how), and then serves one call after another: a copy
 in, which the worker maps, and the answer behind it in the same file, which the arrays of the result are views of. When
-the last of them dies, the file is free for the next call. Fresh memory costs several times what a copy does.
+the last of them dies, the file is free for the next call, unless the process has forked meanwhile. Fresh memory costs
+several times what a copy does.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ FROM = 256 * 1024
 
 _ATTACHED_FROM = 64 * 1024  # bytes; smaller tensors of such a request travel inside it
 _ALIGNMENT = 64  # bytes
+_ATTACHED_AT_MOST = 3000  # tensors of a request; the server takes 64 KiB of places, of 20 bytes each
 _VIEWED_AT_MOST = 8  # files that hold results which somebody still has; beyond, results are copied out
 _MEMORY = 16  # the field of requests
 _TOKEN, _USE, _SPANS = 1, 2, 3  # fields of SharedMemory
@@ -39,6 +41,9 @@ _OFFSET, _LENGTH = 1, 2  # fields of Span
 
 class _Held(np.ndarray[Any, np.dtype[np.uint8]]):
     """The bytes of a file. Of a type of its own, so that every array made of them keeps it, and not what it views."""
+
+    file: File
+    """Kept, because a process that forks maps it again, however long ago the client was closed."""
 
 
 class _Place(Protocol):
@@ -55,11 +60,13 @@ class Use:
     dropped. Only what MEMORY_UNKNOWN says is no failure but the end of the connection, and is not raised.
     """
 
+    _file: File | None = None
+
     def __init__(self, connection: Connection, file: File, pieces: list[wire.Piece]) -> None:
         self.pieces = pieces
         """The request's message, to be joined."""
         self._connection = connection
-        self._file: File | None = file
+        self._file = file
 
     def __enter__(self) -> Use:
         return self
@@ -84,31 +91,38 @@ class Use:
         file, self._file = self._file, None
         assert file is not None  # noqa: S101 - a call is answered once
         try:
-            return self._attachments(file, spans)
+            found, is_free = self._attachments(file, [(span.offset, span.length) for span in spans])
+        except MemoryError:
+            self._connection.drop(file)
+            size = sum([span.length for span in spans])
+            raise GradOracleError(f"the answer has come, but there is no memory here for its {size} bytes") from None
         except BaseException:
             self._connection.drop(file)
             raise
+        if is_free:
+            self._connection.release(file)
+        return found
 
-    def _attachments(self, file: File, spans: Sequence[_Place]) -> Sequence[Bytes]:
-        if not spans:
-            self._connection.release(file)
-            return ()
-        places = [(span.offset, span.length) for span in spans]
-        contents = file.contents(max([offset + length for offset, length in places]))
-        for offset, length in places:
-            if offset + length > len(contents):
-                text = f"expected an attachment within the {len(contents)} bytes of shared memory"
-                raise GradOracleError(f"{text}, got {length} bytes at {offset}", reason="INTERNAL")
+    def _attachments(self, file: File, places: Sequence[tuple[int, int]]) -> tuple[Sequence[Bytes], bool]:
+        """What is in a file, and whether that is free."""
+        if not places:
+            return (), True
+        try:
+            contents = file.contents(max([offset + length for offset, length in places]))
+        except OSError:  # to copy takes neither a descriptor nor room for all of the file
+            _check(places, file.size)
+            return [file.read(offset, length) for offset, length in places], True
+        _check(places, len(contents))
         small = 4 * sum([length for _, length in places]) < len(contents)
-        if small or len(self._connection.viewed) >= _VIEWED_AT_MOST:
-            found = [contents[offset : offset + length].copy() for offset, length in places]
-            self._connection.release(file)
-            return found
-        held = contents.view(_Held)
-        release = self._connection.release
-        # Not weakref.finalize, which keeps a book of all that live, and takes ten times as long.
-        self._connection.viewed[file] = weakref.ref(held, lambda _: release(file))
-        return [held[offset : offset + length] for offset, length in places]
+        if not small and len(self._connection.viewed) < _VIEWED_AT_MOST:
+            held = contents.view(_Held)
+            held.file = file
+            if file.show(held):
+                release = self._connection.release
+                # Not weakref.finalize, which keeps a book of all that live, and takes ten times as long.
+                self._connection.viewed[file] = weakref.ref(held, lambda _: release(file))
+                return [held[offset : offset + length] for offset, length in places], False
+        return [contents[offset : offset + length].copy() for offset, length in places], True
 
     def refused(self) -> None:
         """The call was never begun: the file is free."""
@@ -131,7 +145,7 @@ class Memory:
         Connects to nothing yet."""
         self._place = place
         self._beside = beside
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._connection: Connection | None = None
         self._offered = False  # whether this server has ever had it
         self._process = os.getpid()
@@ -147,7 +161,11 @@ class Memory:
 
     @staticmethod
     def suits(request: Request[Any]) -> bool:
-        """Whether a request is large enough."""
+        """Whether a request is large enough, and its places no more than the server takes."""
+        if len(request.tensors) > _ATTACHED_AT_MOST:
+            attached = sum(_is_attached(tensor) for _, _, tensor in request.tensors)
+            if attached > _ATTACHED_AT_MOST:
+                return False
         return any(tensor.nbytes >= FROM for _, _, tensor in request.tensors)
 
     def attempts(self, request: Request[Any], end: float = math.inf) -> Iterator[Use]:
@@ -173,10 +191,13 @@ class Memory:
         try:
             for offset, data in placed:
                 file.write(data, offset)
+            return Use(connection, file, _pieces(request, file, placed))
         except OSError:  # no memory: gRPC needs less of it
             connection.drop(file)
             return None
-        return Use(connection, file, _pieces(request, file, placed))
+        except BaseException:  # a signal's: whoever has caught it may keep this frame, and with it the file
+            connection.drop(file)
+            raise
 
     def _file(self, size: int, end: float) -> tuple[Connection | None, File | None]:
         """A file, over another connection where the one that there was has broken."""
@@ -230,6 +251,14 @@ class Memory:
             connection.close()
 
 
+def _check(places: Sequence[tuple[int, int]], size: int) -> None:
+    """Raises GradOracleError where some place is not within a file of that size."""
+    for offset, length in places:
+        if offset + length > size:
+            text = f"expected an attachment within the {size} bytes of shared memory"
+            raise GradOracleError(f"{text}, got {length} bytes at {offset}", reason="INTERNAL")
+
+
 def _is_attached(tensor: WireTensor) -> bool:
     return tensor.nbytes >= _ATTACHED_FROM
 
@@ -248,7 +277,10 @@ def _placed(request: Request[Any]) -> tuple[list[tuple[int, wire.Piece]], int]:
 
 def _pieces(request: Request[Any], file: File, placed: Sequence[tuple[int, wire.Piece]]) -> list[wire.Piece]:
     """The request's message, its large tensors in a file."""
-    pieces: list[wire.Piece] = [request.graph, request.head]
+    spans = _spans(tuple([(start, len(data)) for start, data in placed]))
+    memory = b"".join((wire.bytes_field(_TOKEN, file.token), wire.number_field(_USE, file.uses), spans))
+    # First, because the server looks for it among the first fields only, and names and tensors may be thousands.
+    pieces: list[wire.Piece] = [wire.bytes_field(_MEMORY, memory), request.graph, request.head]
     attachments = 0
     for field, name, tensor in request.tensors:
         if _is_attached(tensor):
@@ -256,9 +288,6 @@ def _pieces(request: Request[Any], file: File, placed: Sequence[tuple[int, wire.
             attachments += 1
         else:
             pieces += tensors.named_field(field, name, tensor)
-    spans = _spans(tuple([(start, len(data)) for start, data in placed]))
-    memory = b"".join((wire.bytes_field(_TOKEN, file.token), wire.number_field(_USE, file.uses), spans))
-    pieces.append(wire.bytes_field(_MEMORY, memory))
     return pieces
 
 

@@ -213,7 +213,8 @@ class Conversation:
     def _parts(self, stream: int, call_id: int, request: Request[Any]) -> Iterator[bytes]:
         use = None
         if self._memory is not None and call_id not in self._without and self._memory.suits(request):
-            with contextlib.suppress(TimeoutError):
+            # What is raised here would come out of gRPC's sending, without its text; chunks need no memory file.
+            with contextlib.suppress(TimeoutError, GradOracleError):
                 use = self._memory.put(request, self._end)
         if use is None:
             yield from parts(call_id, request)
@@ -302,7 +303,12 @@ def result_of(answer: service_pb2.StreamAnswer, request: Request[Any], attached:
     if kind != request.method.stream_field:
         return GradOracleError(f"the server answered {request.method.rpc} with {kind or 'nothing'}", reason="INTERNAL")
     response = getattr(answer, kind)
-    return request.method.read(response, attached.answered(response) if isinstance(attached, Use) else attached)
+    if isinstance(attached, Use):
+        try:
+            attached = attached.answered(response)
+        except GradOracleError as error:
+            return error
+    return request.method.read(response, attached)
 
 
 def bears(error: ResourceLimitError) -> bool:

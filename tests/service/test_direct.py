@@ -28,7 +28,7 @@ from front_server import Server, eventually, start
 from google.rpc import status_pb2
 
 import gradoracle as go
-from gradoracle import direct, stream
+from gradoracle import direct, quiet, stream
 from gradoracle.v1 import service_pb2
 from gradoracle_server import wire_format
 from gradoracle_server.front.direct import DirectCalls
@@ -494,7 +494,7 @@ def test_no_descriptor_for_a_connection(fake: Server, monkeypatch: pytest.Monkey
         raise OSError(24, "Too many open files")
 
     with go.Client(fake.address, shared_memory=True) as client:
-        monkeypatch.setattr(socket, "socket", none_left)
+        monkeypatch.setattr(quiet, "Socket", none_left)
         client._call(told("echo"), 30)
         assert client._direct.idle == []
 
