@@ -614,7 +614,7 @@ def test_the_rounding_of_outputs_that_an_element_does_not_reach_hides_no_fault_i
 
 
 def cubed(by_cotangent):
-    """x**3, whose second backward gives that many times the right derivative by the cotangent."""
+    """x**3, whose second backward gives that many times the right derivative by the cotangent; None: it raises."""
 
     class Second(torch.autograd.Function):
         @staticmethod
@@ -625,7 +625,9 @@ def cubed(by_cotangent):
         @staticmethod
         def backward(ctx, h):
             x, g = ctx.saved_tensors
-            return 6 * h * g * x, by_cotangent * 3 * h * x**2
+            if by_cotangent is None and ctx.needs_input_grad[1]:
+                raise RuntimeError("there is no such derivative")
+            return 6 * h * g * x, (by_cotangent or 0.0) * 3 * h * x**2
 
     class Cubed(torch.autograd.Function):
         @staticmethod
@@ -651,3 +653,12 @@ def test_what_a_second_backward_gives_for_the_cotangent(dtype):
             report = check(cubed(wrong), x, order=2)
             assert report.verdict is Verdict.FAIL
             assert [found.name for found in report.opinions if found.verdict is Verdict.FAIL] == ["second_by_cotangent"]
+
+
+def test_a_second_backward_without_the_cotangents_derivative():
+    """It has no verdict, and takes none from the others."""
+    report = check(cubed(None), draw(6, seed=1), order=2)
+    assert report.verdict is Verdict.PASS
+    (found,) = [one for one in report.opinions if one.name == "second_by_cotangent"]
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert "there is no such derivative" in found.explanation

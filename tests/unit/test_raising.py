@@ -13,7 +13,7 @@ from gradoracle.tracing import trace
 from gradoracle_server.engine import shadow, trial
 from gradoracle_server.engine.graph import FunctionSpec, GraphSpec, InputSpec, NodeSpec, Ref
 from gradoracle_server.engine.inprocess import CallablePlan, is_smooth_in_float64
-from gradoracle_server.engine.plan import Plan
+from gradoracle_server.engine.plan import Plan, build
 from gradoracle_server.engine.raising import Raising
 from gradoracle_server.engine.report import Verdict
 
@@ -301,3 +301,19 @@ def test_values_too_coarse_for_a_jacobian():
     x = X.clone().requires_grad_()
     report = go.check(lambda x: Coarse.apply(x @ WEIGHT), x, mode="full")
     assert report.verdict is not go.Verdict.FAIL
+
+
+def test_an_operator_that_is_named_after_its_dtype():
+    """Its shadow does not round either."""
+    nodes = (
+        NodeSpec("half", "aten.chalf.default", (Ref("x"),)),
+        NodeSpec("out", "aten.to.dtype", (Ref("half"), torch.complex64)),
+    )
+    made = build(GraphSpec((InputSpec("x"),), nodes, (("out", "out"),)), torch.device("cpu"))
+    x = X.to(F64) + 1e-9
+    subject = trial.Subject(made, [x], [0], seed=0)
+    coarse = shadow.epsilon(made, subject.inputs)
+    assert coarse == torch.finfo(torch.float16).eps
+    twin, run, _ = shadow.recorded(subject, subject.tape(), coarse)
+    assert twin is not subject
+    assert torch.equal(run.outputs[0].detach().real, x)

@@ -93,8 +93,11 @@ def _judgement(
     heard: list[Opinion] = []
     if case.own and case.weights is None:
         heard = opinions.linearity(tape, chosen, first, repeated=repeated, rounding=rounding)
-    elif case.own:
+    elif case.own and case.weights is not None:
         heard = opinions.second_linearity(tape, chosen, case.weights, case.torchs, rounding)
+        if case.faithful:
+            run = tape if case.twin is subject else case.twin.tape()
+            heard.append(opinions.by_cotangent(run, case.twin_cotangents, case.weights, rounding))
     if options.batched_gradients:
         heard.append(opinions.batched(tape, chosen, first))
     reports, ladder, remainder = _judged(case, passes, heard, options)

@@ -138,30 +138,37 @@ def second_linearity(
     sentence = "-2 times the cotangent, not contiguous, must give -2 times the second gradient"
     expected = [-2 * one for one in lowered]
     found.append(_compared("linear_cotangent", sentence, answers, expected, lowered, rounding))
-    found.append(_by_cotangent(tape, cotangents, weights, rounding))
     return found
 
 
-def _by_cotangent(tape: Tape, cotangents: Cotangents, weights: Cotangents, rounding: Rounding | None) -> Opinion:
+def by_cotangent(tape: Tape, cotangents: Cotangents, weights: Cotangents, rounding: Rounding | None = None) -> Opinion:
     """<v, u> against <w, J^T u>, where v is the derivative of that by the cotangent u, in which it is linear. Second
-    gradients by the inputs do not show what a backward's own backward makes of its cotangent."""
+    gradients by the inputs do not show what a backward's own backward makes of its cotangent. All is in float64, for
+    what is rounded to less is not linear."""
+    found = Opinion("second_by_cotangent", [], 0.0, 0.0, "the gradient's derivative by the cotangent must be J w")
     tracked = [None if u is None else u.detach().requires_grad_() for u in cotangents]
     leaves = [u for u in tracked if u is not None]
-    slopes = trial.gradient_tape(tape, tracked).outputs
-    found = Opinion("second_by_cotangent", [], 0.0, 0.0, "the gradient's derivative by the cotangent must be J w")
-    for place, (slope, weight) in enumerate(zip(slopes, weights, strict=True)):
-        if weight is None or not slope.numel():
+    try:
+        slopes = trial.gradient_tape(tape, tracked).outputs
+        moved = [
+            None if w is None else autodiff.pull_back([one], [w.to(one.dtype)], leaves, retain_graph=True)
+            for one, w in zip(slopes, weights, strict=True)
+        ]
+    except Fault as fault:
+        text = f"{found.explanation}, which cannot be asked: {fault.message.rstrip('.')}"
+        return Opinion(found.name, [Verdict.INCONCLUSIVE] * len(tape.targets), 0.0, 0.0, text)
+    for place, (slope, weight, rows) in enumerate(zip(slopes, weights, moved, strict=True)):
+        if weight is None or rows is None:
             _add(found, 0.0, 0.0)
             continue
         weighted = _product(weight, slope)
-        moved = autodiff.pull_back([slope], [weight], leaves, retain_graph=True)
-        terms = [_product(v, u) for v, u in zip(moved, leaves, strict=True) if v is not None]
+        terms = [_product(v, u) for v, u in zip(rows, leaves, strict=True) if v is not None]
         error = abs(sum(float(one.sum()) for one in terms) - float(weighted.sum()))
         scale = sum(float(one.abs().sum()) for one in terms) + float(weighted.abs().sum())
         if not math.isfinite(scale):
             found.verdicts.append(Verdict.INCONCLUSIVE)
             continue
-        bound = _slack(torch.finfo(slope.dtype).eps) * scale
+        bound = scale * RELATIVE
         if error > bound and rounding is not None:
             bound = max(bound, _ROUNDED * rounding(place) * float(raised(weight).abs().sum()))
         _add(found, error, bound)

@@ -25,6 +25,9 @@ from gradoracle_server.engine.raising import Raising
 
 NOTHING_AROUND: AbstractContextManager[object] = contextlib.nullcontext()
 
+CHALF = "aten.chalf.default"
+"""The only operator whose name is its dtype."""
+
 _VARIANTS = 8  # programs kept for one graph, by what they return beside the outputs
 _EACH = 10_000  # bytes that a plan takes, and each of its programs
 _SPEC, _PROGRAM = 20, 10  # bytes that they take for each byte of the graph's message
@@ -117,6 +120,8 @@ def _dtypes(spec: GraphSpec) -> set[torch.dtype]:
     found = {value.dtype for _, value in spec.constants}
     for node in spec.nodes:
         found |= {one for one in (*node.args, *node.kwargs.values()) if isinstance(one, torch.dtype)}
+        if node.target == CHALF:
+            found.add(torch.complex32)
     for one in spec.functions:
         found |= _dtypes(one.forward) | _dtypes(one.backward)
     return found

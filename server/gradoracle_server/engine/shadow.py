@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import has_gradient
 from gradoracle_server.engine.graph import Argument, GraphSpec, NodeSpec
-from gradoracle_server.engine.plan import Plan
+from gradoracle_server.engine.plan import CHALF, Plan
 from gradoracle_server.engine.program import is_refusal
 from gradoracle_server.engine.raising import RAISED, raised
 from gradoracle_server.engine.trial import Subject, Tape
@@ -73,6 +73,8 @@ def _raised_node(node: NodeSpec) -> NodeSpec:
         return RAISED.get(argument, argument) if isinstance(argument, torch.dtype) else argument
 
     args = tuple(lifted(one) for one in node.args)
+    if node.target == CHALF:
+        return dataclasses.replace(node, target="aten.to.dtype", args=(args[0], torch.complex128), kwargs={})
     return dataclasses.replace(node, args=args, kwargs={key: lifted(one) for key, one in node.kwargs.items()})
 
 

@@ -190,7 +190,7 @@ def unmasked(passes: Passes, space: Space, directions: torch.Tensor, found: Shar
     if not bool(rows.any()):
         return found
     untouched = torch.zeros_like(coordinates.value, dtype=torch.bool)
-    untouched[rows] = _untouched(passes, space, directions[rows])
+    untouched[rows] = _untouched(passes, space, directions[rows]) & (coordinates.value[rows] == 0)
     bars = torch.where(untouched, 0.0, coordinates.bar)
     bar = torch.where(untouched.any(1), torch.minimum(weighted(bars, passes.weight), slopes.bar), slopes.bar)
     narrower = dataclasses.replace(slopes, bar=bar, coordinates=dataclasses.replace(coordinates, bar=bars), _noise=None)
