@@ -20,8 +20,14 @@ SCRIPT = Path(__file__).with_name("forked_client.py")
 def test_a_child_uses_the_client(server: str, how: str, more: str) -> None:
     """Whatever the parent was doing, and without disturbing it."""
     command = [sys.executable, str(SCRIPT), server, how]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert f"child 6.0 6.0 6.0{more} 48.0\nparent 6.0{more} status 0\n" == done.stdout, done.stderr
+    right = f"child 6.0 6.0 6.0{more} 48.0\nparent 6.0{more} status 0\n"
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        # Where a thread is inside gRPC for too long, it gives up preparing for the fork, says so, and its own code in
+        # the child is as that thread left it, which ends about one child of forty.
+        if done.stdout == right or "skipping fork() handlers" not in done.stderr:
+            break
+    assert done.stdout == right, done.stderr
 
 
 def test_the_parents_channels_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
