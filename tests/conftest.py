@@ -26,6 +26,17 @@ def client(server: str) -> Iterator[go.Client]:
         yield client
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads of torch that wait for each other on a busy machine take longer than the work."""
+    import torch  # not above: tests of the client run without it
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips the tests marked `cuda` where there is no CUDA device."""
     wanting = [item for item in items if item.get_closest_marker("cuda")]
