@@ -652,7 +652,11 @@ def test_what_a_second_backward_gives_for_the_cotangent(dtype):
         for wrong in (2.0, 0.0, 1.001):
             report = check(cubed(wrong), x, order=2)
             assert report.verdict is Verdict.FAIL
-            assert [found.name for found in report.opinions if found.verdict is Verdict.FAIL] == ["second_by_cotangent"]
+            (found,) = [found for found in report.opinions if found.verdict is Verdict.FAIL]
+            assert found.name == "second_by_cotangent"
+            said = "the gradient's derivative by the cotangent must be J w"
+            assert found.explanation == said
+            assert one(report).explanation == f"It is not linear in its cotangent: {said}."
 
 
 def test_a_second_backward_without_the_cotangents_derivative():
