@@ -181,6 +181,21 @@ def test_vmap_over_the_backward_of_cdist_is_wrong() -> None:
     assert not torch.allclose(torch.func.vmap(pulled)(rows), right, atol=0.1)
 
 
+def test_the_forward_mode_of_logcumsumexp_is_wrong() -> None:
+    """Where values differ by much: the tangent of the first one is that of x[0] itself. Reverse mode knows."""
+    x = torch.tensor([0.0, 30.0], dtype=torch.float64)
+    _, tangent = torch.func.jvp(lambda x: torch.logcumsumexp(x, 0), (x,), (torch.ones_like(x),))
+    assert [0.4834, 1.0] == pytest.approx(tangent.tolist(), abs=1e-4)
+    rows = torch.func.jacrev(lambda x: torch.logcumsumexp(x, 0))(x)
+    assert [1.0, 1.0] == pytest.approx(rows.sum(1).tolist(), rel=1e-12)
+    made = plan_of_function(lambda x: torch.logcumsumexp(x, 0), 1)
+    verdicts = [
+        checked(made, {made.spec.inputs[0].name: x}, options=Options(forward_mode=asked)).verdict.name
+        for asked in (False, True)
+    ]
+    assert [PASS, FAIL] == verdicts
+
+
 @pytest.mark.parametrize("order", [-0.5, -1, -2, -3.5])
 def test_the_second_derivative_of_norms_of_negative_order_is_nan(order: float) -> None:
     """At zeros, where the first one is 0, and the norm of one number that is not 0 beside others that are is 0."""

@@ -101,3 +101,68 @@ def test_infinite_slopes_of_both_signs():
     x = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0], dtype=F64)
     found = forward_mode(check(torch.sqrt, x, forward_mode=True))
     assert found.verdict is not Verdict.FAIL
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("fault", [1e-8, 0.0])
+def test_one_element_of_fifty(seed, fault):
+    """A fault of 1e-8 in one tangent is lost in the sum of fifty, and not beside the pull-back of the pull-back."""
+
+    def pushed(tangent, x):
+        found = tangent * x.cos()
+        found[17] *= 1 + fault
+        return found
+
+    report = check(sine(pushed), torch.linspace(-0.9, 1.1, 50, dtype=F64), forward_mode=True, seed=seed)
+    found = forward_mode(report)
+    assert found.verdict is (Verdict.FAIL if fault else Verdict.PASS)
+    if fault:
+        assert 0.9e-8 < found.error < 4e-8
+        assert found.bound < 0.2 * found.error
+
+
+def test_a_backward_that_is_wrong_by_its_cotangent_is_no_fault_of_forward_mode():
+    """The pull-back of the pull-back is believed only where it agrees with the pull-back."""
+
+    class Slope(torch.autograd.Function):  # of a sine, the fault of which is in its own backward
+        @staticmethod
+        def forward(ctx, cotangent, x):
+            ctx.save_for_backward(x)
+            return cotangent * x.cos()
+
+        @staticmethod
+        def backward(ctx, by):
+            (x,) = ctx.saved_tensors
+            wrong = by * x.cos()
+            wrong[3] = 2 * wrong[3]
+            return wrong, None
+
+    class Sine(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            ctx.save_for_forward(x)
+            return x.sin()
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            return Slope.apply(cotangent, *ctx.saved_tensors)
+
+        @staticmethod
+        def jvp(ctx, tangent):
+            return tangent * ctx.saved_tensors[0].cos()
+
+    assert forward_mode(check(Sine.apply, X, forward_mode=True)).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "normalize"])
+def test_tangents_that_are_nothing(name, seed):
+    """Of a single element, all of a tangent is what rounding leaves of numbers that cancel."""
+    function = {
+        "layer_norm": lambda x: torch.nn.functional.layer_norm(x, (1,)),
+        "rms_norm": lambda x: torch.nn.functional.rms_norm(x, (1,)),
+        "normalize": lambda x: torch.nn.functional.normalize(x, dim=1),
+    }[name]
+    x = torch.tensor([[3.1], [-0.7]], dtype=F64)
+    assert forward_mode(check(function, x, forward_mode=True, seed=seed)).verdict is Verdict.PASS

@@ -161,13 +161,13 @@ def _by_reverse_mode(
     along = [one for one in directions if one is not None]
     with phases.measure("backward"):
         try:
-            found = _pull_back_the_pull_back(tape.outputs, targets, along)
+            found = pull_back_the_pull_back(tape.outputs, targets, along)
         except Fault:  # the pull-back itself has no formula
             found = [_tangent_by_rows(output, targets, along) for output in tape.outputs]
     return tape.detached_outputs(), found
 
 
-def _pull_back_the_pull_back(
+def pull_back_the_pull_back(
     outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], along: Sequence[torch.Tensor]
 ) -> list[torch.Tensor | None]:
     """u -> J^T u is linear, so its own pull-back of v, at any u, is J v."""

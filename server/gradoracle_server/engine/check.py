@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from gradoracle_server.engine import gradients, opinions, raising, shadow, tolerances, trial, verdicts
+from gradoracle_server.engine import forward, gradients, opinions, raising, shadow, tolerances, trial, verdicts
 from gradoracle_server.engine.autodiff import pull_back
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.evaluate import bind, has_gradient
@@ -103,7 +103,7 @@ def _judgement(
     reports, ladder, remainder = _judged(case, passes, heard, options)
     heard.append(remainder)
     if options.forward_mode:  # not a fault of the gradients' own: it decides the whole, and no input
-        heard.append(opinions.forward_mode(subject, chosen, first, phases))
+        heard.append(forward.forward_mode(subject, tape, chosen, first, phases))
     power = max([one.detection_power for one in reports], default=0.0)
     failed = [Verdict.FAIL for one in heard if one.verdict is Verdict.FAIL]
     verdict = worst_verdict([*(one.verdict for one in reports), *failed])

@@ -42,7 +42,8 @@ def heard(passes: Passes, space: Space, generator: torch.Generator) -> torch.Ten
         return None
     lengths = [_FAR, *(distance * place for distance in distances for place in range(1, _SIDE + 1))]
     found = ladders.sample(passes, space, space.drawn(1, generator), lengths).found[0]
-    far = torch.maximum((found[:, 0] - passes.centre).abs().amax(0), _FAR * passes.centre.abs())
+    moved = (found[:, 0] - passes.centre).abs().nan_to_num(0.0, 0.0)  # a long step may leave the domain
+    far = torch.maximum(moved.amax(0), _FAR * passes.centre.abs())
     ahead, behind = (side[1:].view(len(distances), _SIDE, -1) for side in found.unbind())
     centre = passes.centre.expand(len(distances), 1, -1)
     noise = _LEVELS * level(torch.cat([behind.flip(1), centre, ahead], 1))

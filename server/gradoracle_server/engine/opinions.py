@@ -1,9 +1,8 @@
 """Second opinions that need no step size: identities that every right gradient obeys.
 
 The gradient is linear in its cotangent, so cotangents of 0, -u and 2u, and u in another memory layout, have answers
-that follow from u's, nearly to the last bit; and <u, J v> = <J^T u, v> ties forward mode to reverse mode. They catch
-what differences cannot see, because it shows only for another cotangent: a backward that ignores it, or misreads its
-strides.
+that follow from u's, nearly to the last bit. They catch what differences cannot see, because it shows only for another
+cotangent: a backward that ignores it, or misreads its strides. Forward mode's identities are in `forward`.
 """
 
 from __future__ import annotations
@@ -14,15 +13,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gradoracle_server.engine import autodiff, structure, trial
+from gradoracle_server.engine import autodiff, trial
 from gradoracle_server.engine.errors import Fault
-from gradoracle_server.engine.evaluate import seed_everything
-from gradoracle_server.engine.phases import Phases
-from gradoracle_server.engine.program import is_refusal
 from gradoracle_server.engine.raising import raised
 from gradoracle_server.engine.report import Opinion, Verdict
 from gradoracle_server.engine.tolerances import RELATIVE
-from gradoracle_server.engine.trial import Subject, Tape, drawn_like
+from gradoracle_server.engine.trial import Tape
 
 _FAINT = 1e-3  # of the usual gradient: an answer that is less shows little
 _ULPS_LOW = 16.0
@@ -159,10 +155,10 @@ def by_cotangent(tape: Tape, cotangents: Cotangents, weights: Cotangents, roundi
         return Opinion(found.name, [Verdict.INCONCLUSIVE] * len(tape.targets), 0.0, 0.0, text)
     for place, (slope, weight, rows) in enumerate(zip(slopes, weights, moved, strict=True)):
         if weight is None or rows is None:
-            _add(found, 0.0, 0.0)
+            add(found, 0.0, 0.0)
             continue
-        weighted = _product(weight, slope)
-        terms = [_product(v, u) for v, u in zip(rows, leaves, strict=True) if v is not None]
+        weighted = inner(weight, slope)
+        terms = [inner(v, u) for v, u in zip(rows, leaves, strict=True) if v is not None]
         error = abs(sum(float(one.sum()) for one in terms) - float(weighted.sum()))
         scale = sum(float(one.abs().sum()) for one in terms) + float(weighted.abs().sum())
         if not math.isfinite(scale):
@@ -171,7 +167,7 @@ def by_cotangent(tape: Tape, cotangents: Cotangents, weights: Cotangents, roundi
         bound = scale * RELATIVE
         if error > bound and rounding is not None:
             bound = max(bound, _ROUNDED * rounding(place) * float(raised(weight).abs().sum()))
-        _add(found, error, bound)
+        add(found, error, bound)
     return found
 
 
@@ -199,71 +195,6 @@ def ignores_cotangent(opinions: Sequence[Opinion], place: int) -> bool:
     return {"linear_zero", "linear_doubled"} <= failed
 
 
-def forward_mode(
-    subject: Subject, cotangents: Cotangents, gradients: Sequence[torch.Tensor], phases: Phases
-) -> Opinion:
-    """<u, J v> by forward mode, for a random v of each input in turn, against <J^T u, v> by reverse mode. Nothing is
-    found where an operator has no forward formula, or both are no number: at an edge slopes may be infinite."""
-    generator = torch.Generator().manual_seed(subject.seed ^ 0xF0)
-    found = Opinion("forward_mode", [], 0.0, 0.0, "forward mode must agree with reverse mode")
-    for place, gradient, kind in zip(subject.places, gradients, subject.kinds, strict=True):
-        tangent = structure.project(drawn_like(gradient, generator), kind)
-        try:
-            moved = _moved(subject, place, tangent, phases)
-        except Exception as error:
-            if not is_refusal(error):
-                raise
-            return _unanswered(found, error, len(gradients))
-        terms = [
-            _product(u, one) for u, one in zip(cotangents, moved, strict=True) if u is not None and one is not None
-        ]
-        forward, reverse = sum(float(one.sum()) for one in terms), _product(gradient, tangent)
-        if forward == float(reverse.sum()):  # infinities, too
-            _add(found, 0.0, 0.0)
-        elif not math.isfinite(forward) and not math.isfinite(float(reverse.sum())):
-            found.verdicts.append(Verdict.INCONCLUSIVE)
-        else:
-            scale = sum(float(one.abs().sum()) for one in terms) + float(reverse.abs().sum())
-            slack = _slack(torch.finfo(gradient.dtype).eps)
-            _add(found, abs(forward - float(reverse.sum())), slack * scale if math.isfinite(scale) else 0.0)
-    return found
-
-
-def _unanswered(found: Opinion, error: Exception, count: int) -> Opinion:
-    """Of so many inputs, where forward mode raised: it is wrong, unless there is none."""
-    reason = (error.message if isinstance(error, Fault) else str(error)).rstrip(".")
-    if autodiff.lacks_forward_formula(error):
-        text = f"{found.explanation}, which cannot be asked: {reason}"
-        return Opinion(found.name, [Verdict.INCONCLUSIVE] * count, 0.0, 0.0, text)
-    return Opinion(found.name, [Verdict.FAIL] * count, math.inf, 0.0, f"{found.explanation}; it raised: {reason}")
-
-
-def _moved(subject: Subject, place: int, tangent: torch.Tensor, phases: Phases) -> list[torch.Tensor | None]:
-    """What forward mode makes of a tangent of one input: that of each output, None where it does not move. Raises Fault
-    or RuntimeError where an operator has no forward formula, or refuses."""
-    tangents: list[torch.Tensor | None] = [None] * len(subject.inputs)
-    tangents[place] = tangent.to(subject.inputs[place].dtype)
-    seed_everything(subject.seed, subject.plan.device)
-    return autodiff.forward_mode(subject.plan, subject.inputs, tangents, phases)[1]
-
-
-@torch.inference_mode(False)
-def forward_slopes(
-    subject: Subject, cotangents: Cotangents, place: int, directions: torch.Tensor, phases: Phases
-) -> torch.Tensor | None:
-    """<u, J d> by forward mode for each of some directions of the input at that place among the wanted ones, (P,
-    *shape) in and (P,) out; None where an operator has no forward formula, or refuses."""
-    found = []
-    for direction in directions:
-        try:
-            moved = _moved(subject, subject.places[place], direction, phases)
-        except Exception:
-            return None
-        pairs = zip(cotangents, moved, strict=True)
-        found.append(sum(float(_product(u, one).sum()) for u, one in pairs if u is not None and one is not None))
-    return torch.tensor(found, dtype=torch.float64, device=directions.device)
-
-
 def batched(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor]) -> Opinion:
     """Pull-backs of u and -2u in one batch against those of each alone."""
     sentence = "several cotangents at once must give what each gives alone"
@@ -285,7 +216,7 @@ def batched(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor
     return _compared("batched", sentence, both, expected, expected)
 
 
-def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def inner(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Terms of the real inner product, in float64."""
     product = raised(left.detach()).conj() * raised(right.detach())
     return product.real if product.is_complex() else product
@@ -300,7 +231,7 @@ def _strided(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.new_zeros(max(room, 2)).as_strided(tensor.shape, strides).copy_(tensor)
 
 
-def _slack(epsilon: float) -> float:
+def slack(epsilon: float) -> float:
     return RELATIVE if epsilon <= torch.finfo(torch.float64).eps else _ULPS_LOW * epsilon
 
 
@@ -315,19 +246,19 @@ def _compared(
     found = Opinion(name, [], 0.0, 0.0, sentence)
     for place, (answer, want, size) in enumerate(zip(answers, expected, typical, strict=True)):
         if torch.equal(answer, want):  # as nearly always, doubling and negating being exact
-            _add(found, 0.0, 0.0)
+            add(found, 0.0, 0.0)
             continue
         known = size.isfinite()
         precision = torch.finfo(size.dtype)
-        bound = float(_slack(precision.eps) * torch.where(known, size.abs(), 0.0).max()) + precision.tiny
+        bound = float(slack(precision.eps) * torch.where(known, size.abs(), 0.0).max()) + precision.tiny
         error = float(torch.where(known, (answer - want).abs(), 0.0).max())
         if error > bound and rounding is not None:
             bound = max(bound, _ROUNDED * rounding(place))
-        _add(found, error, bound)
+        add(found, error, bound)
     return found
 
 
-def _add(opinion: Opinion, error: float, bound: float) -> None:
+def add(opinion: Opinion, error: float, bound: float) -> None:
     """The finding on one more input; the opinion's figures are those of the worst."""
     opinion.verdicts.append(Verdict.PASS if error <= bound else Verdict.FAIL)
     if math.isnan(error) or error - bound > opinion.error - opinion.bound or len(opinion.verdicts) == 1:

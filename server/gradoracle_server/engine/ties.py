@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gradoracle_server.engine import mismatches, opinions
+from gradoracle_server.engine import forward, mismatches
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.gradients import Gradients
@@ -36,7 +36,7 @@ def by_forward_mode(
         return []
     directions, lengths = examiner.space.units(mismatches.coordinates(examiner, elements))
     natural = examiner.space.natural(directions)
-    found = opinions.forward_slopes(case.twin, case.twin_cotangents, place, natural, Phases(natural.device))
+    found = forward.forward_slopes(case.twin, case.twin_cotangents, place, natural, Phases(natural.device))
     if found is None:
         return []
     rows = mismatches.beside(examiner, gradients, elements, found / lengths, inside)
