@@ -56,6 +56,10 @@ class Belief:
         return self._unless_unstable(found)
 
     def _assess(self) -> Assessment:
+        found = self._assessed()
+        return self._assessed() if found.kinked and self._examiner.outrun(self._gradient) else found
+
+    def _assessed(self) -> Assessment:
         return self._examiner.assess(
             self._gradient, generous=self._generous, allowance=self._inside, unrest=self._unrest
         )

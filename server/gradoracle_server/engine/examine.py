@@ -242,6 +242,25 @@ class Examiner(Measurement):
         same |= (alone.value == batched.value) | (alone.bar.isinf() & batched.bar.isinf())
         return bool((same & (alone.kinked == batched.kinked)).all())
 
+    def outrun(self, gradient: torch.Tensor) -> bool:
+        """Takes slopes for unknown that look infinite where the gradient, (C,), is finite, and steeper than between the
+        point and the nearest ones: then a pole may be nearer than these are, of a matrix that is nearly singular, say.
+        Whether any is."""
+        rows = self.slopes.kinked & (self.slopes.low.isinf() | self.slopes.high.isinf())
+        if not bool(rows.any()):
+            return False
+        length = finite_difference.steps(finite_difference.LADDERS[-1])[-1]
+        values = ladders.sample(self.passes, self.space, self.directions[rows], [length]).found - self.passes.centre
+        secants = (torch.where(self.passes.weight == 0, 0.0, values) @ self.passes.weight).abs() / length
+        said = Products.of(gradient, self.directions[rows]).sum.abs()
+        steeper = said.isfinite() & (said > secants.nan_to_num(0.0, 0.0).flatten(1).amax(1))
+        rows[rows.clone()] = steeper
+        if bool(rows.any()):
+            bar = torch.where(rows, torch.inf, self.slopes.bar)
+            self.slopes = dataclasses.replace(self.slopes, bar=bar, kinked=self.slopes.kinked & ~rows)
+            self._blind = None
+        return bool(rows.any())
+
     @property
     def is_lost(self) -> bool:
         """Whether nothing is known along some direction, though no kink is seen there."""

@@ -112,10 +112,12 @@ def roundings(case: Case, passes: Passes, place: int, space: Space) -> tuple[tor
 
 
 def instability(case: Case, passes: Passes, place: int, space: Space) -> torch.Tensor:
-    """(C,): what rounding anywhere does to the gradient that is held against slopes, up to a millionth of what the
-    function's size lets expect; what moves further breaks ties, and counts as nothing."""
+    """(C,): what rounding anywhere does to the gradient that is held against slopes, up to a millionth of all of it, or
+    of what the function's size lets expect; what moves further breaks ties, and counts as nothing."""
     found = spread(case, place, space, inside=True, epsilon=case.resolution)
-    return torch.where(found <= _ILL * _size(case, passes) / space.scale, found, 0.0)
+    whole = float(torch.linalg.vector_norm(space.flat(case.reference[place]) * space.scale))
+    size = max(_size(case, passes), whole if math.isfinite(whole) else 0.0)
+    return torch.where(found <= _ILL * size / space.scale, found, 0.0)
 
 
 def _size(case: Case, passes: Passes) -> float:
