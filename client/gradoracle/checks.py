@@ -112,6 +112,19 @@ class InputReport:
         """Whether the verdict is PASS."""
         return self.verdict is Verdict.PASS
 
+    @property
+    def wrong(self) -> bool:
+        """Whether the gradient is wrong: FAIL, or a kink outside of whose one-sided slopes it lies."""
+        return is_wrong(self.verdict, self.claim_inside)
+
+
+def is_wrong(verdict: str, claim_inside: bool | None) -> bool:
+    """Whether an input's verdict, and at a kink `claim_inside`, say that its gradient is wrong.
+
+    It is right for no choice among the slopes of a kink, so that no leave to have no verdict covers it.
+    """
+    return verdict == Verdict.FAIL or (verdict == Verdict.NON_DIFFERENTIABLE and claim_inside is False)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rung:
@@ -165,6 +178,11 @@ class CheckReport(Result):
     def passed(self) -> bool:
         """Whether the verdict is PASS."""
         return self.verdict is Verdict.PASS
+
+    @property
+    def wrong(self) -> bool:
+        """Whether a gradient is wrong: the verdict is FAIL, or one lies outside the one-sided slopes of a kink."""
+        return self.verdict is Verdict.FAIL or any(one.wrong for one in self.inputs.values())
 
     def render(self, *, color: bool = False, width: int = 100) -> str:
         """The report as text for a terminal: verdicts, the worst elements, a sentence of diagnosis."""

@@ -140,6 +140,8 @@ def test_the_report_as_text_and_html(client: go.Client) -> None:
         (["x * x", "x=2", "--claim", "x=5"], 1, "FAIL"),
         (["relu(x)", "x=0"], 4, "NON_DIFFERENTIABLE"),
         (["relu(x)", "x=0", "--allow-inconclusive"], 0, "NON_DIFFERENTIABLE"),
+        (["sum(relu(x))", "x=[0,1]", "--claim", "x=[2,1]"], 4, "NON_DIFFERENTIABLE"),
+        (["sum(relu(x))", "x=[0,1]", "--claim", "x=[2,1]", "--allow-inconclusive"], 1, "NON_DIFFERENTIABLE"),
         (["log(x)", "x=-1"], 4, "INCONCLUSIVE"),
         (["sin(x)", "x=[1,2]", "--order", "2", "--mode", "full"], 0, "PASS"),
     ],

@@ -14,8 +14,11 @@ HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><!-- ' & \x00\
 """Text that wants to be more than text."""
 
 
-def checked(name: str, line: int, outcome: str = "PASS", **more: Any) -> Record:
-    """A check of one input, x of shape (2, 3), with everything that a report may have."""
+def checked(name: str, line: int, outcome: str = "PASS", *, inside: bool = True, **more: Any) -> Record:
+    """A check of one input, x of shape (2, 3), with everything that a report may have.
+
+    `inside`: at a kink, whether the gradient lies between the slopes.
+    """
     one: dict[str, Any] = {
         "verdict": outcome,
         "max_error": 0.5 if outcome == "FAIL" else 1e-12,
@@ -27,7 +30,7 @@ def checked(name: str, line: int, outcome: str = "PASS", **more: Any) -> Record:
         one |= {"diagnosis": "SCALED", "factor": 2.0, "worst": [mismatch([1, 2], 1.0, 0.5)]}
         one["errors"] = {"shape": [2, 3], "cells": [[0.0, 0.0, 0.0], [0.0, 0.0, 0.5]]}
     if outcome == "NON_DIFFERENTIABLE":
-        one |= {"kink": [0.0, 1.0], "claim_inside": True}
+        one |= {"kink": [0.0, 1.0], "claim_inside": inside}
     return Record.from_json(
         {
             "id": name,

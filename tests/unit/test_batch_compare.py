@@ -19,6 +19,11 @@ def results(path: Path, *records: Record) -> Path:
     return path
 
 
+def kinked(name: str, *, inside: bool) -> Record:
+    one = input_report(verdict="NON_DIFFERENTIABLE", kink=(0.0, 1.0), claim_inside=inside)
+    return Record(id=name, line=1, method="check", report=report(one))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "code"),
     [
@@ -30,6 +35,9 @@ def results(path: Path, *records: Record) -> Path:
         (failing("a"), passing("a"), 0),
         (failing("a"), failing("a"), 0),
         (passing("a"), passing("b"), 1),
+        (kinked("a", inside=True), kinked("a", inside=False), 1),
+        (kinked("a", inside=False), kinked("a", inside=True), 0),
+        (passing("a"), kinked("a", inside=False), 1),
     ],
 )
 def test_a_worse_outcome_is_a_regression(tmp_path: Path, old: Record, new: Record, code: int) -> None:

@@ -18,6 +18,11 @@ def unsure() -> Record:
     return Record(id="u", line=1, method="check", report=report(input_report(verdict="INCONCLUSIVE")))
 
 
+def kinked(*, inside: bool) -> Record:
+    one = input_report(verdict="NON_DIFFERENTIABLE", kink=(0.0, 1.0), claim_inside=inside)
+    return Record(id="k", line=1, method="check", report=report(one))
+
+
 def tally(*records: Record) -> Tally:
     found = Tally()
     for record in records:
@@ -31,13 +36,19 @@ def tally(*records: Record) -> Tally:
         ([passing("a")], (0, 0)),
         ([], (0, 0)),
         ([passing("a"), unsure()], (4, 0)),
+        ([kinked(inside=True), unsure()], (4, 0)),
+        ([kinked(inside=False), unsure()], (4, 1)),
+        ([kinked(inside=False), erring("a")], (2, 1)),
         ([unsure(), erring("a")], (2, 2)),
         ([unsure(), erring("a"), erring("b", "WorkerCrashedError")], (3, 3)),
         ([unsure(), erring("b", "DeadlineExceededError"), failing("c")], (1, 1)),
     ],
 )
 def test_the_worst_decides_the_exit_code(records: list[Record], codes: tuple[int, int]) -> None:
-    """A wrong gradient, then the service, then the input, then no verdict, which may be allowed; from lines too."""
+    """A wrong gradient, then the service, then the input, then no verdict, which may be allowed; from lines too.
+
+    Where it is allowed, a gradient outside the slopes of a kink is wrong.
+    """
     found = tally(*records)
     from_lines = Tally()
     for record in records:

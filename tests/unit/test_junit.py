@@ -180,13 +180,18 @@ def test_the_summary_counts() -> None:
         ([checked("a", 1), computed("b", 2)], 0, 0),
         ([checked("a", 1, "INCONCLUSIVE"), checked("b", 2)], 4, 0),
         ([checked("a", 1, "NON_DETERMINISTIC")], 4, 0),
+        ([checked("a", 1, "NON_DIFFERENTIABLE"), checked("b", 2, "INCONCLUSIVE")], 4, 0),
+        ([checked("a", 1, "NON_DIFFERENTIABLE", inside=False), checked("b", 2)], 4, 1),
         ([failed("a", 1), checked("b", 2, "INCONCLUSIVE")], 2, 2),
         ([failed("a", 1), failed("b", 2, "WorkerCrashedError")], 3, 3),
         ([checked("a", 1, "FAIL"), failed("b", 2, "ServerUnavailableError")], 1, 1),
     ],
 )
 def test_the_exit_code(results: list[Record], code: int, lenient: int) -> None:
-    """A wrong gradient before a failed service, before a case at fault, before no verdict, which may be allowed."""
+    """A wrong gradient before a failed service, before a case at fault, before no verdict, which may be allowed.
+
+    A gradient outside the slopes of a kink has no verdict, and is wrong where that is allowed.
+    """
     assert code == summarise(results)["exit_code"]
     assert lenient == summarise(results, allow_inconclusive=True)["exit_code"]
 
@@ -234,6 +239,15 @@ def test_annotations_name_the_line() -> None:
         "::error file=nightly/cases.jsonl,line=6,title=ERROR mm::"
         'ComputationError: node "matmul": shapes cannot be multiplied (2x3 and 4x3)',
     ] == found
+
+
+def test_a_gradient_outside_the_slopes_of_a_kink_is_wrong(tmp_path: Path) -> None:
+    """It is a failure in JUnit's file and an error among the annotations, not what one may pass over."""
+    found = [checked("at a kink", 1, "NON_DIFFERENTIABLE", inside=False)]
+    suite = written(found, tmp_path)
+    assert ("1", "0") == (suite.get("failures"), suite.get("skipped"))
+    assert ["NON_DIFFERENTIABLE"] == [one.get("type") for one in suite.iter("failure")]
+    assert ["::error title=NON_DIFFERENTIABLE at a kink::x: It agrees."] == list(annotations(found))
 
 
 def test_annotations_are_escaped() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ import pytest
 import gradoracle as go
 from gradoracle.checks import CheckReport, InputReport, Mismatch, Verdict
 from gradoracle.pytest_plugin import (
-    asking,  # noqa: F401  # loaded here, or every inner run loads its own
+    asking,  # loaded here, or every inner run loads its own
     assert_gradients,
     session,
     streamed,  # noqa: F401  # the same
@@ -187,6 +188,16 @@ def test_no_verdict_may_be_allowed(fake: FakeClient, device: str, allowed: bool)
     else:
         with pytest.raises(AssertionError, match="SINGLE_ELEMENTS"):
             assert_gradients("sin(x)", 1.0, client=fake, device=device, allow_inconclusive=True)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_no_leave_covers_what_lies_outside_the_slopes_of_a_kink(inside: bool) -> None:
+    """At a kink a test that allows no verdict fails all the same where the gradient is none of the slopes between."""
+    found = verdict("cpu")
+    found.verdict = Verdict.NON_DIFFERENTIABLE
+    found.inputs["x"] = dataclasses.replace(found.inputs["x"], verdict=found.verdict, claim_inside=inside)
+    assert asking.complaint(found, allow_inconclusive=False).startswith("x: So it is.")
+    assert inside is not bool(asking.complaint(found, allow_inconclusive=True))
 
 
 def test_inputs_by_name_must_be_the_graphs(fake: FakeClient) -> None:

@@ -17,8 +17,9 @@ _LONGEST = 1000  # characters of a message
 
 
 def annotations(results: Results, *, cases: str | Path = "", limit: int = SHOWN) -> Iterator[str]:
-    """One line for each result that is not good: errors for wrong gradients and for cases without a result, warnings
-    where there is no verdict. `cases` is the case file, relative to the repository.
+    """One line for each result that is not good: errors for wrong gradients, those outside the slopes of a kink too,
+    and for cases without a result; warnings where there is no verdict. `cases` is the case file, relative to the
+    repository.
 
     Of each kind there are `limit` at most; a last one says how many more there are.
     """
@@ -27,7 +28,7 @@ def annotations(results: Results, *, cases: str | Path = "", limit: int = SHOWN)
     for record in report_text.read(results):
         if record.is_good:
             continue
-        level = "error" if record.outcome in ("FAIL", "ERROR") else "warning"
+        level = "error" if record.is_wrong or record.error is not None else "warning"
         if room[level]:
             room[level] -= 1
             yield _command(level, record, str(cases))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gradoracle import check_text
 from gradoracle.batch.records import Record, read_results
 
 RANKS = {
@@ -36,21 +37,29 @@ class Brief:
     """Of the server, without the queue."""
     method: str | None
     text: str
-    """The diagnosis, or the error's reason."""
+    """The diagnosis, the place of a gradient at a kink, or the error's reason."""
+    wrong: bool = False
+    """Whether a gradient is wrong, by the verdict or at a kink."""
 
     @classmethod
     def of(cls, record: Record) -> Brief:
         """The brief of a record."""
         inputs = list(record.report.inputs.values()) if record.report else []
         ratios = [one.max_error / one.error_bound for one in inputs if one.error_bound > 0]
-        told = [str(one.diagnosis) for one in inputs if one.diagnosis]
+        told = [check_text.diagnosis(one) if one.diagnosis is None else str(one.diagnosis) for one in inputs]
         return cls(
             outcome=record.outcome,
             error=max(ratios, default=None),
             seconds=record.timing.total - record.timing.queue if record.timing else None,
             method=record.method,
-            text=record.error.reason if record.error else ", ".join(dict.fromkeys(told)),
+            text=record.error.reason if record.error else ", ".join(dict.fromkeys(filter(None, told))),
+            wrong=record.is_wrong,
         )
+
+    @property
+    def rank(self) -> int:
+        """How bad it is, as `RANKS` has it; a gradient outside the slopes of a kink is as bad as any wrong one."""
+        return RANKS["FAIL"] if self.wrong else RANKS[self.outcome]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,13 +73,13 @@ class Change:
     @property
     def is_regression(self) -> bool:
         """Whether it became worse."""
-        old, new = RANKS[self.before.outcome], RANKS[self.after.outcome]
+        old, new = self.before.rank, self.after.rank
         return new > old or (new == old == 3 and self.before.outcome != self.after.outcome)
 
     @property
     def is_improvement(self) -> bool:
         """Whether it became better."""
-        return RANKS[self.after.outcome] < RANKS[self.before.outcome]
+        return self.after.rank < self.before.rank
 
 
 @dataclasses.dataclass(slots=True)
@@ -97,7 +106,7 @@ class Comparison:
 
     def is_good(self, *, allow_missing: bool = False) -> bool:
         """Whether nothing became worse: no regression, no new case that fails, and no case gone."""
-        bad_new = any(RANKS[one.outcome] >= 2 for one in self.added.values())
+        bad_new = any(one.rank >= 2 for one in self.added.values())
         return not self.regressions and not bad_new and (allow_missing or not self.missing)
 
 

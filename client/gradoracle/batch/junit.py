@@ -25,9 +25,10 @@ _COUNTERS = {"failure": "failures", "error": "errors", "skipped": "skipped"}
 def write_junit(results: Results, path: str | Path, *, name: str = "gradoracle") -> None:
     """Writes a JUnit XML file.
 
-    FAIL is a failure; a case without a result is an error; what has no verdict (inconclusive, non-differentiable,
-    non-deterministic) counts as skipped, with the reason. Class names are operators, so that systems which group by
-    class group by operator; times are the server's. Raises OSError where the file cannot be written.
+    FAIL is a failure, and so is a gradient outside the slopes of a kink; a case without a result is an error; what else
+    has no verdict (inconclusive, non-differentiable, non-deterministic) counts as skipped, with the reason. Class names
+    are operators, so that systems which group by class group by operator; times are the server's. Raises OSError where
+    the file cannot be written.
     """
     counts: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
@@ -54,7 +55,7 @@ def _write_case(file: IO[str], record: Record) -> str | None:
     seconds = record.timing.total if record.timing is not None else 0.0
     class_name = f"gradoracle.{report_text.operator(record)}"
     file.write(f'<testcase classname={_quoted(class_name)} name={_quoted(record.id)} time="{seconds:.3f}">')
-    element = _ELEMENTS.get(record.outcome, "skipped")
+    element = "failure" if record.is_wrong else _ELEMENTS.get(record.outcome, "skipped")
     if element is not None:
         message = report_text.headline(record)
         if element == "skipped":
@@ -69,7 +70,7 @@ def _write_case(file: IO[str], record: Record) -> str | None:
 
 def _diagnosis(record: Record) -> str:
     one = report_text.worst_input(record.report) if record.report is not None else None
-    return "FAIL" if one is None or one.diagnosis is None else str(one.diagnosis)
+    return record.outcome if one is None or one.diagnosis is None else str(one.diagnosis)
 
 
 def _sayable(text: str) -> str:

@@ -127,6 +127,11 @@ class Record:
         """Whether nothing is to be said about it."""
         return self.outcome in ("PASS", "OK")
 
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it is a check that shows a gradient to be wrong, by its verdict or at a kink."""
+        return self.report is not None and self.report.wrong
+
     def to_json(self) -> dict[str, Any]:
         """The line, as what the json module writes."""
         document: dict[str, Any] = {"id": self.id, "line": self.line}

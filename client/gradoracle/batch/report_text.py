@@ -56,8 +56,12 @@ def ratio(error: float, bound: float) -> float:
 
 
 def worst_input(report: CheckReport) -> InputReport | None:
-    """The input that the verdict is about: of those that have it, the one farthest from its bound."""
-    found = [one for one in report.inputs.values() if one.verdict is report.verdict]
+    """The input that the verdict is about: of those that have it, the one farthest from its bound.
+
+    Where one is wrong without a verdict of FAIL, at a kink, it is about that.
+    """
+    wrong = [] if report.verdict is Verdict.FAIL else [one for one in report.inputs.values() if one.wrong]
+    found = wrong or [one for one in report.inputs.values() if one.verdict is report.verdict]
     return max(found, key=lambda one: ratio(one.max_error, one.error_bound), default=None)
 
 

@@ -52,6 +52,7 @@ class Summary:
         self.operators: dict[str, Counter[str]] = {}
         self.phases = dict.fromkeys(PHASES, 0.0)
         self._service_failed = False
+        self._outside = False  # a gradient outside the slopes of a kink, which is wrong without the verdict FAIL
         self._seconds = array.array("d")
         self._slowest: list[tuple[float, int, Record]] = []  # heaps, the least first
         self._worst: list[tuple[float, int, Record]] = []
@@ -72,6 +73,7 @@ class Summary:
             for phase in PHASES:
                 self.phases[phase] += record.timing[phase]
             _keep(self._slowest, total, self._count, record)
+        self._outside |= record.is_wrong and outcome != "FAIL"
         if record.report is not None and not record.report.passed:
             self._add_worst(record)
 
@@ -91,8 +93,8 @@ class Summary:
 
     def exit_code(self, *, allow_inconclusive: bool = False) -> int:
         """0 all good; else the first that holds of: 1 a gradient is wrong, 3 the service failed, 2 a case is at fault,
-        4 no verdict, which `allow_inconclusive` lets pass."""
-        if self.outcomes["FAIL"]:
+        4 no verdict, which `allow_inconclusive` lets pass, unless it is a gradient outside the slopes of a kink: 1."""
+        if self.outcomes["FAIL"] or (allow_inconclusive and self._outside):
             return _WRONG
         if self.outcomes["ERROR"]:
             return _SERVICE if self._service_failed else _BAD_INPUT

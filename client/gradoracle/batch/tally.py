@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradoracle.batch.records import Record
+from gradoracle.checks import is_wrong
 
 OUTCOMES = ("PASS", "OK", "FAIL", "NON_DETERMINISTIC", "INCONCLUSIVE", "NON_DIFFERENTIABLE", "ERROR")
 """In the order in which they are told."""
@@ -31,22 +32,29 @@ class Tally:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.service_faults = 0
+        self.outside = 0  # without the verdict FAIL, but with a gradient outside the slopes of a kink
 
     def add(self, record: Record) -> None:
         """Counts a record."""
         self.counts[record.outcome] += 1
         self.service_faults += record.error is not None and record.error.type in SERVICE_FAULTS
+        self.outside += record.outcome != "FAIL" and record.is_wrong
 
     def add_line(self, document: Mapping[str, Any]) -> None:
         """Counts a line of a results file, read as JSON."""
         error: Mapping[str, Any] = document.get("error") or {}
-        self.counts["ERROR" if error else str(document.get("verdict", "OK"))] += 1
+        outcome = "ERROR" if error else str(document.get("verdict", "OK"))
+        self.counts[outcome] += 1
         self.service_faults += error.get("type") in SERVICE_FAULTS
+        if outcome not in ("PASS", "OK", "FAIL", "ERROR"):
+            inputs: Mapping[str, Any] = document.get("inputs", {})
+            self.outside += any(is_wrong(one["verdict"], one.get("claim_inside")) for one in inputs.values())
 
     def __add__(self, other: Tally) -> Tally:
         both = Tally()
         both.counts = self.counts + other.counts
         both.service_faults = self.service_faults + other.service_faults
+        both.outside = self.outside + other.outside
         return both
 
     @property
@@ -56,9 +64,10 @@ class Tally:
 
     def exit_code(self, *, allow_inconclusive: bool = False) -> int:
         """What the worst of the results amounts to: 1 a gradient is wrong, 3 the service failed, 2 a case is bad, 4 no
-        verdict, 0 all good, in this order. A gradient that differs from run to run has no verdict."""
+        verdict, 0 all good, in this order. A gradient that differs from run to run has no verdict. Nor has one outside
+        the slopes of a kink; but where no verdict is allowed, that is wrong."""
         counts = self.counts
-        if counts["FAIL"]:
+        if counts["FAIL"] or (allow_inconclusive and self.outside):
             return WRONG
         if self.service_faults:
             return SERVICE_FAILED

@@ -144,7 +144,11 @@ _RUN = (
         help="How long a server may be away in the middle.",
     ),
     click.option("--fail-fast", is_flag=True, help="Send nothing more after the first wrong gradient or error."),
-    click.option("--allow-inconclusive", is_flag=True, help="Exit with 0 where there is no verdict, too."),
+    click.option(
+        "--allow-inconclusive",
+        is_flag=True,
+        help="Exit with 0 where there is no verdict, too, but for a gradient outside the slopes of a kink: 1.",
+    ),
     click.option("--quiet", "-q", is_flag=True, help="Show no progress."),
 )
 _REPORTS = (

@@ -46,7 +46,11 @@ if TYPE_CHECKING:
 )
 @click.option("--forward-mode", is_flag=True, help="Check forward mode too.")
 @click.option("--batched-gradients", is_flag=True, help="Check pull-backs of several cotangents at once too.")
-@click.option("--allow-inconclusive", is_flag=True, help="Exit with 0 where there is no verdict, too.")
+@click.option(
+    "--allow-inconclusive",
+    is_flag=True,
+    help="Exit with 0 where there is no verdict, too, but for a gradient outside the slopes of a kink: 1.",
+)
 @click.option("--html", "html_file", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML report too.")
 @connection.options
 @output.json_option
@@ -103,10 +107,10 @@ def command(
 
 
 def exit_code(report: CheckReport, *, allow_inconclusive: bool) -> int:
-    """0 all good, 1 a gradient is wrong, 4 no verdict."""
+    """0 all good, 1 a gradient is wrong, 4 no verdict; where that is allowed, 1 for what is wrong at a kink."""
     if report.passed:
         return 0
-    if report.verdict == "FAIL":
+    if report.verdict == "FAIL" or (allow_inconclusive and report.wrong):
         return WRONG
     return 0 if allow_inconclusive else NO_VERDICT
 

@@ -53,7 +53,11 @@ tensor, a tuple or a dict by name.
 )
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write results as gradoracle batch does.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML page of the results.")
-@click.option("--allow-inconclusive", is_flag=True, help="Exit with 0 where there is no verdict, too.")
+@click.option(
+    "--allow-inconclusive",
+    is_flag=True,
+    help="Exit with 0 where there is no verdict, too, but for a gradient outside the slopes of a kink: 1.",
+)
 @connection.options
 @output.json_option
 def command(

@@ -169,7 +169,8 @@ def rank(records: list[Record]) -> list[Record]:
         if record.report is None:
             return len(_ORDER), 0.0, record.id
         ratio = worst_ratio(record)
-        return _ORDER.index(record.report.verdict), math.inf if math.isnan(ratio) else ratio, record.id
+        verdict = Verdict.FAIL if record.report.wrong else record.report.verdict
+        return _ORDER.index(verdict), math.inf if math.isnan(ratio) else ratio, record.id
 
     return sorted(records, key=place)
 

@@ -63,8 +63,8 @@ def assert_gradients(
     The arguments are those of `gradoracle.check`: a torch callable, a Graph or an expression, and its inputs in order;
     of a Graph or an expression also one mapping of them by name. `claimed` holds gradients to be judged in place of
     autograd's own; options are `cotangents`, `order`, `mode`, `seed`, `forward_mode`, `batched_gradients`, `device` and
-    `timeout`. `client` is asked in place of the session's. With `allow_inconclusive` only a wrong gradient fails, and
-    not a point at which there is no verdict.
+    `timeout`. `client` is asked in place of the session's. With `allow_inconclusive` only a wrong gradient fails, one
+    outside the slopes of a kink too, and not a point at which there is no verdict.
 
     Raises AssertionError, and whatever `gradoracle.check` raises; RuntimeError outside of pytest without a `client`.
     """

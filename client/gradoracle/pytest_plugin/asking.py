@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import gradoracle
 from gradoracle import requests
-from gradoracle.checks import CheckReport, Verdict
+from gradoracle.checks import CheckReport
 from gradoracle.client import Client
 from gradoracle.graph import Graph
 from gradoracle.requests import Request
@@ -71,7 +71,7 @@ class _Recorder(Client):
 
 def complaint(report: CheckReport, *, allow_inconclusive: bool) -> str:
     """Why a test with this report fails; "" where it does not."""
-    if report.passed or (allow_inconclusive and report.verdict is not Verdict.FAIL):
+    if report.passed or (allow_inconclusive and not report.wrong):
         return ""
     from gradoracle.batch import report_text
 

@@ -298,11 +298,10 @@ def _sorted(report: CheckReport, asked: _Asked) -> tuple[list[str], list[str]]:
             wrong.append("two runs on the same tensors differ")
         elif one.verdict is Verdict.INCONCLUSIVE:
             unsure.append(f'the numerics cannot tell whether the gradient of "{name}" is right')
-        elif one.claim_inside is not None:
-            if one.claim_inside:
-                unsure.append(f'at a kink, the gradient of "{name}" lies between the one-sided slopes')
-            else:
-                wrong.append(f'at a kink, the gradient of "{name}" lies outside the one-sided slopes')
+        elif one.wrong:
+            wrong.append(f'at a kink, the gradient of "{name}" lies outside the one-sided slopes')
+        elif one.claim_inside:
+            unsure.append(f'at a kink, the gradient of "{name}" lies between the one-sided slopes')
     for opinion in report.opinions:
         if opinion.name == "batched" and opinion.verdict is not Verdict.PASS:
             wrong.append(f"check_batched_grad: {opinion.explanation}")
