@@ -8,7 +8,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from gradoracle.check_text import diagnosis, figure, number, summary
+from gradoracle.check_text import diagnosis, figure, number, place, summary
 from gradoracle.checks import CheckReport, InputReport, Rung, Verdict
 
 _COLOURS = {
@@ -18,6 +18,7 @@ _COLOURS = {
     Verdict.NON_DIFFERENTIABLE: "#0969da",
     Verdict.NON_DETERMINISTIC: "#8250df",
 }
+_NAN, _INFINITE = "#8250df", "#1f2328"  # of heat maps, apart from the shades of red
 _CELLS = 64  # of a heat map along each side, at most
 _WIDTH, _HEIGHT, _MARGIN = 480, 280, 48  # of the curve, in pixels
 
@@ -25,7 +26,8 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em; color: #1f2328 }
 table { border-collapse: collapse; margin: .5em 0 1.5em } th, td { padding: .2em .9em .2em 0; text-align: left }
 th { border-bottom: 1px solid #d1d9e0 } td { font-variant-numeric: tabular-nums; border-bottom: 1px solid #f0f2f4 }
-.verdict { font-weight: 600 } svg text { font: 11px system-ui, sans-serif; fill: #59636e }
+.verdict { font-weight: 600 } .key { display: inline-block; width: 11px; height: 11px }
+svg text { font: 11px system-ui, sans-serif; fill: #59636e }
 """
 
 
@@ -77,7 +79,7 @@ def _details(one: InputReport) -> str:
         return ""
     rows = [
         [
-            str(list(row.index)) if row.index else "scalar",
+            html.escape(place(row)),
             number(row.claimed),
             number(row.reference),
             number(row.numerical),
@@ -105,25 +107,55 @@ def _opinions(report: CheckReport) -> str:
 
 
 def _heat_map(errors: npt.NDArray[np.generic]) -> str:
-    """The errors as squares: rows are the last axis' vectors, and squares the largest of the elements they cover."""
+    """The errors as squares: rows are the last axis' vectors, and a square shows the largest of those that it covers.
+
+    NaN is larger than all: it comes of no derivative.
+    """
+    shape = errors.shape
     matrix = np.asarray(errors, np.float64)
     matrix = matrix.reshape(-1, matrix.shape[-1]) if matrix.ndim > 1 else matrix.reshape(1, -1)
-    matrix = np.where(np.isfinite(matrix), matrix, np.inf)
     blocks = [np.array_split(np.arange(size), min(size, _CELLS)) for size in matrix.shape]
     top = float(np.max(matrix[np.isfinite(matrix)], initial=0.0))
     side = 12
     cells = []
     for i, rows in enumerate(blocks[0]):
         for j, columns in enumerate(blocks[1]):
-            value = float(matrix[np.ix_(rows, columns)].max())
-            share = 1.0 if math.isinf(value) else math.sqrt(value / top) if top else 0.0
-            label = f"[{rows[0]}, {columns[0]}]: {figure(value)}"
+            block = matrix[np.ix_(rows, columns)]
+            row, column = divmod(int(np.argmax(block)), len(columns))  # of the first NaN, where there is one
+            value = float(block[row, column])
+            index = np.unravel_index(int(rows[row]) * matrix.shape[1] + int(columns[column]), shape)
+            label = f"{list(map(int, index))}: {figure(value)}"
             cells.append(
                 f'<rect x="{j * side}" y="{i * side}" width="{side - 1}" height="{side - 1}" '
-                f'fill="hsl(356,{round(70 * share)}%,{round(95 - 45 * share)}%)"><title>{label}</title></rect>'
+                f'fill="{_shade(value, top)}"><title>{label}</title></rect>'
             )
     width, height = len(blocks[1]) * side, len(blocks[0]) * side
-    return f'<svg width="{width}" height="{height}" role="img">{"".join(cells)}</svg><p>Largest: {figure(top)}</p>'
+    return f'<svg width="{width}" height="{height}" role="img">{"".join(cells)}</svg><p>{_legend(matrix, top)}</p>'
+
+
+def _shade(value: float, top: float) -> str:
+    """The colour of an error, where the largest finite one is `top`."""
+    if not math.isfinite(value):
+        return _NAN if math.isnan(value) else _INFINITE
+    share = math.sqrt(value / top) if top else 0.0
+    return f"hsl(356,{round(70 * share)}%,{round(95 - 45 * share)}%)"
+
+
+def _legend(matrix: npt.NDArray[np.float64], top: float) -> str:
+    """What the colours mean, and how many errors are no finite numbers."""
+    parts = []
+    finite = np.isfinite(matrix)
+    if finite.any():
+        largest = "Largest" if finite.all() else "Largest finite one"
+        parts.append(f"{_key(_shade(top, top))} {largest}: {figure(top)}")
+    for found, colour, name in ((np.isinf(matrix), _INFINITE, "infinite"), (np.isnan(matrix), _NAN, "NaN")):
+        if count := int(found.sum()):
+            parts.append(f"{_key(colour)} {name}: {count} of {matrix.size}")
+    return "; ".join(parts)
+
+
+def _key(colour: str) -> str:
+    return f'<span class="key" style="background:{colour}"></span>'
 
 
 def _curve(ladder: list[Rung]) -> str:
@@ -136,18 +168,18 @@ def _curve(ladder: list[Rung]) -> str:
     low_y, high_y = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     high_y = max(high_y, low_y + 1)
 
-    def place(x: float, y: float) -> str:
+    def at(x: float, y: float) -> str:
         across = (math.log10(x) - low_x) / (high_x - low_x)
         up = (math.log10(max(y, 10.0**low_y)) - low_y) / (high_y - low_y)
         return f"{_MARGIN + across * (_WIDTH - 2 * _MARGIN):.1f},{_HEIGHT - _MARGIN - up * (_HEIGHT - 2 * _MARGIN):.1f}"
 
     def line(which: int, colour: str, dash: str) -> str:
         drawn = sorted((point[0], point[which]) for point in points if math.isfinite(point[which]))
-        path = " ".join(place(x, y) for x, y in drawn)
+        path = " ".join(at(x, y) for x, y in drawn)
         return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5" stroke-dasharray="{dash}"/>'
 
     ticks = "".join(
-        f'<text x="4" y="{place(10.0**low_x, 10.0**k).split(",")[1]}">1e{k}</text>'
+        f'<text x="4" y="{at(10.0**low_x, 10.0**k).split(",")[1]}">1e{k}</text>'
         for k in range(low_y, high_y + 1, max(1, (high_y - low_y) // 6))
     )
     bottom = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING
 
 from gradoracle.checks import CheckReport, InputReport, Mismatch, Number, Verdict
@@ -88,7 +89,7 @@ def _worst(one: InputReport) -> Table:
     for row in one.worst:
         _add(
             table,
-            _place(row),
+            place(row),
             number(row.claimed),
             number(row.reference),
             number(row.numerical),
@@ -98,7 +99,7 @@ def _worst(one: InputReport) -> Table:
     return table
 
 
-def _place(row: Mismatch) -> str:
+def place(row: Mismatch) -> str:
     """Where an element is; of a Jacobian's, which output's derivative it is, too."""
     index = str(list(row.index)) if row.index else "scalar"
     if not row.output:
@@ -134,11 +135,11 @@ def diagnosis(one: InputReport) -> str:
 
 def figure(value: float) -> str:
     """An error or a bound: two figures are enough."""
-    return f"{value:.2g}"
+    return "NaN" if math.isnan(value) else f"{value:.2g}"
 
 
 def number(value: Number) -> str:
     """An element: enough figures to see a small error."""
     if isinstance(value, complex):
         return f"{value.real:.10g}{value.imag:+.10g}j"
-    return f"{value:.12g}"
+    return "NaN" if math.isnan(value) else f"{value:.12g}"

@@ -12,7 +12,7 @@ from typing import IO, Any, TypeAlias
 from gradoracle.batch import record_json, records
 from gradoracle.batch.records import Record
 from gradoracle.batch.text import one_line as one_line
-from gradoracle.check_text import diagnosis, figure, number
+from gradoracle.check_text import diagnosis, figure, number, place
 from gradoracle.checks import CheckReport, InputReport, Verdict
 
 Results: TypeAlias = str | Path | Iterable[Record]
@@ -80,8 +80,8 @@ def sentence(report: CheckReport) -> str:
         return one_line("; ".join(failed) or str(report.verdict))
     if one.verdict is not Verdict.FAIL:
         return one_line(f"{one.name}: {one.explanation}")
-    place = f" at {list(one.worst[0].index)}" if one.worst and one.worst[0].index else ""
-    text = f"{one.name}: {diagnosis(one)}; error {figure(one.max_error)}{place}, bound {figure(one.error_bound)}"
+    where = f" at {place(one.worst[0])}" if one.worst and (one.worst[0].index or one.worst[0].output) else ""
+    text = f"{one.name}: {diagnosis(one)}; error {figure(one.max_error)}{where}, bound {figure(one.error_bound)}"
     return one_line(f"{text}. {one.explanation}")
 
 
@@ -98,7 +98,7 @@ def _lines(report: CheckReport) -> Iterator[str]:
         yield f"{one.name}: {found}; error {figure(one.max_error)}, bound {figure(one.error_bound)}. {one.explanation}"
         for row in one.worst:
             values = ", ".join(f"{name} {number(getattr(row, name))}" for name in ("claimed", "reference", "numerical"))
-            yield f"  {list(row.index)}: {values}, error {figure(row.error)}, bound {figure(row.error_bound)}"
+            yield f"  {place(row)}: {values}, error {figure(row.error)}, bound {figure(row.error_bound)}"
     for opinion in report.opinions:
         if opinion.verdict is not Verdict.PASS:
             yield f"{opinion.name}: {opinion.verdict}; {opinion.explanation} (error {figure(opinion.error)})"
