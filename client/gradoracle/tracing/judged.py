@@ -18,7 +18,7 @@ from gradoracle.tracing.given import wide
 from gradoracle.tracing.joint import with_contiguous_cotangents
 from gradoracle.tracing.originals import Originals, signature_of
 
-_LAYOUTS = frozenset({"linear_strided", "linear_expanded", "linear_cotangent"})
+_LAYOUTS = frozenset({"linear_strided", "linear_transposed", "linear_expanded", "linear_cotangent"})
 """The opinions on what a backward makes of cotangents that are not contiguous."""
 
 

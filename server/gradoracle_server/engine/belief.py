@@ -25,6 +25,7 @@ class Belief:
         """What slopes say of it that they fail, where it is right to the last place of a lower precision that is on
         trial: the function may compute in that, as hardsigmoid does, whose gradient is off by 2e-8."""
         self._generous = False
+        self._narrowed = False  # whether steps of each element's own size have been tried where there is a kink
         self._inside: torch.Tensor | None = None  # what rounding inside does to the gradient, (C,), where looked at
         self._unrest: torch.Tensor | None = None  # and to the outputs, (M,)
 
@@ -41,6 +42,7 @@ class Belief:
             found = self._assess()
         if found.kinked:
             examiner.narrow(self._gradient)
+            self._narrowed = True
             found = self._assess()
         if found.verdict is Verdict.FAIL or (examiner.is_lost and self._listens()):
             found = self._unless_excused()
@@ -57,7 +59,9 @@ class Belief:
 
     def _assess(self) -> Assessment:
         found = self._assessed()
-        return self._assessed() if found.kinked and self._examiner.outrun(self._gradient) else found
+        if found.kinked and self._narrowed and self._examiner.outrun(self._gradient):
+            return self._assessed()
+        return found
 
     def _assessed(self) -> Assessment:
         return self._examiner.assess(

@@ -11,6 +11,7 @@ import torch
 from gradoracle_server.engine import forward, gradients, opinions, raising, shadow, tolerances, trial, verdicts
 from gradoracle_server.engine.autodiff import pull_back
 from gradoracle_server.engine.case import Case
+from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import bind, has_gradient
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.phases import Phases
@@ -22,6 +23,9 @@ from gradoracle_server.engine.trial import Subject, Tape
 
 _PROBES = 4  # directions for the only input; several inputs share them
 _REORDERED = 64  # units in the last place of the largest element: more is not the order of additions
+
+_RUNS = "Two runs on the same tensors, with the same seed, gave different outputs or gradients."
+_PULLS = "A second pull-back of the same run, as retain_graph=True allows"
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -62,9 +66,10 @@ def check(
         return _unweighable(subject, skipped)
     first = _first(subject, tape, chosen)
     again = subject.tape()
-    repeated = not claims and options.order == 1 and opinions.repeats(again, chosen, first)
-    if not (_repeatable(tape.outputs, again.outputs) and (repeated or _pulls_again(again, chosen, first))):
-        found = [_non_deterministic(name) for name in subject.names]
+    alike = _repeatable(tape.outputs, again.outputs)
+    repeated = alike and not claims and options.order == 1 and opinions.repeats(again, chosen, first)
+    if not repeated and (why := _unsteady(subject, chosen, first) if alike else _RUNS):
+        found = [InputReport(name, Verdict.NON_DETERMINISTIC, why) for name in subject.names]
         return Report(Verdict.NON_DETERMINISTIC, [*found, *skipped], 0.0, 2, [])
     case = _case(subject, tape, chosen, first, claims, options)
     report = _judgement(case, tape, first, skipped, phases, options, repeated=repeated)
@@ -141,7 +146,7 @@ def _first(subject: Subject, tape: Tape, cotangents: Sequence[torch.Tensor | Non
     pairs = zip(given, cotangents, strict=True)
     if not all(a is None or b is None or torch.equal(a, b) for a, b in pairs):
         subject.guards = tape.guards = True
-    return found
+    return [one.clone() for one in found]  # of what a kernel keeps, and may write to in its next pull-back
 
 
 def _in_order(subject: Subject, reports: list[InputReport]) -> list[InputReport]:
@@ -162,12 +167,6 @@ def _independent(name: str) -> InputReport:
     return InputReport(name, Verdict.PASS, "No output requires grad: there is no gradient to check.")
 
 
-def _non_deterministic(name: str) -> InputReport:
-    """Two runs differed."""
-    text = "Two runs on the same tensors, with the same seed, gave different outputs or gradients."
-    return InputReport(name, Verdict.NON_DETERMINISTIC, text)
-
-
 def _unweighable(subject: Subject, skipped: list[InputReport]) -> Report:
     """A cotangent is no number, so that the sum of <cotangent, output> has no derivative to be held against."""
     text = "A cotangent is not finite: there is no sum of cotangents times outputs to differentiate."
@@ -182,9 +181,15 @@ def _nothing(subject: Subject, skipped: list[InputReport]) -> Report:
     return Report(verdict, [*found, *skipped], 0.0, 1, [])
 
 
-def _pulls_again(tape: Tape, cotangents: Sequence[torch.Tensor | None], gradients: Sequence[torch.Tensor]) -> bool:
-    """Twice, because two answers may take turns."""
-    return all(_repeatable(gradients, tape.pull(cotangents)) for _ in range(2))
+def _unsteady(subject: Subject, cotangents: Sequence[torch.Tensor | None], gradients: Sequence[torch.Tensor]) -> str:
+    """How a run, and its second pull-back, differ from the gradients of another; nothing where they do not."""
+    tape = subject.tape()
+    if not _repeatable(gradients, tape.pull(cotangents)):
+        return _RUNS
+    try:
+        return "" if _repeatable(gradients, tape.pull(cotangents)) else f"{_PULLS}, gave other gradients."
+    except Fault as fault:
+        return f"{_PULLS}, raised: {fault.message.rstrip('.')}."
 
 
 def _repeatable(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:

@@ -33,12 +33,16 @@ Cotangents = Sequence[torch.Tensor | None]
 
 def repeats(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor]) -> bool:
     """Whether this tape gives for -2 times the cotangents, not contiguous, -2 times the gradients of another to the
-    last bit: then two runs agree, and the gradient is linear."""
+    last bit, and for the cotangents themselves, laid out in another order, these gradients after that: then two runs
+    agree, pull-backs leave a run as it was, and the gradient is linear."""
     try:
         answers = tape.pull([None if u is None else _strided(-2 * u) for u in cotangents])
+        if not all(torch.equal(one, -2 * g) for one, g in zip(answers, gradients, strict=True)):
+            return False
+        answers = tape.pull([None if u is None else _transposed(u) for u in cotangents])
     except Fault:
         return False
-    return all(torch.equal(one, -2 * g) for one, g in zip(answers, gradients, strict=True))
+    return all(torch.equal(one, g) for one, g in zip(answers, gradients, strict=True))
 
 
 def linearity(
@@ -57,6 +61,7 @@ def linearity(
         ("negative", "the negated cotangent must give the negative", torch.neg, -1.0),
         ("doubled", "twice the cotangent must give twice the gradient", lambda u: 2 * u, 2.0),
         ("strided", "a non-contiguous cotangent must give the same", _strided, 1.0),
+        ("transposed", "a cotangent whose axes lie in another order must give the same", _transposed, 1.0),
     ]
 
     def asked(name: str, sentence: str, change: Callable[[torch.Tensor], torch.Tensor], factor: float) -> Opinion:
@@ -68,13 +73,15 @@ def linearity(
     together = Opinion("", [Verdict.PASS] * len(gradients), 0.0, 0.0, "")
     if not repeated:
         together = asked("", "", lambda u: _strided(-2 * u), -2.0)
+    implied = cases[1:] if repeated else cases[1:-1]
     if together.verdict is Verdict.PASS:  # then each alone is right, too
         found += [
             Opinion(f"linear_{name}", together.verdicts, together.error, together.bound, sentence)
-            for name, sentence, _, _ in cases[1:]
+            for name, sentence, _, _ in implied
         ]
     else:
-        found += [asked(*case) for case in cases[1:]]
+        found += [asked(*case) for case in implied]
+    found += [asked(*case) for case in cases[1:] if case not in implied]
     found.append(_expanded(tape, cotangents, gradients, lambda u: u.new_ones(()).expand(u.shape), rounding))
     # Ones say nothing of a softmax, whose gradient for them is 0: then values that are alike along one axis only.
     for axis in (0, -1):
@@ -229,6 +236,12 @@ def _strided(tensor: torch.Tensor) -> torch.Tensor:
         strides.append(2 * room)
         room *= 2 * size
     return tensor.new_zeros(max(room, 2)).as_strided(tensor.shape, strides).copy_(tensor)
+
+
+def _transposed(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values without gaps, the axes laid out in reverse: as they come back through a transposition."""
+    axes = range(tensor.dim() - 1, -1, -1)
+    return tensor.permute(*axes).contiguous().permute(*axes) if tensor.dim() > 1 else tensor
 
 
 def slack(epsilon: float) -> float:

@@ -1,0 +1,97 @@
+"""Pull-backs beside the first: a second one of the same run, and cotangents that lie otherwise in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from check_cases import F64, check
+
+from gradoracle_server.engine.report import Mode, Verdict
+
+X = torch.tensor([[0.3, -0.7, 1.1, 0.2], [0.9, 0.4, -1.3, 0.6], [-0.2, 0.8, 0.5, -0.9]], dtype=F64)
+
+
+class Exponential(torch.autograd.Function):
+    """Keeps its value for the backward pass, of which `once` says what it makes of it."""
+
+    @staticmethod
+    def forward(ctx, x, once):
+        ctx.kept, ctx.once = x.exp(), once
+        return ctx.kept.clone()
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return ctx.once(ctx, cotangent), None
+
+
+def scaled(ctx, cotangent):
+    """As fused losses do, which save memory so."""
+    ctx.kept.mul_(cotangent)
+    return ctx.kept.clone()
+
+
+def scaled_and_given(ctx, cotangent):
+    ctx.kept.mul_(cotangent)
+    return ctx.kept
+
+
+def counted(ctx, cotangent):
+    factor, ctx.before = (2.0 if hasattr(ctx, "before") else 1.0), True
+    return factor * cotangent * ctx.kept
+
+
+@pytest.mark.parametrize("mode", [Mode.PROBE, Mode.FULL])
+@pytest.mark.parametrize("once", [scaled, scaled_and_given, counted])
+def test_a_backward_that_spoils_its_run_is_not_deterministic(once, mode):
+    """Its first gradient is right, and any later one of the same run is not."""
+    report = check(lambda x: Exponential.apply(x, once), X, mode=mode)
+    assert report.verdict is Verdict.NON_DETERMINISTIC
+    text = "A second pull-back of the same run, as retain_graph=True allows, gave other gradients."
+    assert report.inputs[0].explanation == text
+
+
+def test_what_a_second_pull_back_raises_is_told():
+    def freed(ctx, cotangent):
+        kept = ctx.kept
+        ctx.kept = None
+        return cotangent * kept
+
+    report = check(lambda x: Exponential.apply(x, freed), X)
+    assert report.verdict is Verdict.NON_DETERMINISTIC
+    start = "A second pull-back of the same run, as retain_graph=True allows, raised: "
+    assert report.inputs[0].explanation.startswith(start)
+
+
+def test_a_backward_that_keeps_its_run_passes():
+    report = check(lambda x: Exponential.apply(x, lambda ctx, cotangent: cotangent * ctx.kept), X)
+    assert report.verdict is Verdict.PASS
+
+
+def in_memorys_order(cotangent):
+    """What a kernel reads that takes a tensor without gaps for one in the usual order."""
+    if cotangent.is_contiguous() or cotangent.untyped_storage().nbytes() != cotangent.nbytes:
+        return cotangent
+    return cotangent.as_strided(cotangent.shape, torch.empty(cotangent.shape, device="meta").stride())
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 2, 2)])
+@pytest.mark.parametrize("read", [in_memorys_order, lambda cotangent: cotangent])
+def test_a_transposed_cotangent_that_is_misread(read, shape):
+    class Sine(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.sin()
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            return read(cotangent) * ctx.saved_tensors[0].cos()
+
+    report = check(Sine.apply, X.reshape(shape))
+    failed = {one.name for one in report.opinions if one.verdict is Verdict.FAIL}
+    if read is in_memorys_order:
+        assert report.verdict is Verdict.FAIL
+        assert failed == {"linear_transposed"}
+    else:
+        assert report.verdict is Verdict.PASS
+        assert "linear_transposed" in {one.name for one in report.opinions}
