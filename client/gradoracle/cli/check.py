@@ -131,8 +131,8 @@ def _print(report: CheckReport, as_json: bool) -> None:
     from gradoracle import check_text
 
     console = tables.console()
-    for part in check_text.parts(report):
-        console.print(part)
+    for part in check_text.parts(report, console.width):
+        console.print(part, crop=False)
 
 
 def document(report: CheckReport) -> dict[str, Any]:

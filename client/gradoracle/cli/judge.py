@@ -137,7 +137,8 @@ def _show(records: list[Record]) -> None:
     from gradoracle.batch.text import one_line
     from gradoracle.kernels.judge import worst_ratio
 
-    listed = tables.table("rank", "candidate", "verdict", "outputs", "gradients", "")
+    heads = ("rank", "candidate", "verdict", "outputs", "gradients", "")
+    listed = tables.table(*heads, whole=("rank", "verdict", "outputs", "gradients"))
     for place, record in enumerate(records, 1):
         outputs = gradients = "-"
         if record.report is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,12 +31,23 @@ def size(count: int) -> str:
 
 
 def console() -> Console:
-    """A console on stdout, as wide as the terminal. It prints strings as they are: names may look like markup."""
+    """A console on stdout, as wide as the terminal. It prints strings as they are: names may look like markup.
+
+    Lines that go to no terminal do not end in blanks, with which tables are filled up.
+    """
     from rich.console import Console
 
     class Plain(Console):
         def on_broken_pipe(self) -> None:
             raise  # the error that is being handled: main knows what becomes of it
+
+        def print(self, *objects: Any, **options: Any) -> None:
+            if self.is_terminal:
+                super().print(*objects, **options)
+                return
+            with self.capture() as found:
+                super().print(*objects, **options)
+            self.file.write("\n".join(line.rstrip() for line in found.get().split("\n")))
 
     screen = Plain(highlight=False, markup=False, emoji=False)
     if not screen.is_terminal and "COLUMNS" not in os.environ:
@@ -43,12 +55,12 @@ def console() -> Console:
     return screen
 
 
-def table(*heads: str, right: bool = False) -> Table:
-    """An empty table in the house's style."""
+def table(*heads: str, right: bool = False, whole: Collection[str] = ()) -> Table:
+    """An empty table in the house's style. Cells below the heads in `whole` are never split."""
     from rich import box
     from rich.table import Table
 
     made = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     for head in heads:
-        made.add_column(head, justify="right" if right else "left", overflow="fold")
+        made.add_column(head, justify="right" if right else "left", overflow="fold", no_wrap=head in whole)
     return made
