@@ -42,7 +42,7 @@ def render(report: CheckReport, *, color: bool, width: int) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def parts(report: CheckReport, width: int) -> list[RenderableType]:
+def parts(report: CheckReport, width: int = 100) -> list[RenderableType]:
     """What a console of so many columns prints, one after another, without cropping.
 
     Verdicts, diagnoses, indices and numbers stay in one piece. Where a table has no room for them, its rows become
