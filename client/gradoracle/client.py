@@ -245,9 +245,11 @@ class Client:
         `cotangents` are as in `vjp`; but where autograd's own are on trial and some output is no scalar, random
         cotangents stand in for none.
 
-        `mode` is "probe" (a few random directions decide, and wrong elements are searched for) or "full" (every
-        element). `order=2` checks gradients of gradients. `forward_mode` and `batched_gradients` check tangents, and
-        pull-backs of several cotangents at once, too. `seed` decides every random choice.
+        `mode` is "probe" (a few random directions decide, and wrong elements are searched for) or "full" (every element
+        of the Jacobian: at most 8192 numbers in an input on trial, and 2**26 products of such an input's numbers and
+        the outputs'; a complex number is two). `order=2` checks gradients of gradients. `forward_mode` and
+        `batched_gradients` check tangents, and pull-backs of several cotangents at once, too. `seed` decides every
+        random choice.
 
         A wrong gradient is a verdict, not an exception: `report.verdict`, `report.inputs["x"].worst`, `print(report)`.
         """

@@ -30,24 +30,34 @@ from gradoracle_server.engine.sparse_jacobian import SparseJacobian
 from gradoracle_server.engine.trial import Tape
 
 MOST = 1 << 26
-"""Elements of one input's Jacobian in full mode, 512 MiB of float64, and of the directions along all axes."""
+"""Elements of one input's Jacobian in full mode, 512 MiB of float64, and of the directions along all axes.
+
+So an input has at most 8192 elements, one direction each.
+"""
 
 _OTHER = 0.75  # times the usual steps: what rounds by accident as it does there does not here
 _CHUNK_BYTES = 64 * 1024 * 1024  # of cotangents and gradients that are pulled back together
 
 
 def check_size(passes: Passes, spaces: Sequence[Space]) -> None:
-    """Raises Fault where an input has a Jacobian of too many elements."""
+    """Raises Fault where an input has too many elements, or a Jacobian of too many."""
+    most = math.isqrt(MOST)
     for space in spaces:
-        outputs = max(passes.centre.numel(), space.size)
+        outputs = passes.centre.numel()
+        what = f'input "{space.name}" has {space.size} real numbers'
+        if space.size > most:
+            text = f"moves every element alone: expected at most {most} in an input, but {what}"
+            raise _too_large(text, most, space.size)
         asked = outputs * space.size
         if asked > MOST:
-            message = (
-                f"mode: full moves every element alone and measures every element of the Jacobian, at most {MOST} "
-                f'products of outputs and inputs; input "{space.name}" has {space.size} real numbers, and the outputs '
-                f"{passes.centre.numel()}; probe mode has no limit"
-            )
-            raise Fault("LIMIT_EXCEEDED", message, field="mode", limit="full mode", allowed=MOST, asked=asked)
+            measured = "measures every element of the Jacobian: expected at most"
+            text = f"{measured} {MOST} products of outputs and inputs, got {asked}; {what}, and the outputs {outputs}"
+            raise _too_large(text, MOST, asked)
+
+
+def _too_large(text: str, allowed: int, asked: int) -> Fault:
+    message = f"mode: full {text}; choose probe mode, which has no such limit, or fewer elements"
+    return Fault("LIMIT_EXCEEDED", message, field="mode", limit="full mode", allowed=allowed, asked=asked)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
