@@ -266,3 +266,54 @@ def test_a_gradient_that_is_not_nothing_at_a_minimum_is_wrong():
     report = check(function, torch.zeros(5, dtype=F64), claimed={"x": claimed})
     assert report.verdict is Verdict.FAIL
     assert report.inputs[0].worst[0].index == (3,)
+
+
+# ---- Gradients that are nothing beside the function
+
+
+def _sloped(function, slope):
+    """A function whose backward says that its slope is `slope` of x."""
+
+    class Sloped(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return function(x)
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            return cotangent * slope(*ctx.saved_tensors)
+
+    return Sloped.apply
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0, -1.0])
+@pytest.mark.parametrize("offset", [1e14, 1e16])
+def test_a_slope_below_the_rounding_of_the_value_is_not_known(offset, factor):
+    """That of x + 1e16 is 1, but no value of it tells 1 from 3."""
+    (found,) = check(_sloped(lambda x: x + offset, lambda x: factor + 0 * x), t(1.0)).inputs
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert found.explanation.startswith("The function changes by less than its own rounding when this input is moved")
+    assert not found.detection_power
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0, -1.0])
+def test_of_a_saturated_function_no_slope_is_known(factor):
+    saturated = _sloped(torch.tanh, lambda x: factor * 4 * torch.exp(-2 * x))
+    assert check(saturated, t(18.0, 19.0, 20.0)).verdict is Verdict.INCONCLUSIVE
+    beside = check(_sloped(torch.tanh, lambda x: factor / torch.cosh(x) ** 2), t(18.0, 19.0, 0.5))
+    assert beside.verdict is (Verdict.PASS if factor == 1 else Verdict.FAIL)
+
+
+@pytest.mark.parametrize(
+    ("function", "x"),
+    [
+        (lambda x: x.softmax(0).sum(), t(0.3, -1.0, 2.0)),
+        (lambda x: torch.nn.functional.layer_norm(x, (1,)), t(3.1)[None]),
+        (torch.tanh, t(30.0)),
+        (lambda x: x.frac() - x + x.floor() + 7, t(2.3, 5.7)),
+    ],
+    ids=["softmax, summed up", "layer norm of one", "tanh", "a constant"],
+)
+def test_a_gradient_that_is_0_or_what_rounding_leaves_of_it_passes(function, x):
+    assert check(function, x).verdict is Verdict.PASS

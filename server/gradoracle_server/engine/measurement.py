@@ -176,12 +176,16 @@ class Measurement:
         # A gradient that is as good as zero is held against the function's own size.
         faint = scale <= found.bar + allowance
         asked = self._asked if asked is None else asked
+        own = scale
         if bool(faint.any()):
             scale = torch.where(faint, scale.clamp(min=self.passes.magnitude * _FAINT), scale)
             if not bool((found.bar + allowance <= asked * scale)[faint].all()):  # it may be 0 here, as at a minimum
                 scale = torch.where(faint, scale.clamp(min=self._moved * _FAINT), scale)
         judged = tolerances.judge(error, found.bar, allowance, scale, asked)
-        return Assessment(judged.verdict, judged, not found.smooth and bool(found.kinked.any()), noise)
+        faint &= judged.narrow & ~(judged.bound <= asked * own)
+        nothing = bool(faint.any()) and bool((faint | (products.size == 0)).all())
+        kinked = not found.smooth and bool(found.kinked.any())
+        return Assessment(judged.verdict, judged, kinked, noise, faint if nothing else None)
 
     @functools.cached_property
     def _moved(self) -> float:

@@ -9,10 +9,15 @@ import torch
 from gradoracle_server.engine import tolerances
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.examine import Examiner
-from gradoracle_server.engine.gradients import Gradients
-from gradoracle_server.engine.products import Assessment
+from gradoracle_server.engine.gradients import Gradients, spread
+from gradoracle_server.engine.products import Assessment, Products
 from gradoracle_server.engine.report import InputReport, Verdict
 
+_NOTHING = (
+    "The function changes by less than its own rounding when this input is moved, which tells such a gradient from no "
+    "other, nor from 0."
+)
+_ROUNDED = 16.0  # times what rounding was seen to do to the gradient
 _CONTROL = 10.0
 """The negative control's fault, in units of the smallest that should be caught."""
 
@@ -22,6 +27,9 @@ def report(case: Case, examiner: Examiner, gradients: Gradients, found: Assessme
     error, bound = found.judgements.worst
     report = InputReport(examiner.space.name, Verdict.PASS, max_error=error, error_bound=bound)
     coarse = case.epsilon > torch.finfo(torch.float64).eps
+    if found.faint is not None and not _is_rounding(case, examiner, gradients.reference, found.faint):
+        report.verdict, report.explanation = Verdict.INCONCLUSIVE, _NOTHING
+        return report
     if coarse:
         size = gradients.reference.norm()
         if bool(size > 0) and gradients.allowance.norm() > tolerances.ASKED_LOW * size:
@@ -37,6 +45,17 @@ def report(case: Case, examiner: Examiner, gradients: Gradients, found: Assessme
     if not caught:
         report.explanation += " The negative control was not caught: faults of that size would pass."
     return report
+
+
+def _is_rounding(case: Case, examiner: Examiner, gradient: torch.Tensor, rows: torch.Tensor) -> bool:
+    """Whether a gradient, (C,), that is nothing beside the function is 0 along some directions, (P,) of bool, or no
+    more than rounding on the way leaves of 0."""
+    size = Products.of(gradient, examiner.directions[rows]).size
+    if not bool(size.any()):
+        return True
+    place = case.subject.places.index(examiner.space.place)
+    moved = spread(case, place, examiner.space, inside=True, epsilon=case.resolution)
+    return bool((size <= _ROUNDED * Products.of(moved, examiner.directions[rows]).size).all())
 
 
 def _describe_rounding(report: InputReport, gradients: Gradients) -> None:

@@ -75,6 +75,9 @@ class Assessment:
     kinked: bool
     noise: torch.Tensor | None
     """(P,): how far a gradient that is right to the last bit would be off; None where every element is moved alone."""
+    faint: torch.Tensor | None = None
+    """(P,) of bool: where the bound is a proof beside the size of the function, and not beside the gradient's; None
+    unless it is so along all directions that the gradient is not 0 along."""
 
     @property
     def suspicious(self) -> torch.Tensor:
