@@ -23,7 +23,7 @@ def test_an_input_of_too_many_elements():
     x = torch.ones(8193, dtype=torch.float64)
     found = refused(lambda x: x.tanh().sum(), x)
     assert found.message == (
-        'mode: full moves every element alone: expected at most 8192 in an input, but input "x0" has 8193 real '
+        'mode: full moves every element alone: expected at most 8192 in an input, but input "x" has 8193 real '
         "numbers; choose probe mode, which has no such limit, or fewer elements"
     )
     assert found.metadata == {"limit": "full mode", "allowed": "8192", "asked": "8193"}
@@ -34,7 +34,8 @@ def test_a_jacobian_of_too_many_elements(monkeypatch):
     monkeypatch.setattr(jacobians, "MOST", 100)
     found = refused(lambda x: x.repeat(4).sin(), torch.ones(6, dtype=torch.float64))
     assert found.message == (
-        "mode: full measures every element of the Jacobian: expected at most 100 products of outputs and inputs, got 144; "
-        'input "x0" has 6 real numbers, and the outputs 24; choose probe mode, which has no such limit, or fewer elements'
+        "mode: full measures every element of the Jacobian: expected at most 100 products of outputs and inputs, "
+        'got 144; input "x" has 6 real numbers, and the outputs 24; choose probe mode, which has no such limit, or '
+        "fewer elements"
     )
     assert found.metadata == {"limit": "full mode", "allowed": "100", "asked": "144"}

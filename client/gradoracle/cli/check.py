@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     "--mode",
     type=click.Choice(["probe", "full"]),
     default="probe",
-    help="Random directions, or every element of the Jacobian: of inputs of 8192 numbers at most, and of 2**26 products "
-    "of an input's numbers and the outputs'.",
+    help="Random directions, or every element of the Jacobian: of inputs of 8192 numbers at most, and of 2**26 "
+    "products of an input's numbers and the outputs'.",
 )
 @click.option("--forward-mode", is_flag=True, help="Check forward mode too.")
 @click.option("--batched-gradients", is_flag=True, help="Check pull-backs of several cotangents at once too.")
