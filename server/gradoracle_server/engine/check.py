@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from gradoracle_server.engine import forward, gradients, opinions, raising, shadow, tolerances, trial, verdicts
+from gradoracle_server.engine import balance, forward, gradients, opinions, raising, shadow, tolerances, trial, verdicts
 from gradoracle_server.engine.autodiff import pull_back
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.errors import Fault
@@ -64,7 +64,13 @@ def check(
         return _nothing(subject, skipped)
     if not all(bool(one.isfinite().all()) for one in chosen if one is not None):
         return _unweighable(subject, skipped)
+    free = not cotangents and not claims
+    if free:
+        chosen = balance.between_outputs(subject, tape.outputs, chosen)
     first = _first(subject, tape, chosen)
+    if free and (smaller := balance.in_range(subject, chosen, first)) is not chosen:
+        chosen, tape = smaller, subject.tape()
+        first = _first(subject, tape, chosen)
     again = subject.tape()
     alike = _repeatable(tape.outputs, again.outputs)
     repeated = alike and not claims and options.order == 1 and opinions.repeats(again, chosen, first)

@@ -7,9 +7,11 @@ cotangent: a backward that ignores it, or misreads its strides. Forward mode's i
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -29,6 +31,43 @@ _ROUNDED = 16.0  # times what rounding was seen to do to the gradient; doubled c
 
 Rounding = Callable[[int], float]
 Cotangents = Sequence[torch.Tensor | None]
+
+
+def _strided(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values with other strides: every second element along each axis, and the axes laid out in reverse."""
+    strides, room = [], 1
+    for size in tensor.shape:
+        strides.append(2 * room)
+        room *= 2 * size
+    return tensor.new_zeros(max(room, 2)).as_strided(tensor.shape, strides).copy_(tensor)
+
+
+def _transposed(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values without gaps, the axes laid out in reverse: as they come back through a transposition."""
+    axes = range(tensor.dim() - 1, -1, -1)
+    return tensor.permute(*axes).contiguous().permute(*axes) if tensor.dim() > 1 else tensor
+
+
+class _Change(NamedTuple):
+    """What is made of a cotangent, and what that makes of the gradient."""
+
+    name: str
+    sentence: str
+    of: Callable[[torch.Tensor], torch.Tensor]
+    factor: float
+
+
+_ZERO = _Change("linear_zero", "the cotangent 0 must give 0", torch.zeros_like, 0.0)
+_TOGETHER = (
+    _Change("linear_negative", "the negated cotangent must give the negative", torch.neg, -1.0),
+    _Change("linear_doubled", "twice the cotangent must give twice the gradient", lambda u: 2 * u, 2.0),
+    _Change("linear_strided", "a non-contiguous cotangent must give the same", _strided, 1.0),
+)
+"""Asked for in one, as -2 times the cotangent, not contiguous; and one by one, where that is not right."""
+
+_TRANSPOSED = _Change(
+    "linear_transposed", "a cotangent whose axes lie in another order must give the same", _transposed, 1.0
+)
 
 
 def repeats(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor]) -> bool:
@@ -56,37 +95,43 @@ def linearity(
     """Answers to other cotangents, against those that follow from `gradients`, the answer to `cotangents`; `repeated`
     is what `repeats` said. `rounding` tells what rounding inside of kernels does to the gradient of an input, where a
     few units in the last place are not all."""
-    cases: list[tuple[str, str, Callable[[torch.Tensor], torch.Tensor], float]] = [
-        ("zero", "the cotangent 0 must give 0", torch.zeros_like, 0.0),
-        ("negative", "the negated cotangent must give the negative", torch.neg, -1.0),
-        ("doubled", "twice the cotangent must give twice the gradient", lambda u: 2 * u, 2.0),
-        ("strided", "a non-contiguous cotangent must give the same", _strided, 1.0),
-        ("transposed", "a cotangent whose axes lie in another order must give the same", _transposed, 1.0),
-    ]
-
-    def asked(name: str, sentence: str, change: Callable[[torch.Tensor], torch.Tensor], factor: float) -> Opinion:
-        changed = [None if u is None else change(u) for u in cotangents]
-        expected = [factor * g for g in gradients]
-        return _answered(f"linear_{name}", sentence, tape, changed, expected, gradients, rounding)
-
-    found = [asked(*cases[0])]
-    together = Opinion("", [Verdict.PASS] * len(gradients), 0.0, 0.0, "")
-    if not repeated:
-        together = asked("", "", lambda u: _strided(-2 * u), -2.0)
-    implied = cases[1:] if repeated else cases[1:-1]
-    if together.verdict is Verdict.PASS:  # then each alone is right, too
-        found += [
-            Opinion(f"linear_{name}", together.verdicts, together.error, together.bound, sentence)
-            for name, sentence, _, _ in implied
-        ]
+    ask = functools.partial(_asked, tape, cotangents, gradients, rounding)
+    found = [ask(_ZERO)]
+    if repeated:
+        perfect = [Verdict.PASS] * len(gradients)
+        found += [Opinion(one.name, perfect, 0.0, 0.0, one.sentence) for one in (*_TOGETHER, _TRANSPOSED)]
     else:
-        found += [asked(*case) for case in implied]
-    found += [asked(*case) for case in cases[1:] if case not in implied]
+        together = ask(_Change("", "", lambda u: _strided(-2 * u), -2.0))
+        if together.verdict is Verdict.PASS:  # then each alone is right, too
+            said = [(one.name, together.explanation or one.sentence) for one in _TOGETHER]
+            found += [dataclasses.replace(together, name=name, explanation=text) for name, text in said]
+        else:
+            found += [ask(one) for one in _TOGETHER]
+        found.append(ask(_TRANSPOSED))
     found.append(_expanded(tape, cotangents, gradients, lambda u: u.new_ones(()).expand(u.shape), rounding))
     # Ones say nothing of a softmax, whose gradient for them is 0: then values that are alike along one axis only.
     for axis in (0, -1):
         if found[-1].verdict is Verdict.PASS and found[-1].faint:
             found[-1] = _expanded(tape, cotangents, gradients, functools.partial(_alike, axis=axis), rounding)
+    return found
+
+
+def _asked(
+    tape: Tape,
+    cotangents: Cotangents,
+    gradients: Sequence[torch.Tensor],
+    rounding: Rounding | None,
+    change: _Change,
+) -> Opinion:
+    """The answers to changed cotangents; to a quarter of them in float16, where twice as much overflows."""
+    changed = [None if u is None else change.of(u) for u in cotangents]
+    expected = [change.factor * g for g in gradients]
+    found = _answered(change.name, change.sentence, tape, changed, expected, gradients, rounding)
+    if abs(change.factor) == 2 and found.error == math.inf and all(g.dtype is torch.float16 for g in gradients):
+        changed = [None if u is None else u / 4 for u in changed]
+        expected = [g / 4 for g in expected]
+        sentence = "half the cotangent must give half the gradient; twice as much overflows"
+        found = _answered(change.name, sentence, tape, changed, expected, gradients, rounding)
     return found
 
 
@@ -227,21 +272,6 @@ def inner(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Terms of the real inner product, in float64."""
     product = raised(left.detach()).conj() * raised(right.detach())
     return product.real if product.is_complex() else product
-
-
-def _strided(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values with other strides: every second element along each axis, and the axes laid out in reverse."""
-    strides, room = [], 1
-    for size in tensor.shape:
-        strides.append(2 * room)
-        room *= 2 * size
-    return tensor.new_zeros(max(room, 2)).as_strided(tensor.shape, strides).copy_(tensor)
-
-
-def _transposed(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values without gaps, the axes laid out in reverse: as they come back through a transposition."""
-    axes = range(tensor.dim() - 1, -1, -1)
-    return tensor.permute(*axes).contiguous().permute(*axes) if tensor.dim() > 1 else tensor
 
 
 def slack(epsilon: float) -> float:
