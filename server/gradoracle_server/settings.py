@@ -187,9 +187,8 @@ OPTIONS: tuple[Option, ...] = (
         _size,
         _SIZE,
         "bytes of requests waiting for one device; answers that callers of streams have yet to read may take an eighth "
-        "of it together; 0: no limit",
-        "2GiB",
-        "BYTES",
+        "of it together; 0: no limit (default: a fifth of the memory of the machine or container)",
+        metavar="BYTES",
     ),
     Option(
         "max_message_bytes",
@@ -200,7 +199,14 @@ OPTIONS: tuple[Option, ...] = (
         "BYTES",
     ),
     Option("max_graph_nodes", _count, "a whole number from 0", "nodes of one graph; 0: no limit", "50000"),
-    Option("max_tensor_bytes", _size, _SIZE, "bytes of one tensor; 0: no limit", "1GiB", "BYTES"),
+    Option(
+        "max_tensor_bytes",
+        _size,
+        _SIZE,
+        "bytes of one tensor; 0: no limit (default: a fifth of the memory of the machine or container, or 1GiB where "
+        "that is more)",
+        metavar="BYTES",
+    ),
     Option(
         "max_memory_bytes",
         _size,
@@ -277,10 +283,10 @@ class Settings:
     spare_workers: int
     threads: int | None
     max_queue: int
-    max_queue_bytes: int
+    max_queue_bytes: int | None
     max_message_bytes: int
     max_graph_nodes: int
-    max_tensor_bytes: int
+    max_tensor_bytes: int | None
     max_memory_bytes: int | None
     request_timeout: float
     drain_timeout: float

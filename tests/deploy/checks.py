@@ -198,7 +198,8 @@ def memory(objects: list[Object]) -> list[str]:
         told, limits = settings.load([], environment(objects, container)), container["resources"]["limits"]
         workers = told.workers or int(quantity(limits["cpu"]))
         processes = 2**29 + (workers + told.spare_workers) * 100 * 2**20  # the front and torch, and what workers add
-        needed = workers * (told.max_memory_bytes or 0) + told.max_queue_bytes + processes
+        queue = quantity(limits["memory"]) / 5 if told.max_queue_bytes is None else told.max_queue_bytes
+        needed = workers * (told.max_memory_bytes or 0) + queue + processes
         if needed > quantity(limits["memory"]):
             wrong.append(f"{title(workload)}: the memory limit is {limits['memory']}, needed {needed / 2**30:g}Gi")
         if workers * (told.threads or 1) > quantity(limits["cpu"]):

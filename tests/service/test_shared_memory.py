@@ -247,18 +247,55 @@ def test_a_call_that_fails_costs_its_file(shared: go.Client) -> None:
 
 
 def test_limits(tmp_path: Path) -> None:
-    """Limits hold, and say so in the same words as without shared memory but for the call's number."""
+    """Limits hold, and say so in the same words as without shared memory but for the call's number.
+
+    A tensor that is too large has its name, be it for a tensor or, alone, for the queue.
+    """
     flags = ("--shared-memory", "--max-tensor-bytes", "1MiB", "--max-queue-bytes", "2MiB")
     with serving(tmp_path, *flags) as server, go.Client(server.address, shared_memory=True) as client:
         with pytest.raises(go.ResourceLimitError) as caught:
             client.vjp(CUBE, {"x": np.zeros(MIB // 8 + 1)})
-        text = f"attachment 0: expected at most {MIB} bytes (--max-tensor-bytes), got {MIB + 8}"
-        assert text == str(caught.value)
+        text = f'primals["x"]: expected at most {MIB} bytes (--max-tensor-bytes), got {MIB + 8}'
+        assert (text, 'primals["x"]') == (str(caught.value), caught.value.metadata["field"])
         with pytest.raises(go.ResourceLimitError) as caught:
             client.evaluate("x + y + z", {name: np.zeros(MIB // 8) for name in "xyz"})
         text = f"the attachments of the request: expected at most {2 * MIB} bytes (--max-queue-bytes), got {3 * MIB}"
         assert text == str(caught.value)
         assert 0.0 == client.vjp(CUBE, {"x": np.zeros(MIB // 8)}).outputs["out"]
+
+
+@pytest.mark.parametrize("shared_memory", [True, False])
+def test_a_tensor_over_a_limit_has_its_name(tmp_path: Path, shared_memory: bool) -> None:
+    """In shared memory and in a stream, over the limit of tensors or, alone, over the queue's; claims as well."""
+    flags = (
+        "--shared-memory",
+        "--max-message-bytes",
+        "2MiB",
+        "--max-tensor-bytes",
+        "6MiB",
+        "--max-queue-bytes",
+        "8MiB",
+    )
+    large, small = np.zeros(MIB), np.zeros(3 * MIB // 4 + 1)
+    with serving(tmp_path, *flags) as server, go.Client(server.address, shared_memory=shared_memory) as client:
+        for call, place in (
+            (lambda: client.evaluate("x + y", {"x": small[:2], "y": small}), 'primals["y"]'),
+            (lambda: client.vjp("x + y", {"x": 0.0, "y": 0.0}, {"out": small}), 'cotangents["out"]'),
+            (lambda: client.jvp("x + y", {"x": 0.0, "y": 0.0}, {"y": small}), 'tangents["y"]'),
+            (lambda: client.check("x + y", {"x": 0.0, "y": 0.0}, claimed={"y": small}), 'claimed["y"]'),
+            (lambda: client.evaluate("x", {"x": large}), 'primals["x"]'),
+        ):
+            with pytest.raises(go.ResourceLimitError) as caught:
+                call()
+            assert str(caught.value).startswith(f"{place}: expected at most {6 * MIB} bytes (--max-tensor-bytes), got ")
+            assert place == caught.value.metadata["field"]
+    flags = ("--shared-memory", "--max-message-bytes", "2MiB", "--max-tensor-bytes", "0", "--max-queue-bytes", "6MiB")
+    with serving(tmp_path, *flags) as server, go.Client(server.address, shared_memory=shared_memory) as client:
+        with pytest.raises(go.ResourceLimitError, match=r'^primals\["x"\]: expected at most 6291456 .*max-queue-bytes'):
+            client.evaluate("x", {"x": large})
+        half = np.zeros(MIB // 2)
+        with pytest.raises(go.ResourceLimitError, match=r"^the attachments of (call \d+|the request): expected"):
+            client.evaluate("x + y", {"x": half, "y": half})
 
 
 def test_a_server_that_starts_anew(tmp_path: Path) -> None:

@@ -86,6 +86,26 @@ def test_shares_of_memory(flags: list[str], expected: list[int]) -> None:
     assert expected == [share.options.max_memory_bytes for share in made]
 
 
+@pytest.mark.parametrize(
+    ("flags", "memory", "queue", "tensor"),
+    [
+        ([], 20 * 2**30, 4 * 2**30, 4 * 2**30),  # a tensor of 3 GiB waits in no more than workers leave
+        ([], 2**31, 2**31 // 5, 2**30),
+        (["--max-queue-bytes", "3MiB"], 20 * 2**30, 3 * 2**20, 4 * 2**30),
+        (["--max-tensor-bytes", "3MiB"], 20 * 2**30, 4 * 2**30, 3 * 2**20),
+        (["--max-tensor-bytes", "0", "--max-queue-bytes", "0"], 20 * 2**30, 0, 0),  # no limit
+    ],
+)
+def test_limits_of_memory(flags: list[str], memory: int, queue: int, tensor: int) -> None:
+    """Queues get what the workers leave of the memory, and a tensor as much, unless told; 0 is no limit."""
+    found = devices.limited(settings.load(flags, {}), memory)
+
+    assert (queue, tensor) == (found.max_queue_bytes, found.max_tensor_bytes)
+    (share,) = devices.shares(found, ["cpu"], 1, {"cpu": memory})
+    assert tensor == share.options.max_tensor_bytes
+    assert queue + share.options.max_memory_bytes <= memory or flags
+
+
 def test_workers_are_told_of_sandbox_and_logs() -> None:
     """What the front was told of them, each worker is."""
     made = devices.shares(settings.load(["--sandbox", "on", "--log-format", "json"], {}), ["cpu"], 1, MEMORY)

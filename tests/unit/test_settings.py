@@ -18,7 +18,8 @@ def test_defaults() -> None:
     assert "127.0.0.1:9464" == str(settings.metrics_listen)
     assert ("auto",) == settings.device
     assert (None, None) == (settings.workers, settings.threads)
-    assert (1024, 2 * 2**30, 256 * 2**20) == (settings.max_queue, settings.max_queue_bytes, settings.max_message_bytes)
+    assert (1024, 256 * 2**20) == (settings.max_queue, settings.max_message_bytes)
+    assert (None, None) == (settings.max_queue_bytes, settings.max_tensor_bytes)  # shares of the machine's memory
     assert (600.0, 30.0, 0.0) == (settings.request_timeout, settings.drain_timeout, settings.max_connection_age)
     assert (None, "auto") == (settings.max_memory_bytes, settings.sandbox)
     assert not settings.stop_on_stdin_eof

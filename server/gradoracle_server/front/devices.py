@@ -17,6 +17,8 @@ from gradoracle_server.settings import Settings, SettingsError
 
 _SCOUT_TIMEOUT = 120.0  # seconds; drivers can be slow
 _OF_MEMORY, _OF_A_GPU = 0.8, 0.9  # what workers may take of it; the rest is for the front, and for CUDA itself
+_OF_QUEUES = 0.2  # of the machine's: what workers leave, for large tensors that come, wait and go
+_A_TENSOR = 2**30  # may be of so many bytes on any machine; queues and workers have limits of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,17 @@ def choose(asked: Sequence[str], found: Collection[str]) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
+def limited(settings: Settings, memory: int) -> Settings:
+    """The settings, with numbers for the bytes of queues and tensors, of which nobody told, out of the machine's."""
+    share = int(memory * _OF_QUEUES)
+    queue, tensor = settings.max_queue_bytes, settings.max_tensor_bytes
+    return dataclasses.replace(
+        settings,
+        max_queue_bytes=share if queue is None else queue,
+        max_tensor_bytes=max(share, _A_TENSOR) if tensor is None else tensor,
+    )
+
+
 def shares(settings: Settings, devices: Sequence[str], cores: int, memory: Mapping[str, int]) -> list[Share]:
     """How many workers, threads and bytes of `memory` each device gets: a worker for each core, or for each GPU, unless
     told otherwise."""
@@ -69,7 +82,7 @@ def shares(settings: Settings, devices: Sequence[str], cores: int, memory: Mappi
             device=device,
             threads=settings.threads or max(1, cores // workers),
             max_graph_nodes=settings.max_graph_nodes,
-            max_tensor_bytes=settings.max_tensor_bytes,
+            max_tensor_bytes=settings.max_tensor_bytes or 0,
             max_memory_bytes=limit,
             sandbox=settings.sandbox,
             log_format=settings.log_format,

@@ -113,6 +113,7 @@ class Front:
             found = await devices.find(self._processes, self._scout)
         chosen = devices.choose(settings.device, found)
         memory = {**found, "cpu": devices.usable_memory()}
+        settings = devices.limited(settings, memory["cpu"])
         shares = devices.shares(settings, chosen, devices.usable_cores(), memory)
         # What callers are told of the limit is what holds for the default device.
         self._settings = dataclasses.replace(settings, max_memory_bytes=shares[0].options.max_memory_bytes)
@@ -120,7 +121,7 @@ class Front:
             [
                 Lane(
                     share.options,
-                    Queue(settings.max_queue, settings.max_queue_bytes),
+                    Queue(settings.max_queue, settings.max_queue_bytes or 0),
                     self._processes,
                     self._target,
                     share.workers,

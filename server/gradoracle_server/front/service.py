@@ -80,8 +80,9 @@ class Service:
         self.tracing = tracing
         self.draining = False  # whether new calls are refused
         workers = sum(lane.size for lane in pool.lanes.values())
-        self.budget = Budget(settings.max_queue_bytes, settings.max_tensor_bytes, again=workers == 1)
-        self.unread = Unread(-(-settings.max_queue_bytes // _UNREAD), workers)
+        queue_bytes = settings.max_queue_bytes or 0
+        self.budget = Budget(queue_bytes, settings.max_tensor_bytes or 0, again=workers == 1)
+        self.unread = Unread(-(-queue_bytes // _UNREAD), workers)
         self.memory: SharedMemory | None = None  # what callers share, where that is wanted
         self._pool = pool
         self._version = version

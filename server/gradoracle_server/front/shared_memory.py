@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError
 from gradoracle.v1 import service_pb2
 from gradoracle_server.frames import Attachments
 from gradoracle_server.front import statuses, wire
+from gradoracle_server.front.attached import tensor_of
 from gradoracle_server.front.places import Place
 from gradoracle_server.front.uploads import Budget
 
@@ -128,10 +129,10 @@ class SharedMemory:
         if place is None:
             return request, None
         start, contents, end = place
-        use = self._use(request[contents:end], method)
-        return b"".join((request[:start], request[end:])), use
+        rest = b"".join((request[:start], request[end:]))
+        return rest, self._use(request[contents:end], method, rest)
 
-    def _use(self, field: bytes | memoryview, method: str) -> Use:
+    def _use(self, field: bytes | memoryview, method: str, rest: bytes) -> Use:
         if len(field) > _FIELD_AT_MOST:
             text = f"memory: expected at most {_FIELD_AT_MOST} bytes, which name thousands of spans, got {len(field)}"
             raise statuses.malformed(method, text)
@@ -151,7 +152,7 @@ class SharedMemory:
             if offset + length > size:
                 text = f"memory: expected span {place} to end by byte {size}, where the file does"
                 raise statuses.malformed(method, f"{text}, got {offset} + {length}")
-        held = self._within_limits(spans)
+        held = self._within_limits(spans, method, rest)
         try:
             descriptor = os.dup(file.descriptor)
         except OSError:  # none left; this caller's are free once it has given up the connection for this
@@ -159,14 +160,17 @@ class SharedMemory:
             raise statuses.memory_unknown(text) from None
         return Use(self._budget, file, named.use, Attachments(descriptor, spans, callers=True, owner=file.owner), held)
 
-    def _within_limits(self, spans: list[tuple[int, int]]) -> int:
-        """The bytes of all spans. Raises Failure where they are too many."""
+    def _within_limits(self, spans: list[tuple[int, int]], method: str, request: bytes) -> int:
+        """The bytes of all spans. Raises Failure where they are too many, with the name of the tensor at fault, where
+        the request tells it."""
         for place, (_, length) in enumerate(spans):
             if (failure := self._budget.over_tensor(f"attachment {place}", length)) is not None:
-                raise failure
+                field = tensor_of(request, method, place)
+                raise (self._budget.over_tensor("", length, field=field) if field else None) or failure
         size = sum(length for _, length in spans)
         if (failure := self._budget.over("the attachments of the request", size, size)) is not None:
-            raise failure
+            field = tensor_of(request, method, 0) if len(spans) == 1 else ""
+            raise (self._budget.over("", size, size, field=field) if field else None) or failure
         return size
 
     def _listen(self) -> None:

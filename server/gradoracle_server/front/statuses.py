@@ -88,12 +88,14 @@ def overloaded(device: str, limit: str, allowed: int, retry_after: float) -> Fai
     )
 
 
-def limit_exceeded(what: str, limit: str, allowed: int, asked: int, hint: str = "") -> Failure:
-    """Over a configured limit. `limit` is the flag that sets it."""
-    text = f"{what}: expected at most {allowed} bytes ({limit}), got {asked}{hint}"
-    return _failure(
-        grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED", text, limit=limit, allowed=allowed, asked=asked
-    )
+def limit_exceeded(what: str, limit: str, allowed: int, asked: int, hint: str = "", *, field: str = "") -> Failure:
+    """Over a configured limit. `limit` is the flag that sets it; `field`, where it is known, the place in the request
+    that is named in place of `what`."""
+    text = f"{field or what}: expected at most {allowed} bytes ({limit}), got {asked}{hint}"
+    metadata: dict[str, Any] = {"limit": limit, "allowed": allowed, "asked": asked}
+    if field:
+        metadata["field"] = field
+    return _failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED", text, **metadata)
 
 
 def deadline_exceeded(phase: str) -> Failure:

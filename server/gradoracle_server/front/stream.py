@@ -254,7 +254,8 @@ class Stream:
         if self._problem:
             raise statuses.unauthenticated(self._problem)
         if upload is not None and upload.failure is not None:
-            raise upload.failure
+            known = call.method is not None and upload.failure_of(call.request, _name(call.method), call.attachments)
+            raise known or upload.failure
         if call.method is None:
             raise statuses.malformed("Stream", f"calls: expected a request in call {call.id}, got none")
         if not call.timeout >= 0:

@@ -6,6 +6,7 @@ import os
 
 from gradoracle_server.frames import Attachments
 from gradoracle_server.front import statuses
+from gradoracle_server.front.attached import tensor_of
 from gradoracle_server.front.files import LARGE, File, Files, Holder
 
 _ALIGNMENT = 64  # bytes; what the widest vector instructions like
@@ -26,16 +27,16 @@ class Budget:
         """Whether so many bytes may be held beside what is held already."""
         return not self.limit or self.held + size <= self.limit
 
-    def over_tensor(self, what: str, length: int) -> statuses.Failure | None:
-        """The failure of an attachment that is larger than a tensor may be."""
+    def over_tensor(self, what: str, length: int, *, field: str = "") -> statuses.Failure | None:
+        """The failure of an attachment that is larger than a tensor may be; `field` as in `limit_exceeded`."""
         if self.tensor_limit and length > self.tensor_limit:
-            return statuses.limit_exceeded(what, "--max-tensor-bytes", self.tensor_limit, length)
+            return statuses.limit_exceeded(what, "--max-tensor-bytes", self.tensor_limit, length, field=field)
         return None
 
-    def over(self, what: str, size: int, more: int) -> statuses.Failure | None:
+    def over(self, what: str, size: int, more: int, *, field: str = "") -> statuses.Failure | None:
         """The failure of a call whose attachments, `size` bytes with `more` that have just come, find no room."""
         if self.limit and size > self.limit:
-            return statuses.limit_exceeded(what, "--max-queue-bytes", self.limit, size)
+            return statuses.limit_exceeded(what, "--max-queue-bytes", self.limit, size, field=field)
         if self.limit and self.held + more > self.limit:
             return statuses.overloaded("attachments", "--max-queue-bytes", self.limit, _RETRY_AFTER)
         return None
@@ -54,6 +55,7 @@ class Upload:
         self.held = 0  # bytes counted against the budget
         self._budget = budget
         self._call_id = call_id
+        self._too_large: tuple[int, int] | None = None  # the attachment over a limit, and the bytes that came of it
         self._file: File | None = None
         self._given: File | None = None  # the same, once a worker may have it: nothing is written into it any more
 
@@ -72,6 +74,20 @@ class Upload:
         """The call will be answered with this."""
         self.failure = failure
         self.close()
+
+    def failure_of(self, request: bytes | memoryview, method: str, attachments: int) -> statuses.Failure | None:
+        """The failure, once the call has come: with the name of the tensor that is over a limit, where it tells that.
+
+        `attachments` is their number: of one alone, all are over where it is.
+        """
+        if self._too_large is None:
+            return self.failure
+        place, size = self._too_large
+        field = tensor_of(request, method, place)
+        failure = self._budget.over_tensor("", size, field=field) if field else None
+        if field and failure is None and attachments == 1:
+            failure = self._budget.over("", size, 0, field=field)
+        return failure or self.failure
 
     def attachments(self) -> Attachments | None:
         """All of them. The caller owns the memory file; `close` still gives the bytes back to the budget."""
@@ -132,7 +148,10 @@ class Upload:
 
     def _over(self, attachment: int, length: int, more: int) -> statuses.Failure | None:
         failure = self._budget.over_tensor(f"attachment {attachment} of call {self._call_id}", length)
-        return failure or self._budget.over(f"the attachments of call {self._call_id}", self.held + more, more)
+        failure = failure or self._budget.over(f"the attachments of call {self._call_id}", self.held + more, more)
+        if failure is not None:
+            self._too_large = attachment, length
+        return failure
 
     def _end(self) -> int:
         return sum(self.spans[-1]) if self.spans else 0
