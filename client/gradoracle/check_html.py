@@ -8,7 +8,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from gradoracle.check_text import diagnosis, figure, number, place, summary
+from gradoracle.check_text import diagnosis, figure, number, place, remark, summary
 from gradoracle.checks import CheckReport, InputReport, Rung, Verdict
 
 _COLOURS = {
@@ -35,6 +35,7 @@ def page(report: CheckReport) -> str:
     """The whole page."""
     parts = [
         f"<h1>{_verdict(report.verdict)}</h1><p>{html.escape(summary(report))}</p>",
+        f"<p>{html.escape(remark(report))}</p>" if remark(report) else "",
         _inputs(report),
         *(_details(one) for one in report.inputs.values()),
         _opinions(report),

@@ -50,6 +50,8 @@ def parts(report: CheckReport, width: int = 100) -> list[RenderableType]:
     end: the terminal knows best where that is.
     """
     found: list[RenderableType] = [_headed(report.verdict, summary(report), width)]
+    if text := remark(report):
+        found.append(_lines(text, width))
     if report.inputs:
         found += _inputs(list(report.inputs.values()), width)
     for one in report.inputs.values():
@@ -64,11 +66,22 @@ def parts(report: CheckReport, width: int = 100) -> list[RenderableType]:
 
 def summary(report: CheckReport) -> str:
     """The figures of the whole check in one line."""
-    spent = f"{report.evaluations} forward passes"
+    spent = f"{report.evaluations} forward pass{'' if report.evaluations == 1 else 'es'}"
     if report.passed and report.detection_power:
         fault = figure(report.detection_power)
         return f"{spent} would have caught a relative fault of {fault} in one element of usual size"
     return spent
+
+
+NOTHING = "No input requires grad, so that there was nothing to judge."
+_RANDOM = "No cotangents were given: outputs that are not scalars had random ones, which these figures contain."
+
+
+def remark(report: CheckReport) -> str:
+    """One line on what was judged, where the figures cannot be understood without it; else ""."""
+    if not report.inputs:
+        return NOTHING if report.verdict is Verdict.NON_DIFFERENTIABLE else ""
+    return _RANDOM if report.random_cotangents and not report.passed else ""
 
 
 def _inputs(inputs: list[InputReport], width: int) -> list[RenderableType]:

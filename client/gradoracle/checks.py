@@ -143,10 +143,10 @@ class Opinion:
     """An identity that every right gradient obeys, which needs no step size."""
 
     name: str
-    """ "linear_zero", "linear_negative", "linear_doubled", "linear_strided", "linear_expanded", "forward_mode" or
-    "batched"."""
+    """ "linear_zero", "linear_negative", "linear_doubled", "linear_strided", "linear_transposed", "linear_expanded",
+    "linear_cotangent", "second_by_cotangent", "forward_mode", "batched" or "taylor"; check.proto says what each is."""
     verdict: Verdict
-    """PASS, FAIL, or INCONCLUSIVE where the operators have no such derivative."""
+    """PASS, FAIL, or INCONCLUSIVE where the operators have no such derivative, or where "taylor" does not show."""
     error: float
     """How far the gradients are from obeying it."""
     error_bound: float
@@ -173,6 +173,9 @@ class CheckReport(Result):
     """Error against step."""
     opinions: list[Opinion]
     """Second opinions, where autograd's own gradients are on trial."""
+    random_cotangents: bool = False
+    """Whether neither cotangents nor claims were given, so that random numbers stood for the cotangents wherever some
+    output is no scalar. False in reports that are read from a results file, or made without a server."""
 
     @property
     def passed(self) -> bool:
@@ -222,6 +225,13 @@ def report(message: service_pb2.CheckGradientsResponse, attached: Attachments) -
         ],
         timing=results.timing(message),
     )
+
+
+def report_of_random(message: service_pb2.CheckGradientsResponse, attached: Attachments) -> CheckReport:
+    """Reads the response to a request without cotangents."""
+    found = report(message, attached)
+    found.random_cotangents = True
+    return found
 
 
 @functools.cache

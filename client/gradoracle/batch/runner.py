@@ -20,6 +20,7 @@ from gradoracle.batch.sending import Parcel, Sender
 from gradoracle.batch.shards import Plan
 from gradoracle.batch.tally import Tally
 from gradoracle.batch.text import one_line
+from gradoracle.check_text import NOTHING
 from gradoracle.checks import CheckReport
 from gradoracle.client import Client
 from gradoracle.errors import GradOracleError
@@ -267,4 +268,4 @@ def _remark(record: Record) -> str:
         if not one.passed
     ]
     found += [f"{one.name}: {one.explanation}" for one in record.report.opinions if one.verdict == "FAIL"]
-    return f"{record.outcome} {record.id}: {'; '.join(found)}"
+    return f"{record.outcome} {record.id}: {'; '.join(found) if record.report.inputs else NOTHING}"

@@ -146,6 +146,7 @@ def document(report: CheckReport) -> dict[str, Any]:
         "inputs": {name: _input(one) for name, one in report.inputs.items()},
         "detection_power": report.detection_power,
         "evaluations": report.evaluations,
+        "random_cotangents": report.random_cotangents,
         "ladder": output.finite([dataclasses.asdict(rung) for rung in report.ladder]),
         "opinions": output.finite([dataclasses.asdict(opinion) for opinion in report.opinions]),
         "timing": dict(report.timing),

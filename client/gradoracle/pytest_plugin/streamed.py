@@ -85,11 +85,11 @@ def prepare(item: pytest.Function) -> None:
 
 
 def _request(item: pytest.Function, found: Any) -> Request[CheckReport] | CheckReport:
-    from gradoracle.requests import CHECK, Request
+    from gradoracle.requests import Request
 
     if isinstance(found, asking.Case):
         return found.request()
-    if isinstance(found, Request) and found.method is CHECK:
+    if isinstance(found, Request) and found.method.name == "check":
         return dataclasses.replace(found)
     return _refuse(item, repr(found) if found is None or isinstance(found, Request) else type(found).__name__)
 

@@ -1,4 +1,4 @@
-"""A check's report at the widths of terminals: what stands together, and where sentences go."""
+"""A check's report as text: what stands together at the widths of terminals, and what is said beside the figures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 from batch_cases import input_report, report
 
-from gradoracle import check_text
+from gradoracle import check_text, requests
+from gradoracle.batch.records import Record
+from gradoracle.batch.report_text import sentence
+from gradoracle.batch.runner import remark
 from gradoracle.checks import CheckReport, Diagnosis, Mismatch
 from gradoracle.cli import tables
+from gradoracle.v1 import check_pb2, service_pb2
 
 NUMBERS = ["-4.53016291129e-10", "-1.23456789012e+100", "-0.000123456789012"]
 KINK = "The function has a kink here in 1 coordinate; the slopes at [12, 3, 104] are -4.53016e-10 and 1.39696."
@@ -76,3 +80,41 @@ def test_a_pipe_gets_no_trailing_blanks(capsys: pytest.CaptureFixture[str], monk
     lines = capsys.readouterr().out.split("\n")
     assert " x     1" in lines
     assert [line.rstrip() for line in lines] == lines
+
+
+# ---- What the figures cannot say
+
+
+def test_where_nothing_is_on_trial_that_is_said() -> None:
+    """Without an input that requires grad there are no rows: the report, the page and a batch say why."""
+    found = report(input_report(verdict="NON_DIFFERENTIABLE"))
+    found.inputs, found.evaluations = {}, 1
+    text = "No input requires grad, so that there was nothing to judge."
+    assert ["NON_DIFFERENTIABLE  1 forward pass", text] == found.render().splitlines()
+    assert f"<p>{text}</p>" in found.to_html()
+    assert text == sentence(found)
+    assert f"NON_DIFFERENTIABLE a: {text}" == remark(Record(id="a", line=1, method="check", report=found))
+
+
+@pytest.mark.parametrize("verdict", ["NON_DIFFERENTIABLE", "FAIL", "PASS"])
+@pytest.mark.parametrize("at_random", [True, False])
+def test_random_cotangents_are_told(verdict: str, at_random: bool) -> None:
+    """Where figures contain cotangents that nobody gave, a line says so, but for a pass, whose figures say nothing."""
+    found = report(input_report(verdict=verdict))
+    found.random_cotangents = at_random
+    told = at_random and verdict != "PASS"
+    text = "No cotangents were given: outputs that are not scalars had random ones, which these figures contain."
+    assert told is (text in found.render(width=200).splitlines())
+    assert told is (f"<p>{text}</p>" in found.to_html())
+
+
+@pytest.mark.parametrize(
+    ("options", "at_random"),
+    [({}, True), ({"order": 2}, True), ({"cotangents": {"out": [1.0]}}, False), ({"claimed": {"x": [1.0]}}, False)],
+)
+def test_a_request_knows_whether_cotangents_are_random(options: dict[str, Any], at_random: bool) -> None:
+    """They are where neither they nor claims are given, whoever sends the request."""
+    request = requests.check("relu(x)", {"x": [0.0]}, **options)
+    answer = service_pb2.CheckGradientsResponse(report=check_pb2.CheckReport(verdict=check_pb2.VERDICT_PASS))
+    assert at_random is request.method.answer(answer.SerializeToString()).random_cotangents
+    assert "check" == request.method.name
