@@ -458,3 +458,12 @@ def test_an_output_without_elements():
     """There is nothing to differentiate, and nothing wrong."""
     assert check(lambda x: x[:0], draw(3)).verdict is Verdict.PASS
     assert check(lambda x: (x[:0], x.sin()), draw(3)).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("claim", [0.0, 3.0, float("nan")])
+def test_a_claim_for_an_output_that_has_no_gradient_is_not_passed(claim):
+    """Of comparisons and indices, which are no floating numbers."""
+    for function in (lambda x: x > 0, lambda x: x.argmax()):
+        report = check(function, draw(3), claimed={"x": torch.full((3,), claim, dtype=F64)})
+        assert report.verdict is Verdict.NON_DIFFERENTIABLE
+        assert report.inputs[0].explanation.startswith("No output is a floating or complex tensor: ")

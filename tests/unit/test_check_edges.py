@@ -317,3 +317,37 @@ def test_of_a_saturated_function_no_slope_is_known(factor):
 )
 def test_a_gradient_that_is_0_or_what_rounding_leaves_of_it_passes(function, x):
     assert check(function, x).verdict is Verdict.PASS
+
+
+# ---- Gradients beyond the range of their dtype
+
+
+@pytest.mark.parametrize(
+    ("function", "x", "dtype"),
+    [
+        (torch.reciprocal, (1e-200, 2.0), F64),
+        (torch.rsqrt, (1e-250, 2.0), F64),
+        (torch.reciprocal, (1e-25, 2.0), torch.float32),
+        (torch.reciprocal, (3e-3, 2.0), torch.float16),
+    ],
+)
+def test_infinity_is_what_a_large_gradient_is_rounded_to(function, x, dtype):
+    x = torch.tensor(x, dtype=dtype)
+    assert check(function, x).verdict is Verdict.PASS
+    wrong = planted(function, lambda inputs, cotangent, right: (-right[0],))
+    assert check(wrong, x).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("function", [torch.exp, torch.nn.functional.softplus])
+def test_what_underflows_has_fewer_digits(function):
+    """torch's exp(-740) and the numerical derivative differ in the last place, which is a tenth of it."""
+    assert check(function, t(-740.0)).verdict is Verdict.INCONCLUSIVE
+    assert check(function, t(-740.0, 1.0)).verdict is Verdict.PASS
+
+
+def test_a_small_gradient_in_float16_is_not_lost():
+    """Of 1e-4, of which float16 has ten bits, though its smallest normal number is 6e-5."""
+    x = torch.linspace(-1, 1, 5, dtype=torch.float16)
+    assert check(lambda x: 1e-4 * x.sin(), x).verdict is Verdict.PASS
+    wrong = planted(lambda x: 1e-4 * x.sin(), lambda inputs, cotangent, right: (1.25 * right[0],))
+    assert check(wrong, x).verdict is Verdict.FAIL

@@ -6,7 +6,7 @@ import pytest
 import torch
 from check_cases import F64, check, planted
 
-from gradoracle_server.engine import curves, examine, jacobians, ladders, shadow, trial
+from gradoracle_server.engine import curves, examine, ladders, shadow, trial
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.passes import Passes
@@ -388,10 +388,10 @@ def test_full_mode_has_a_limit():
     with pytest.raises(Fault) as caught:
         check(torch.sin, draw(9000), mode=Mode.FULL)
     assert caught.value.message == (
-        "mode: full moves every element alone and measures every element of the Jacobian, at most 67108864 products of "
-        'outputs and inputs; input "x0" has 9000 real numbers, and the outputs 9000; probe mode has no limit'
+        "mode: full moves every element alone: expected at most 8192 in an input, "
+        'but input "x0" has 9000 real numbers; choose probe mode, which has no such limit, or fewer elements'
     )
-    assert caught.value.metadata == {"limit": "full mode", "allowed": str(jacobians.MOST), "asked": "81000000"}
+    assert caught.value.metadata == {"limit": "full mode", "allowed": "8192", "asked": "9000"}
 
 
 # ---- Taylor's remainder
@@ -666,3 +666,18 @@ def test_a_second_backward_without_the_cotangents_derivative():
     (found,) = [one for one in report.opinions if one.name == "second_by_cotangent"]
     assert found.verdict is Verdict.INCONCLUSIVE
     assert "there is no such derivative" in found.explanation
+
+
+# ---- Elements that move the function by less than its rounding
+
+
+@pytest.mark.parametrize("x", [(1e-8, 1.0), (1e-8, 1e5), (1e-8, 1e-3, 1.0, 1e5), (0.0, 1e-12, 3.0)])
+@pytest.mark.parametrize("mode", Mode)
+def test_small_elements_are_moved_as_far_as_the_others_where_they_are_lost_beside_them(x, mode):
+    x = torch.tensor(x, dtype=F64)
+    for function in (lambda x: (x * x).sum(), torch.linalg.vector_norm):
+        assert check(function, x, mode=mode).verdict is Verdict.PASS
+    wrong = planted(
+        lambda x: (x * x).sum(), lambda inputs, cotangent, right: (right[0] + 1e-5 * right[0].max() * (x == x.min()),)
+    )
+    assert check(wrong, x, mode=mode).verdict is Verdict.FAIL

@@ -132,3 +132,24 @@ def test_a_backward_that_casts_is_wrong_in_float64():
     """There it loses digits that were asked for."""
     forward, derivative = CASTS["tanh"]
     assert check(casting(forward, derivative), draw(12, dtype=F64)).verdict is Verdict.FAIL
+
+
+# ---- Claims, all of whose elements are off by a little
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor"), [(torch.bfloat16, 1.1), (torch.float16, 1.02), (torch.float32, 1 + 1e-5), (torch.bfloat16, 1)]
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_claim_that_is_a_little_too_large_everywhere(dtype, factor, seed):
+    """Each element is within what rounding may do to one, and not all of them are."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randn(4, 4, generator=generator, dtype=F64).to(dtype) for _ in range(2))
+
+    def function(a, b):
+        return (a @ b).sin().sum()
+
+    tracked = a.clone().requires_grad_()
+    (right,) = torch.autograd.grad(function(tracked, b), tracked)
+    report = check(function, a, b, claimed={"a": right * factor})
+    assert report.verdict is (Verdict.PASS if factor == 1 else Verdict.FAIL)

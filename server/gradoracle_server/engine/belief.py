@@ -52,6 +52,8 @@ class Belief:
             self._generous = True
             examiner.narrow(self._gradient)
             found = self._assess()
+            if found.verdict is Verdict.INCONCLUSIVE and examiner.widen(found):
+                return Belief(self._case, self._passes, self._place, examiner, self._gradient).found()
         refinable = found.verdict is Verdict.PASS or (found.verdict is Verdict.INCONCLUSIVE and examiner.units)
         if refinable and not found.kinked and examiner.refine(self._gradient):
             return Belief(self._case, self._passes, self._place, examiner, self._gradient).found()

@@ -61,7 +61,7 @@ def check(
     tape = subject.tape()
     chosen = trial.cotangents(plan, tape.outputs, cotangents, claimed=bool(claims), seed=options.seed)
     if not places or all(one is None for one in chosen):
-        return _nothing(subject, skipped)
+        return _nothing(subject, skipped, claimed=bool(claims))
     if not all(bool(one.isfinite().all()) for one in chosen if one is not None):
         return _unweighable(subject, skipped)
     free = not cotangents and not claims
@@ -173,6 +173,12 @@ def _independent(name: str) -> InputReport:
     return InputReport(name, Verdict.PASS, "No output requires grad: there is no gradient to check.")
 
 
+def _unclaimable(name: str) -> InputReport:
+    """An input whose gradient is claimed, of outputs that have none."""
+    text = "No output is a floating or complex tensor: there is no gradient, and nothing to hold a claim against."
+    return InputReport(name, Verdict.NON_DIFFERENTIABLE, text)
+
+
 def _unweighable(subject: Subject, skipped: list[InputReport]) -> Report:
     """A cotangent is no number, so that the sum of <cotangent, output> has no derivative to be held against."""
     text = "A cotangent is not finite: there is no sum of cotangents times outputs to differentiate."
@@ -180,10 +186,10 @@ def _unweighable(subject: Subject, skipped: list[InputReport]) -> Report:
     return Report(Verdict.INCONCLUSIVE, [*found, *skipped], 0.0, 1, [])
 
 
-def _nothing(subject: Subject, skipped: list[InputReport]) -> Report:
-    """No output depends, for autograd, on any input."""
-    found = [_independent(name) for name in subject.names]
-    verdict = Verdict.PASS if found else Verdict.NON_DIFFERENTIABLE
+def _nothing(subject: Subject, skipped: list[InputReport], *, claimed: bool) -> Report:
+    """No output depends, for autograd, on any input; or none has numbers that a claim could be for."""
+    found = [_unclaimable(name) if claimed else _independent(name) for name in subject.names]
+    verdict = Verdict.PASS if found and not claimed else Verdict.NON_DIFFERENTIABLE
     return Report(verdict, [*found, *skipped], 0.0, 1, [])
 
 

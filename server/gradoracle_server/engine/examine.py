@@ -30,6 +30,7 @@ _LONGER = (8.0, 64.0)
 _BENT = 1 / 16  # of a bar, that shorter steps make of it where the function bends: longer ones can only be worse
 _BLURRED = 1e-4  # a bar beside its slope, where more than rounding inside of a function is unclear
 _SMALL = 1e-3  # of the largest element: what is less is small
+_BESIDE = 2.0**-4  # of the others' scale: an element is small beside them
 _NEGLIGIBLE = 1e-4  # likewise: faults in what is less are not looked for
 
 
@@ -326,10 +327,36 @@ class Examiner(Measurement):
         found = dataclasses.replace(sharper.slopes, bar=bar, smooth=False)
         rows = rows.clone()
         rows[rows.clone()] = better
-        self.space = self.space.scaled(torch.where(rows, own, self.space.scale))
+        self._rescale(rows, own, found.of(better), sharper.reach.of(better))
+
+    def _rescale(self, rows: torch.Tensor, scale: torch.Tensor, found: Slopes, reach: Reach | None) -> None:
+        """Takes other scales, (C,), for elements that are moved alone, (C,) of bool, and the slopes along those."""
+        self.space = self.space.scaled(torch.where(rows, scale, self.space.scale))
         self._directions, self._last = None, None
         self._alone = None if self._alone is None else self.space.lengths()
-        self._exchange(rows, found.of(better), sharper.reach.of(better))
+        self._exchange(rows, found, reach)
+
+    def widen(self, assessment: Assessment) -> bool:
+        """Measures elements that are moved alone, and are small beside the others, by steps of the others' size, where
+        too little can be said by such of their own: these move the function by less than its rounding. Whether any
+        tells more."""
+        if not self.units or self.slopes.coordinates.value.shape[1] != self.passes.centre.numel():
+            return False
+        judged, other = assessment.judgements, self.space.typical()
+        rows = judged.within & ~judged.narrow & judged.bound.isfinite() & (self.space.scale <= _BESIDE * other)
+        if not bool(rows.any()):
+            return False
+        coordinates = rows.nonzero().flatten().tolist()
+        scale = torch.where(rows, other, self.space.scale)
+        directions, lengths = self.space.scaled(scale).units(coordinates)
+        found, before, ratio = self.measured(directions), self.slopes.of(rows), lengths / self.space.lengths()[rows]
+        agrees = ~((found.value - before.value * ratio).abs() > found.bar + before.bar * ratio)
+        better = agrees & ~found.kinked & (found.bar < before.bar * ratio)
+        if not bool(better.any()):
+            return False
+        rows[rows.clone()] = better
+        self._rescale(rows, scale, found.of(better), None)
+        return True
 
     def element_slopes(
         self, coordinates: list[int], gradient: torch.Tensor | None = None, unrest: torch.Tensor | None = None

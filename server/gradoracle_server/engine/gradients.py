@@ -13,7 +13,9 @@ from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 
 _SLIGHT = 1e-12
+_WHOLE = 1 / 4  # of what each element may be off by, that all together may be
 _ILL = 1e-6
+_UNDERFLOW = 8.0  # units in the last place of what underflows
 _UNSEEN = 1e-6  # of the cotangent
 _INEXACT = 2.0  # times what a few runs show
 _NOTHING_LOW = 1e-3  # units in the last place of the function
@@ -54,9 +56,12 @@ def gradients_of(case: Case, place: int, space: Space, magnitude: float) -> Grad
         return Gradients(claimed, reference, tolerances.elementwise(reference, case.epsilon, None))
     moved = spread(case, place, space)
     units = case.epsilon * case.coarseness
-    # What underflows is rounded, too.
-    tiny = torch.finfo(case.subject.inputs[case.subject.places[place]].dtype).tiny
-    least = torch.full_like(reference, tiny)
+    precision = torch.finfo(case.subject.inputs[case.subject.places[place]].dtype)
+    # What underflows is rounded, too: to float16's last place there, which is not that far from 1, or to 0 elsewhere.
+    nothing = _UNDERFLOW * precision.smallest_normal * precision.eps
+    least = torch.full_like(reference, nothing if precision.bits == 16 and precision.max < 1e5 else precision.tiny)
+    overflown = claimed.isinf() & (reference.abs() > precision.max) & (claimed.sign() == reference.sign())
+    claimed = torch.where(overflown, reference, claimed)  # to which that is rounded
     if not case.own:  # a claim need not be better than torch, where torch is not wrong itself
         off = (space.flat(case.torchs[place]) - reference).abs().nan_to_num(0.0, 0.0)
         if off.norm() <= tolerances.ASKED_LOW * reference.norm():
@@ -78,7 +83,18 @@ def gradients_of(case: Case, place: int, space: Space, magnitude: float) -> Grad
         believed = _NOTHING_LOW * case.epsilon * magnitude
         if float(torch.linalg.vector_norm(reference * space.scale)) <= believed:
             found.allowance = torch.maximum(found.allowance, believed / space.scale)
+    if not case.own and not bool(found.apart.any()):
+        found.allowance = _together(found, units, torch.maximum(least, 2 * _WHOLE * tolerances.SPREADS * moved))
     return found
+
+
+def _together(found: Gradients, units: float, moved: torch.Tensor) -> torch.Tensor:
+    """The allowance of a claim whose elements are each within theirs, (C,). Rounding leaves few of them as far off as
+    any may be, so that all together are held to a part of that; `moved` is what is not to be divided."""
+    part = torch.maximum(tolerances.elementwise(found.reference, _WHOLE * units, None), moved)
+    off = (found.claimed - found.reference).nan_to_num(0.0, 0.0, 0.0)
+    beyond = torch.linalg.vector_norm(off) > torch.linalg.vector_norm(torch.minimum(part, found.allowance))
+    return torch.minimum(part, found.allowance) if bool(beyond) else found.allowance
 
 
 def spread(case: Case, place: int, space: Space, *, inside: bool = False, epsilon: float | None = None) -> torch.Tensor:

@@ -182,6 +182,10 @@ class Measurement:
             if not bool((found.bar + allowance <= asked * scale)[faint].all()):  # it may be 0 here, as at a minimum
                 scale = torch.where(faint, scale.clamp(min=self._moved * _FAINT), scale)
         judged = tolerances.judge(error, found.bar, allowance, scale, asked)
+        if bool((judged.failed & products.sum.isinf()).any()):  # what is infinite may be what a number is rounded to
+            most = torch.finfo(torch.float64).max * products.length
+            rounded = (found.value.abs() > most) & (found.value.sign() == products.sum.sign()) & products.sum.isinf()
+            judged = tolerances.judge(torch.where(rounded, 0.0, error), found.bar, allowance, scale, asked)
         faint &= judged.narrow & ~(judged.bound <= asked * own)
         nothing = bool(faint.any()) and bool((faint | (products.size == 0)).all())
         kinked = not found.smooth and bool(found.kinked.any())

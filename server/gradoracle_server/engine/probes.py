@@ -42,6 +42,12 @@ class Space:
         """The same with steps that are relative to each coordinate alone, however small it is."""
         return self.scaled(_scale(self.base, 0.0))
 
+    def typical(self) -> float:
+        """The scale of a coordinate as large as all of them are in the root of the mean of their squares."""
+        known = self.base.abs().to(torch.float64)
+        size = float(torch.linalg.vector_norm(known)) / math.sqrt(max(1, known.numel()))
+        return 2.0 ** math.floor(math.log2(size)) if 2.0**-960 < size < math.inf else 1.0
+
     def scaled(self, scale: torch.Tensor) -> Space:
         """The same with other scales, (C,)."""
         return dataclasses.replace(self, scale=scale)

@@ -31,6 +31,7 @@ ASKED_LOW = 0.5
 
 
 _FINITE = torch.finfo(torch.float64).max
+_TINY = torch.finfo(torch.float64).tiny  # what is less has fewer digits
 _UNITS = 8.0  # in the last place
 SPREADS = 5.0
 """What a few runs of Monte Carlo arithmetic showed is multiplied by."""
@@ -96,7 +97,8 @@ def fault(epsilon: float) -> float:
 def rounding(total: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
     """The allowance, (P,), for a float64 gradient along directions, given the sums of magnitudes and the norms of the
     terms of their products, (P,) both."""
-    return total * (16 * torch.finfo(torch.float64).eps) + RELATIVE * size
+    least = torch.add(total.clamp(max=_TINY), total, alpha=16 * torch.finfo(torch.float64).eps)
+    return least.add_(size, alpha=RELATIVE)
 
 
 def elementwise(reference: torch.Tensor, epsilon: float, spread: torch.Tensor | None) -> torch.Tensor:
@@ -109,7 +111,7 @@ def elementwise(reference: torch.Tensor, epsilon: float, spread: torch.Tensor | 
     typical = torch.linalg.vector_norm(magnitude) / math.sqrt(max(1, magnitude.numel()))
     units = _UNITS * epsilon
     relative = units + RELATIVE if epsilon <= torch.finfo(torch.float64).eps else units
-    found = torch.add(units * typical, magnitude, alpha=relative)
+    found = torch.add(units * typical + typical.clamp(max=_TINY), magnitude, alpha=relative)
     return found if spread is None else found + SPREADS * spread
 
 
