@@ -17,17 +17,29 @@ Attachments are the raw bytes of large tensors (`Tensor.attachment`), one after 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import mmap
 import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from gradoracle_server import lanes
-from gradoracle_server.lanes import Inlet, Outlet
-from gradoracle_server.mapping import mapped
+from gradoracle_server.envelope import (
+    AHEAD,
+    ALL_READ,
+    ATTACHMENTS_WELCOME,
+    CALLERS_MEMORY,
+    ENVELOPE,
+    HAS_ATTACHMENTS,
+    IN_LANE,
+    NEW_LANE,
+    PAYLOAD_IN_MEMORY,
+    SHARED_FROM,
+    SPAN,
+    WITHOUT_DESCRIPTOR,
+)
+from gradoracle_server.lanes import Outlet
 
 METHODS = (
     "Evaluate",
@@ -45,26 +57,6 @@ _WITHDRAWAL = len(METHODS)
 
 PHASES = ("queue", "decode", "plan", "forward", "backward", "check", "encode")
 """In the order of `Timing`'s fields. A worker leaves queue at 0; the front fills it in."""
-
-SHARED_FROM = 256 * 1024
-"""Payloads of this many bytes or more go through a memory file."""
-
-_ENVELOPE = struct.Struct("<HBBIQ")  # flags, kind, length of the head, attachments, bytes of payload
-_SPAN = struct.Struct("<QQ")  # offset and length of one attachment
-_PAYLOAD_IN_MEMORY = 1
-_HAS_ATTACHMENTS = 2
-_ATTACHMENTS_WELCOME = 4
-_CALLERS_MEMORY = 8
-_WITHOUT_DESCRIPTOR = 16
-_IN_LANE = 32
-_NEW_LANE = 64
-_AHEAD = 128
-_ALL_READ = 256
-_HEAD_AT_MOST = 128  # bytes
-_ANCILLARY = socket.CMSG_SPACE(2 * struct.calcsize("i"))  # room for two descriptors
-_RECEIVED = int(socket.MSG_CMSG_CLOEXEC)  # a plain number: to combine Python's flags takes longer than the system call
-_CUT = int(socket.MSG_CTRUNC)
-_READ = 256 * 1024 + 4096  # one read takes the largest inline message that a default socket buffer can hold
 
 
 @dataclasses.dataclass(slots=True)
@@ -134,13 +126,13 @@ class Job:
         """Made of the parts of a message."""
         if attachments is not None and len(head):
             (attachments.owner,) = cls.HEAD.unpack(head)
-        welcome, ahead = bool(flags & _ATTACHMENTS_WELCOME), bool(flags & _AHEAD)
-        return cls(kind, payload, attachments, welcome, ahead, bool(flags & _ALL_READ))
+        welcome, ahead = bool(flags & ATTACHMENTS_WELCOME), bool(flags & AHEAD)
+        return cls(kind, payload, attachments, welcome, ahead, bool(flags & ALL_READ))
 
     @property
     def flags(self) -> int:
         """What a message says of it."""
-        return (_ATTACHMENTS_WELCOME if self.attachments_welcome else 0) | (_ALL_READ if self.all_read else 0)
+        return (ATTACHMENTS_WELCOME if self.attachments_welcome else 0) | (ALL_READ if self.all_read else 0)
 
 
 @dataclasses.dataclass(slots=True)
@@ -226,35 +218,35 @@ def parts(message: Job | Reply, outlet: Outlet | None = None) -> tuple[list[byte
     pieces = [message.payload, *_tail(message)]
     size = sum(map(len, pieces))
     if size >= SHARED_FROM:
-        flags |= _PAYLOAD_IN_MEMORY
+        flags |= PAYLOAD_IN_MEMORY
         if outlet is None or size > lanes.MOST or not outlet.is_free:
             own = lanes.memory_file(pieces)
             descriptors.append(own)
         else:
-            flags |= _IN_LANE
+            flags |= IN_LANE
             if (fresh := outlet.put(pieces, size)) is not None:
-                flags |= _NEW_LANE
+                flags |= NEW_LANE
                 descriptors.append(fresh)
         pieces = []
     table = b""
     count = 0
     if message.attachments is not None:
-        flags |= _HAS_ATTACHMENTS
+        flags |= HAS_ATTACHMENTS
         if message.attachments.callers:
-            flags |= _CALLERS_MEMORY
+            flags |= CALLERS_MEMORY
         if message.attachments.descriptor >= 0:
             descriptors.append(message.attachments.descriptor)
         else:
-            flags |= _WITHOUT_DESCRIPTOR
+            flags |= WITHOUT_DESCRIPTOR
         count = len(message.attachments.spans)
-        table = b"".join(_SPAN.pack(*span) for span in message.attachments.spans)
+        table = b"".join(SPAN.pack(*span) for span in message.attachments.spans)
     if isinstance(message, Job):
         kind = message.method
         flags |= message.flags
     else:
         kind = 0
     head = message.head()
-    envelope = _ENVELOPE.pack(flags, kind, len(head), count, size)
+    envelope = ENVELOPE.pack(flags, kind, len(head), count, size)
     return [envelope + head + table, *pieces], descriptors, own
 
 
@@ -269,12 +261,12 @@ def whole(message: Job | Reply, *, ahead: bool = False) -> bytes | None:
     if size >= SHARED_FROM or message.attachments is not None:
         return None
     if isinstance(message, Job):
-        flags = message.flags & ~_ALL_READ | _AHEAD if ahead else message.flags
-        return _ENVELOPE.pack(flags, message.method, 0, 0, size) + message.payload
+        flags = message.flags & ~ALL_READ | AHEAD if ahead else message.flags
+        return ENVELOPE.pack(flags, message.method, 0, 0, size) + message.payload
     if message.tail:
         return None
     head = message.head()
-    return b"".join((_ENVELOPE.pack(0, 0, len(head), 0, size), head, message.payload))
+    return b"".join((ENVELOPE.pack(0, 0, len(head), 0, size), head, message.payload))
 
 
 def send(sock: socket.socket, message: Job | Reply, outlet: Outlet | None = None) -> None:
@@ -298,124 +290,3 @@ def send(sock: socket.socket, message: Job | Reply, outlet: Outlet | None = None
     finally:
         if own is not None:
             os.close(own)
-
-
-class Inbox(Generic[Message]):
-    """Puts the messages of one kind together again from what arrives on a socket.
-
-    Nearly every message arrives whole in one read, and is then taken from the read buffer, which is allocated once. A
-    payload that is a memoryview may be written over once the other side may send the next message.
-    """
-
-    def __init__(self, kind: type[Message]) -> None:
-        self._received: Callable[..., Message] = kind.received
-        self._inlet = Inlet()
-        self._room = memoryview(bytearray(_READ))
-        self._pending = bytearray()  # the beginning of a message that has not arrived whole
-        self._descriptors: list[int] = []
-        self._is_cut = False  # whether descriptors came for which this process had no room
-
-    def read(self, sock: socket.socket, flags: int = 0) -> Message | None:
-        """Reads once, with `flags` of recvmsg. Returns a message when one is complete, else None.
-
-        Raises EOFError when the other side has gone, BlockingIOError when the socket is empty and must not block,
-        PayloadError, and ValueError when what arrived is no message.
-        """
-        size, ancillary, how, _ = sock.recvmsg_into([self._room], _ANCILLARY, _RECEIVED | flags)
-        if how & _CUT:
-            self._is_cut = True
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                self._descriptors += memoryview(data[: len(data) - len(data) % 4]).cast("i")
-        if not size:
-            raise EOFError("the other side closed the socket")
-        if not self._pending:
-            message, end = self._take(self._room, size)
-            if end < size:
-                self._pending += self._room[end:size]
-            return _readable(message)
-        self._pending += self._room[:size]
-        return self.next()
-
-    def next(self) -> Message | None:
-        """A message that has arrived whole with another one, if there is any. Raises PayloadError and ValueError as
-        `read` does."""
-        if not self._pending:
-            return None
-        with memoryview(self._pending) as pending:
-            message, end = self._take(pending, len(pending))
-        del self._pending[:end]
-        return _readable(message)
-
-    def wait(self, sock: socket.socket) -> Message:
-        """Reads a blocking socket until a message is complete. Raises as `read` does."""
-        message = self.next()
-        while message is None:
-            message = self.read(sock)
-        return message
-
-    def close(self) -> None:
-        """Closes descriptors that came with a message that never became complete, and of a lane never read."""
-        self._inlet.close()
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors.clear()
-
-    def _take(self, buffer: memoryview, filled: int) -> tuple[Message | PayloadError | None, int]:
-        """The message at the start of the buffer, or why it cannot be read, and where it ends; None and 0 while it is
-        not complete."""
-        if filled < _ENVELOPE.size:
-            return None, 0
-        flags, kind, head_size, count, size = _ENVELOPE.unpack_from(buffer)
-        in_memory = flags & _PAYLOAD_IN_MEMORY
-        if head_size > _HEAD_AT_MOST or (size >= SHARED_FROM and not in_memory):
-            raise ValueError(f"expected an envelope, got {bytes(buffer[: _ENVELOPE.size]).hex()}")
-        head_end = _ENVELOPE.size + head_size
-        table_end = head_end + count * _SPAN.size
-        end = table_end + (0 if in_memory else size)
-        if filled < end:
-            return None, 0
-        wanted = 1 if in_memory and (flags & _NEW_LANE or not flags & _IN_LANE) else 0
-        wanted += 1 if flags & _HAS_ATTACHMENTS and not flags & _WITHOUT_DESCRIPTOR else 0
-        if len(self._descriptors) < wanted:
-            if self._is_cut:
-                self._is_cut = False
-                self.close()  # what came of them
-                return PayloadError(errno.EMFILE, os.strerror(errno.EMFILE)), end
-            raise ValueError(f"expected {wanted} descriptors with the message, got {len(self._descriptors)}")
-        spans = list(_SPAN.iter_unpack(buffer[head_end:table_end])) if count else []
-        payload: bytes | memoryview
-        try:
-            payload = self._from_memory(flags, size) if in_memory else bytes(buffer[table_end:end])
-        except OSError as error:
-            if flags & _HAS_ATTACHMENTS and not flags & _WITHOUT_DESCRIPTOR:
-                os.close(self._descriptors.pop(0))
-            return PayloadError(*error.args), end
-        attachments = None
-        if flags & _HAS_ATTACHMENTS:
-            descriptor = -1 if flags & _WITHOUT_DESCRIPTOR else self._descriptors.pop(0)
-            attachments = Attachments(descriptor, spans, bool(flags & _CALLERS_MEMORY))
-        head = buffer[_ENVELOPE.size : head_end]
-        try:
-            return self._received(kind, flags, head, payload, attachments), end
-        except struct.error as error:
-            raise ValueError(f"expected another head: {error}") from None
-
-    def _from_memory(self, flags: int, size: int) -> bytes | memoryview:
-        """A payload that lies in a memory file. Raises ValueError where it does not, OSError where it cannot be mapped;
-        its descriptor is taken in any case."""
-        if not flags & _IN_LANE:
-            room = mapped(self._descriptors.pop(0), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-            if len(room) != size:
-                raise ValueError(f"expected a memory file of {size} bytes, got one of {len(room)}")
-            return room
-        if flags & _NEW_LANE:
-            self._inlet.renew(self._descriptors.pop(0))
-        return self._inlet.take(size)
-
-
-def _readable(message: Message | PayloadError | None) -> Message | None:
-    """The message. Raises what it is instead."""
-    if isinstance(message, PayloadError):
-        raise message
-    return message

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from gradoracle_server import frames
+from gradoracle_server import frames, inbox
 from gradoracle_server.front import pool
 from gradoracle_server.front.admission import Queue, Ticket
 from gradoracle_server.launch import WorkerOptions
@@ -24,7 +24,7 @@ class Process:
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair()
         self.theirs.setblocking(False)
-        self.inbox = frames.Inbox(frames.Job)
+        self.inbox = inbox.Inbox(frames.Job)
         self.withdrawn: list[int] = []  # the numbers of jobs that were taken back
         self.exit_code: int | None = 0
 

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from gradoracle_server import frames, lanes
-from gradoracle_server.frames import Attachments, Inbox, Job, Reply
+from gradoracle_server.envelope import SHARED_FROM
+from gradoracle_server.frames import Attachments, Job, Reply
+from gradoracle_server.inbox import Inbox
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def descriptors() -> int:
     return found
 
 
-@pytest.mark.parametrize("size", [0, 1, 1000, frames.SHARED_FROM - 1, frames.SHARED_FROM, 3_000_000])
+@pytest.mark.parametrize("size", [0, 1, 1000, SHARED_FROM - 1, SHARED_FROM, 3_000_000])
 def test_job_arrives(pair: tuple[socket.socket, socket.socket], size: int) -> None:
     """A job of any size comes out as it went in, and leaves no descriptor behind."""
     left, right = pair
@@ -68,7 +70,7 @@ def test_attachments_arrive(pair: tuple[socket.socket, socket.socket]) -> None:
     descriptor = lanes.memory_file([b"abc", b"\0" * 61, b"defg"])
     sent = Attachments(descriptor, [(0, 3), (64, 4)])
 
-    frames.send(pair[0], Job(0, bytes(frames.SHARED_FROM), sent, attachments_welcome=True))
+    frames.send(pair[0], Job(0, bytes(SHARED_FROM), sent, attachments_welcome=True))
     job = Inbox(Job).wait(pair[1])
 
     assert job.attachments is not None
@@ -122,7 +124,7 @@ def test_descriptors_of_half_a_message_are_closed(pair: tuple[socket.socket, soc
     """When a message stops in the middle, `close` gives its descriptors back."""
     left, right = pair
     before = descriptors()
-    buffers, passed, own = frames.parts(Job(0, bytes(frames.SHARED_FROM)))
+    buffers, passed, own = frames.parts(Job(0, bytes(SHARED_FROM)))
     assert own is not None
     socket.send_fds(left, [bytes(buffers[0])[:5]], passed)
     os.close(own)
@@ -157,15 +159,15 @@ def test_nonsense_is_a_value_error(pair: tuple[socket.socket, socket.socket], en
 def test_payload_that_could_shrink_is_refused(pair: tuple[socket.socket, socket.socket], sealed: bool) -> None:
     """A memory file that its maker could cut off under the reader's hands is not mapped."""
     left, right = pair
-    buffers, passed, own = frames.parts(Job(0, bytes(frames.SHARED_FROM)))
+    buffers, passed, own = frames.parts(Job(0, bytes(SHARED_FROM)))
     assert own is not None
     if not sealed:
         passed = [os.memfd_create("planted")]
-        os.truncate(passed[0], frames.SHARED_FROM)
+        os.truncate(passed[0], SHARED_FROM)
     socket.send_fds(left, buffers, passed)
 
     if sealed:
-        assert frames.SHARED_FROM == len(Inbox(Job).wait(right).payload)
+        assert SHARED_FROM == len(Inbox(Job).wait(right).payload)
         assert fcntl.fcntl(own, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
     else:
         with pytest.raises(ValueError, match="expected a memory file sealed against shrinking"):

@@ -10,7 +10,7 @@ import os
 import pytest
 from lane_bench import Bench, bench, busy_with_b, letters, replies
 
-from gradoracle_server import frames
+from gradoracle_server import envelope, frames
 from gradoracle_server.front import statuses, worker
 from gradoracle_server.front.admission import Ticket
 
@@ -106,12 +106,12 @@ async def test_an_answer_for_which_the_front_has_no_memory(
         os.close(descriptor)
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
-    monkeypatch.setattr(frames, "mapped", mapped)
+    monkeypatch.setattr("gradoracle_server.inbox.mapped", mapped)
     async with bench(1) as made:
         tickets = made.submit(*letters("ab"))
         assert [b"a"] == await made.processes.made[0].has()
 
-        made.processes.made[0].answer(bytes(frames.SHARED_FROM))
+        made.processes.made[0].answer(bytes(envelope.SHARED_FROM))
 
         with pytest.raises(statuses.Failure, match="internal error, incident"):
             await tickets[0].future

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from gradoracle_server import frames, lanes
-from gradoracle_server.frames import Attachments, Inbox, Job, Reply
+from gradoracle_server.envelope import SHARED_FROM
+from gradoracle_server.frames import Attachments, Job, Reply
 from gradoracle_server.front import transport
 from gradoracle_server.front.transport import Connection, first_reply
+from gradoracle_server.inbox import Inbox
 
 
 class Front:
@@ -47,7 +49,7 @@ async def until(condition: object) -> None:
 async def test_large_job_is_sent_in_parts(pair: tuple[socket.socket, socket.socket]) -> None:
     """A job that the socket does not take at once follows as the worker reads, without anyone waiting for it."""
     front = Front(pair[0])
-    payload = os.urandom(frames.SHARED_FROM - 1)
+    payload = os.urandom(SHARED_FROM - 1)
 
     assert front.connection.send(Job(2, payload))
 
@@ -61,7 +63,7 @@ async def test_large_job_is_sent_in_parts(pair: tuple[socket.socket, socket.sock
 async def test_large_reply_arrives_in_parts(pair: tuple[socket.socket, socket.socket]) -> None:
     """A reply that comes in many pieces is handed on once, whole."""
     front = Front(pair[0])
-    payload = os.urandom(frames.SHARED_FROM - 1)
+    payload = os.urandom(SHARED_FROM - 1)
 
     await asyncio.to_thread(frames.send, pair[1], Reply(0, payload))
 
@@ -83,7 +85,7 @@ async def test_end_is_told_once(pair: tuple[socket.socket, socket.socket], last_
     assert ([garbled], []) == (front.lost, front.replies)
 
 
-@pytest.mark.parametrize("size", [1, frames.SHARED_FROM])
+@pytest.mark.parametrize("size", [1, SHARED_FROM])
 async def test_sending_to_one_that_has_gone(pair: tuple[socket.socket, socket.socket], size: int) -> None:
     """A job that cannot reach its worker is told apart from one that may have run."""
     front = Front(pair[0])

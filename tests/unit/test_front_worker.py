@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gradoracle_server import frames, lanes
+from gradoracle_server import envelope, frames, lanes
 from gradoracle_server.front import wire, worker
 from gradoracle_server.front.admission import Ticket
 from gradoracle_server.launch import WorkerOptions
@@ -101,7 +101,7 @@ async def test_a_large_answer_outlives_the_next_one(processes: Processes) -> Non
     made, ticket = await busy(processes)
     outlet, tickets = lanes.Outlet(), [ticket]
     for byte in (b"a", b"b", b"c"):
-        reply = frames.Reply(0, byte * frames.SHARED_FROM, phases=(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0))
+        reply = frames.Reply(0, byte * envelope.SHARED_FROM, phases=(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0))
         outlet.free()
         frames.send(processes.theirs, reply, outlet)
         await until(tickets[-1].future.done)
@@ -112,7 +112,7 @@ async def test_a_large_answer_outlives_the_next_one(processes: Processes) -> Non
         answer = each.future.result()
         assert answer.is_timed
         timing = wire.timing(each.queue_seconds, (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0))
-        assert byte * frames.SHARED_FROM + timing == answer.payload
+        assert byte * envelope.SHARED_FROM + timing == answer.payload
     outlet.close()
     made.close()
 
@@ -121,9 +121,9 @@ async def test_an_error_has_no_timing(processes: Processes) -> None:
     """However large it is: what comes is a Status."""
     made, ticket = await busy(processes)
     with contextlib.closing(lanes.Outlet()) as outlet:
-        frames.send(processes.theirs, frames.Reply(3, b"e" * frames.SHARED_FROM), outlet)
+        frames.send(processes.theirs, frames.Reply(3, b"e" * envelope.SHARED_FROM), outlet)
         answer = await ticket.future
-    assert (b"e" * frames.SHARED_FROM, False) == (answer.payload, answer.is_timed)
+    assert (b"e" * envelope.SHARED_FROM, False) == (answer.payload, answer.is_timed)
     made.close()
 
 

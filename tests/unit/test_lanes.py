@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from gradoracle_server import frames, lanes
-from gradoracle_server.frames import SHARED_FROM, Inbox, Job, Reply
+from gradoracle_server.envelope import SHARED_FROM
+from gradoracle_server.frames import Job, Reply
+from gradoracle_server.inbox import Inbox
 from gradoracle_server.lanes import Inlet, Outlet
 
 

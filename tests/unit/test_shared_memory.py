@@ -18,7 +18,7 @@ import gradoracle as go
 from gradoracle import channel, neighbours, requests, shared_memory, stream
 from gradoracle.v1 import service_pb2
 from gradoracle.v1 import tensor_pb2 as pb
-from gradoracle_server import frames, lanes
+from gradoracle_server import envelope, frames, inbox, lanes
 from gradoracle_server.addresses import Address
 from gradoracle_server.front import wire
 from gradoracle_server.front.neighbours import MEMORY
@@ -40,7 +40,7 @@ def passed(message: frames.Job | frames.Reply) -> frames.Job | frames.Reply:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         frames.send(ours, message)
-        return frames.Inbox(type(message)).wait(theirs)
+        return inbox.Inbox(type(message)).wait(theirs)
 
 
 def test_a_job_says_whose_memory_it_has(descriptor: int) -> None:
@@ -59,7 +59,7 @@ def test_a_job_says_whose_memory_it_has(descriptor: int) -> None:
         job.attachments.close()
 
 
-@pytest.mark.parametrize("payload", [b"", b"small", bytes(frames.SHARED_FROM)])
+@pytest.mark.parametrize("payload", [b"", b"small", bytes(envelope.SHARED_FROM)])
 def test_a_reply_without_a_descriptor(payload: bytes) -> None:
     """Attachments in the caller's memory are told by their places alone, whatever the payload."""
     reply = passed(frames.Reply(0, payload, frames.Attachments(-1, [(1, 2), (2**40, 2**33)], callers=True)))

@@ -23,9 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradoracle.v1 import graph_pb2, service_pb2, tensor_pb2
-from gradoracle_server import frames, lanes
+from gradoracle_server import frames, lanes, mapping
 from gradoracle_server.engine import evaluate
 from gradoracle_server.frames import METHODS, Job
+from gradoracle_server.inbox import Inbox
 from gradoracle_server.launch import WorkerOptions
 from gradoracle_server.worker import graphs, handlers, main, payload
 
@@ -410,7 +411,7 @@ def test_a_request_that_is_larger_than_the_memory(worker, monkeypatch):
     """Where not even its bytes can be mapped it is over the limit, and the next request is answered."""
     ours, theirs = socket.socketpair()
     request = service_pb2.EvaluateRequest(graph=square_graph(), primals=[array("x", np.ones(100_000))])
-    mapped, refusals = frames.mapped, [OSError(errno.ENOMEM, "Cannot allocate memory")]
+    mapped, refusals = mapping.mapped, [OSError(errno.ENOMEM, "Cannot allocate memory")]
 
     def short_of_memory(descriptor, *how):
         if refusals:
@@ -419,12 +420,12 @@ def test_a_request_that_is_larger_than_the_memory(worker, monkeypatch):
         return mapped(descriptor, *how)
 
     with ours, theirs, ThreadPoolExecutor(1) as thread:
-        monkeypatch.setattr(frames, "mapped", short_of_memory)
+        monkeypatch.setattr("gradoracle_server.inbox.mapped", short_of_memory)
         loop = thread.submit(main._answer_all, worker, theirs, 5000)
         replies = []
         for _ in range(2):
             frames.send(ours, Job(METHODS.index("Evaluate"), request.SerializeToString()))
-            replies.append(frames.Inbox(frames.Reply).wait(ours))
+            replies.append(Inbox(frames.Reply).wait(ours))
         ours.close()
         assert loop.result(60) is None
     status, info = failed(replies[0])
@@ -443,7 +444,7 @@ def test_a_job_that_was_taken_back_is_answered_and_not_run(worker, monkeypatch):
     with ours, theirs, ThreadPoolExecutor(1) as thread:
         ours.sendall(b"".join(map(frames.whole, [*jobs, frames.withdrawal([2])])))
         loop = thread.submit(main._answer_all, worker, theirs, 0)
-        inbox = frames.Inbox(frames.Reply)
+        inbox = Inbox(frames.Reply)
         assert [inbox.wait(ours).code for _ in jobs] == [0, 1, 0]
         ours.close()
         assert loop.result(60) is None
@@ -507,7 +508,7 @@ def test_what_a_job_took_is_given_back_after_its_reply(worker, monkeypatch):
         loop = thread.submit(main._answer_all, worker, theirs, 0)
         for _ in range(2):
             frames.send(ours, Job(METHODS.index("Evaluate"), request.SerializeToString()))
-            assert frames.Inbox(frames.Reply).wait(ours).code == 0
+            assert Inbox(frames.Reply).wait(ours).code == 0
         ours.close()
         assert loop.result(60) is None
     assert held == [True, True]

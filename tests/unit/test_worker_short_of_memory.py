@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from gradoracle_server import frames, lanes
-from gradoracle_server.frames import SHARED_FROM, Attachments, Inbox, Job, PayloadError, Reply
+from gradoracle_server import frames, lanes, mapping
+from gradoracle_server.envelope import SHARED_FROM
+from gradoracle_server.frames import Attachments, Job, PayloadError, Reply
+from gradoracle_server.inbox import Inbox
 from gradoracle_server.worker import main
 from gradoracle_server.worker.backlog import Backlog
 
@@ -65,7 +67,7 @@ def test_what_cannot_be_read_has_its_number(
 ) -> None:
     """Those behind it are read, and what the front takes back is what it means."""
     backlog, before = Backlog(), open_descriptors()
-    monkeypatch.setattr(frames, "mapped", failing_once(frames.mapped, errno.ENOMEM, closes=True))
+    monkeypatch.setattr("gradoracle_server.inbox.mapped", failing_once(mapping.mapped, errno.ENOMEM, closes=True))
     job = Job(0, LARGE, Attachments(lanes.memory_file([b"abc"]), [(0, 3)]))
     word = frames.withdrawal([3])
     if begun:  # what follows is put together in another way

@@ -127,7 +127,7 @@ def _asked(
     changed = [None if u is None else change.of(u) for u in cotangents]
     expected = [change.factor * g for g in gradients]
     found = _answered(change.name, change.sentence, tape, changed, expected, gradients, rounding)
-    if abs(change.factor) == 2 and found.error == math.inf and all(g.dtype is torch.float16 for g in gradients):
+    if abs(change.factor) == 2 and not math.isfinite(found.error) and all(g.dtype is torch.float16 for g in gradients):
         changed = [None if u is None else u / 4 for u in changed]
         expected = [g / 4 for g in expected]
         sentence = "half the cotangent must give half the gradient; twice as much overflows"

@@ -9,8 +9,9 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 
-from gradoracle_server.frames import Inbox, Job, PayloadError, Reply, parts, whole
+from gradoracle_server.frames import Job, PayloadError, Reply, parts, whole
 from gradoracle_server.front import statuses
+from gradoracle_server.inbox import Inbox
 from gradoracle_server.lanes import Outlet
 from gradoracle_server.mapping import KeptMapping
 

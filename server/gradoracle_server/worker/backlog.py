@@ -7,7 +7,8 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
-from gradoracle_server.frames import Inbox, Job, PayloadError, withdrawn_jobs
+from gradoracle_server.frames import Job, PayloadError, withdrawn_jobs
+from gradoracle_server.inbox import Inbox
 
 _AT_ONCE = int(socket.MSG_DONTWAIT)  # a plain number: to combine Python's flags takes longer than the system call
 
