@@ -9,7 +9,7 @@ import pytest
 import torch
 from check_cases import F64, check, planted
 
-from gradoracle_server.engine import examine, ladders, sharpening
+from gradoracle_server.engine import ladders, refinement, sharpening
 from gradoracle_server.engine.finite_difference import Derivative
 from gradoracle_server.engine.ladders import measure
 from gradoracle_server.engine.passes import Passes
@@ -485,7 +485,7 @@ def test_elements_that_another_cotangent_would_have_for_larger_are_looked_at(mod
     x = 0.1 * draw(40)
     assert check(weighted, x, mode=mode).verdict is Verdict.PASS
     assert check(planted(weighted, wrong), x, mode=mode).verdict is Verdict.FAIL
-    monkeypatch.setattr(examine, "_NEGLIGIBLE", 1e-3)
+    monkeypatch.setattr(refinement, "NEGLIGIBLE", 1e-3)
     assert check(planted(weighted, wrong), x, mode=mode).verdict is Verdict.PASS
 
 

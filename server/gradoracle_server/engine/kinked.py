@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from gradoracle_server.engine import mismatches, tolerances
-from gradoracle_server.engine.examine import ALL_UNITS, Examiner
+from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.gradients import Gradients
+from gradoracle_server.engine.refinement import ALL_UNITS
 from gradoracle_server.engine.report import InputReport, Verdict
 from gradoracle_server.engine.slopes import Slopes
 

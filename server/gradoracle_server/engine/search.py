@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from gradoracle_server.engine.examine import ALL_UNITS, Examiner
+from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.products import Assessment
+from gradoracle_server.engine.refinement import ALL_UNITS
 from gradoracle_server.engine.slopes import Slopes
 
 _FOUND = 10  # wrong elements named, and blocks followed, at most

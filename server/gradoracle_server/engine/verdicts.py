@@ -25,13 +25,14 @@ from gradoracle_server.engine import (
 )
 from gradoracle_server.engine.belief import Belief
 from gradoracle_server.engine.case import Case
-from gradoracle_server.engine.examine import ALL_UNITS, Examiner
+from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.gradients import Gradients, gradients_of, rounding, roundings
 from gradoracle_server.engine.jacobians import Jacobian
 from gradoracle_server.engine.opinions import ignores_cotangent
 from gradoracle_server.engine.passes import NoBatchesError, Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.products import Assessment, Products
+from gradoracle_server.engine.refinement import ALL_UNITS
 from gradoracle_server.engine.report import Diagnosis, InputReport, Mismatch, Opinion, Rung, Verdict
 from gradoracle_server.engine.slopes import Slopes
 
