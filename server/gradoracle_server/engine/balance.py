@@ -26,9 +26,11 @@ def between_outputs(subject: Subject, outputs: Sequence[torch.Tensor], cotangent
     """Larger ones, by powers of two, for outputs whose gradient is nothing beside the others', by every input. Asked
     only where the outputs themselves are of sizes that differ by much."""
     live = [place for place, one in enumerate(cotangents) if one is not None and one.numel()]
+    if not 2 <= len(live) <= _MOST:
+        return cotangents
     sizes = [_size(outputs[place]) for place in live]
     known = [one for one in sizes if 0 < one < math.inf]
-    if not 2 <= len(live) <= _MOST or len(known) < 2 or max(known) <= _UNLIKE * min(known):
+    if len(known) < 2 or max(known) <= _UNLIKE * min(known):
         return cotangents
     tape = subject.tape()
     alone: Cotangents = [None] * len(cotangents)
@@ -50,9 +52,8 @@ def between_outputs(subject: Subject, outputs: Sequence[torch.Tensor], cotangent
 
 def in_range(subject: Subject, cotangents: Cotangents, gradients: Sequence[torch.Tensor]) -> Cotangents:
     """Smaller ones, where those of a low precision have gradients that are not finite, and smaller ones' are."""
-    if all(bool(one.isfinite().all()) for one in gradients):
-        return cotangents
-    if all(one.dtype not in (torch.float16, torch.complex32) for one in gradients):
+    narrow = [one for one in gradients if one.dtype in (torch.float16, torch.complex32)]
+    if all(bool(one.isfinite().all()) for one in narrow):
         return cotangents
     smaller = [None if one is None else one * _SMALLER for one in cotangents]
     found = subject.tape().pull(smaller)

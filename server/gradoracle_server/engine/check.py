@@ -73,10 +73,9 @@ def check(
         first = _first(subject, tape, chosen)
     again = subject.tape()
     alike = _repeatable(tape.outputs, again.outputs)
-    repeated = alike and not claims and options.order == 1 and opinions.repeats(again, chosen, first)
-    if not repeated and (why := _unsteady(subject, chosen, first) if alike else _RUNS):
-        found = [InputReport(name, Verdict.NON_DETERMINISTIC, why) for name in subject.names]
-        return Report(Verdict.NON_DETERMINISTIC, [*found, *skipped], 0.0, 2, [])
+    repeated = opinions.repeats(again, chosen, first) if alike and not claims and options.order == 1 else None
+    if repeated is None and (why := _unsteady(subject, chosen, first) if alike else _RUNS):
+        return _non_deterministic(subject, skipped, why)
     case = _case(subject, tape, chosen, first, claims, options)
     report = _judgement(case, tape, first, skipped, phases, options, repeated=repeated)
     if report.verdict is Verdict.FAIL and (raised := _unrounded(case, tape)) is not None:
@@ -95,15 +94,18 @@ def _judgement(
     phases: Phases,
     options: Options,
     *,
-    repeated: bool,
+    repeated: Sequence[torch.Tensor] | None,
 ) -> Report:
-    """The report on a case; `first` are the gradients of its run, which are `repeated` to the last bit or not."""
+    """The report on a case; `first` are the gradients of its run, and `repeated` what `opinions.repeats` gave."""
     subject, chosen = case.subject, case.cotangents
     passes = _passes(case, options)
     rounding = functools.partial(gradients.largest_rounding, case, passes)
     heard: list[Opinion] = []
     if case.own and case.weights is None:
         heard = opinions.linearity(tape, chosen, first, repeated=repeated, rounding=rounding)
+        doubted = repeated is not None and any(one.verdict is Verdict.FAIL for one in heard)
+        if doubted and (why := _unsteady(subject, chosen, first)):
+            return _non_deterministic(subject, skipped, why)
     elif case.own and case.weights is not None:
         heard = opinions.second_linearity(tape, chosen, case.weights, case.torchs, rounding)
         if case.faithful:
@@ -179,6 +181,12 @@ def _unclaimable(name: str) -> InputReport:
     return InputReport(name, Verdict.NON_DIFFERENTIABLE, text)
 
 
+def _non_deterministic(subject: Subject, skipped: list[InputReport], why: str) -> Report:
+    """What differs between runs, or pull-backs, cannot be judged."""
+    found = [InputReport(name, Verdict.NON_DETERMINISTIC, why) for name in subject.names]
+    return Report(Verdict.NON_DETERMINISTIC, [*found, *skipped], 0.0, 2, [])
+
+
 def _unweighable(subject: Subject, skipped: list[InputReport]) -> Report:
     """A cotangent is no number, so that the sum of <cotangent, output> has no derivative to be held against."""
     text = "A cotangent is not finite: there is no sum of cotangents times outputs to differentiate."
@@ -194,11 +202,12 @@ def _nothing(subject: Subject, skipped: list[InputReport], *, claimed: bool) -> 
 
 
 def _unsteady(subject: Subject, cotangents: Sequence[torch.Tensor | None], gradients: Sequence[torch.Tensor]) -> str:
-    """How a run, and its second pull-back, differ from the gradients of another; nothing where they do not."""
+    """How a run, or pull-backs of it after others, differ from the gradients of another; nothing where they do not."""
     tape = subject.tape()
     if not _repeatable(gradients, tape.pull(cotangents)):
         return _RUNS
     try:
+        tape.pull([None if one is None else -2 * one for one in cotangents])
         return "" if _repeatable(gradients, tape.pull(cotangents)) else f"{_PULLS}, gave other gradients."
     except Fault as fault:
         return f"{_PULLS}, raised: {fault.message.rstrip('.')}."

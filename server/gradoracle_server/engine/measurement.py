@@ -12,6 +12,7 @@ from gradoracle_server.engine import finite_difference, ladders, tolerances
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.products import Assessment, Products, distance, root_mean_square
+from gradoracle_server.engine.report import Verdict
 from gradoracle_server.engine.sharpening import Reach
 from gradoracle_server.engine.slopes import Question, Slopes
 
@@ -176,20 +177,28 @@ class Measurement:
         # A gradient that is as good as zero is held against the function's own size.
         faint = scale <= found.bar + allowance
         asked = self._asked if asked is None else asked
-        own = scale
+        nothing = None
         if bool(faint.any()):
+            own = scale
             scale = torch.where(faint, scale.clamp(min=self.passes.magnitude * _FAINT), scale)
             if not bool((found.bar + allowance <= asked * scale)[faint].all()):  # it may be 0 here, as at a minimum
                 scale = torch.where(faint, scale.clamp(min=self._moved * _FAINT), scale)
+            nothing = faint & ~(found.bar + allowance <= asked * own)
+            if not bool(nothing.any()) or not bool((nothing | (products.size == 0)).all()):
+                nothing = None
         judged = tolerances.judge(error, found.bar, allowance, scale, asked)
-        if bool((judged.failed & products.sum.isinf()).any()):  # what is infinite may be what a number is rounded to
-            most = torch.finfo(torch.float64).max * products.length
-            rounded = (found.value.abs() > most) & (found.value.sign() == products.sum.sign()) & products.sum.isinf()
-            judged = tolerances.judge(torch.where(rounded, 0.0, error), found.bar, allowance, scale, asked)
-        faint &= judged.narrow & ~(judged.bound <= asked * own)
-        nothing = bool(faint.any()) and bool((faint | (products.size == 0)).all())
-        kinked = not found.smooth and bool(found.kinked.any())
-        return Assessment(judged.verdict, judged, kinked, noise, faint if nothing else None)
+        verdict = judged.verdict
+        if verdict is Verdict.FAIL and bool((judged.failed & products.sum.isinf()).any()):
+            error = torch.where(self._overflows(products, found), 0.0, error)
+            judged = tolerances.judge(error, found.bar, allowance, scale, asked)
+            verdict = judged.verdict
+        return Assessment(verdict, judged, not found.smooth and bool(found.kinked.any()), noise, nothing)
+
+    def _overflows(self, products: Products, found: Slopes) -> torch.Tensor:
+        """(P,) of bool: where a gradient is infinite, as slopes are once they are divided by how far the input moves:
+        that is what a large number is rounded to."""
+        large = found.value.abs() > torch.finfo(torch.float64).max * products.length
+        return products.sum.isinf() & large & (found.value.sign() == products.sum.sign())
 
     @functools.cached_property
     def _moved(self) -> float:

@@ -61,27 +61,23 @@ _ZERO = _Change("linear_zero", "the cotangent 0 must give 0", torch.zeros_like, 
 _TOGETHER = (
     _Change("linear_negative", "the negated cotangent must give the negative", torch.neg, -1.0),
     _Change("linear_doubled", "twice the cotangent must give twice the gradient", lambda u: 2 * u, 2.0),
-    _Change("linear_strided", "a non-contiguous cotangent must give the same", _strided, 1.0),
+    _Change("linear_transposed", "a cotangent whose axes lie in another order must give the same", _transposed, 1.0),
 )
-"""Asked for in one, as -2 times the cotangent, not contiguous; and one by one, where that is not right."""
+"""Asked for in one, as -2 times the cotangent, its axes laid out in reverse; one by one, where that is not right."""
 
-_TRANSPOSED = _Change(
-    "linear_transposed", "a cotangent whose axes lie in another order must give the same", _transposed, 1.0
-)
+_STRIDED = _Change("linear_strided", "a non-contiguous cotangent must give the same", _strided, 1.0)
 
 
-def repeats(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor]) -> bool:
-    """Whether this tape gives for -2 times the cotangents, not contiguous, -2 times the gradients of another to the
-    last bit, and for the cotangents themselves, laid out in another order, these gradients after that: then two runs
-    agree, pull-backs leave a run as it was, and the gradient is linear."""
+def repeats(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+    """The answers of this tape to ones, not contiguous, if after these it gives for -2 times the cotangents, the axes
+    laid out in reverse, -2 times the gradients of another to the last bit: then two runs agree, and the gradient is
+    linear. None where it is not so."""
     try:
-        answers = tape.pull([None if u is None else _strided(-2 * u) for u in cotangents])
-        if not all(torch.equal(one, -2 * g) for one, g in zip(answers, gradients, strict=True)):
-            return False
-        answers = tape.pull([None if u is None else _transposed(u) for u in cotangents])
+        ones = tape.pull([None if u is None else _strided(_ones(u)) for u in cotangents])
+        answers = tape.pull([None if u is None else _transposed(-2 * u) for u in cotangents])
     except Fault:
-        return False
-    return all(torch.equal(one, g) for one, g in zip(answers, gradients, strict=True))
+        return None
+    return ones if all(torch.equal(one, -2 * g) for one, g in zip(answers, gradients, strict=True)) else None
 
 
 def linearity(
@@ -89,31 +85,28 @@ def linearity(
     cotangents: Cotangents,
     gradients: Sequence[torch.Tensor],
     *,
-    repeated: bool = False,
+    repeated: Sequence[torch.Tensor] | None = None,
     rounding: Rounding | None = None,
 ) -> list[Opinion]:
     """Answers to other cotangents, against those that follow from `gradients`, the answer to `cotangents`; `repeated`
-    is what `repeats` said. `rounding` tells what rounding inside of kernels does to the gradient of an input, where a
-    few units in the last place are not all."""
+    is what `repeats` gave. `rounding` tells what rounding inside of kernels does to the gradient of
+    an input, where a few units in the last place are not all."""
     ask = functools.partial(_asked, tape, cotangents, gradients, rounding)
     found = [ask(_ZERO)]
-    if repeated:
+    if repeated is not None:
         perfect = [Verdict.PASS] * len(gradients)
-        found += [Opinion(one.name, perfect, 0.0, 0.0, one.sentence) for one in (*_TOGETHER, _TRANSPOSED)]
+        found += [Opinion(one.name, perfect, 0.0, 0.0, one.sentence) for one in _TOGETHER]
+        expanded = _expanded(tape, cotangents, gradients, rounding, repeated)
+        if expanded.verdict is Verdict.PASS:  # and so are the strided ones that they were held against
+            return [*found, dataclasses.replace(expanded, name=_STRIDED.name, explanation=_STRIDED.sentence), expanded]
     else:
-        together = ask(_Change("", "", lambda u: _strided(-2 * u), -2.0))
+        together = ask(_Change("", "", lambda u: _transposed(-2 * u), -2.0))
         if together.verdict is Verdict.PASS:  # then each alone is right, too
             said = [(one.name, together.explanation or one.sentence) for one in _TOGETHER]
             found += [dataclasses.replace(together, name=name, explanation=text) for name, text in said]
         else:
             found += [ask(one) for one in _TOGETHER]
-        found.append(ask(_TRANSPOSED))
-    found.append(_expanded(tape, cotangents, gradients, lambda u: u.new_ones(()).expand(u.shape), rounding))
-    # Ones say nothing of a softmax, whose gradient for them is 0: then values that are alike along one axis only.
-    for axis in (0, -1):
-        if found[-1].verdict is Verdict.PASS and found[-1].faint:
-            found[-1] = _expanded(tape, cotangents, gradients, functools.partial(_alike, axis=axis), rounding)
-    return found
+    return [*found, ask(_STRIDED), _expanded(tape, cotangents, gradients, rounding, None)]
 
 
 def _asked(
@@ -135,6 +128,11 @@ def _asked(
     return found
 
 
+def _ones(tensor: torch.Tensor) -> torch.Tensor:
+    """Ones in its place, with strides of 0."""
+    return tensor.new_ones(()).expand(tensor.shape)
+
+
 def _alike(tensor: torch.Tensor, axis: int) -> torch.Tensor:
     """The first values along an axis in place of all, with a stride of 0."""
     if not tensor.dim() or not tensor.numel():
@@ -146,20 +144,26 @@ def _expanded(
     tape: Tape,
     cotangents: Cotangents,
     gradients: Sequence[torch.Tensor],
-    change: Callable[[torch.Tensor], torch.Tensor],
     rounding: Rounding | None,
+    ones: Sequence[torch.Tensor] | None,
 ) -> Opinion:
-    """The answers to cotangents with strides of 0 against those to the same values without."""
-    expanded = [None if u is None else change(u) for u in cotangents]
-    expected = tape.pull([None if u is None else u.contiguous() for u in expanded])
+    """The answers to cotangents with strides of 0 against those to the same values without; `ones` are those to ones,
+    where another run has given them."""
     sentence = "an expanded cotangent, of stride 0, must give the same as a contiguous one"
-    found = _answered("linear_expanded", sentence, tape, expanded, expected, gradients, rounding)
-    sizes = [
-        (float(torch.linalg.vector_norm(one, math.inf)), float(torch.linalg.vector_norm(g, math.inf)))
-        for one, g in zip(expected, gradients, strict=True)
-        if one.numel()
-    ]
-    found.faint = any(size <= _FAINT * usual and usual > 0 for size, usual in sizes)
+    # Ones say nothing of a softmax, whose gradient for them is 0: then values that are alike along one axis only.
+    for change in (_ones, functools.partial(_alike, axis=0), functools.partial(_alike, axis=-1)):
+        expanded = [None if u is None else change(u) for u in cotangents]
+        given = ones if change is _ones else None
+        expected = given or tape.pull([None if u is None else u.contiguous() for u in expanded])
+        found = _answered("linear_expanded", sentence, tape, expanded, expected, gradients, rounding)
+        sizes = [
+            (float(torch.linalg.vector_norm(one, math.inf)), float(torch.linalg.vector_norm(g, math.inf)))
+            for one, g in zip(expected, gradients, strict=True)
+            if one.numel()
+        ]
+        found.faint = any(size <= _FAINT * usual and usual > 0 for size, usual in sizes)
+        if found.verdict is not Verdict.PASS or not found.faint:
+            break
     return found
 
 

@@ -95,7 +95,7 @@ def root_mean_square(gradient: torch.Tensor) -> float:
 def distance(claimed: torch.Tensor, found: Slopes) -> torch.Tensor:
     """How far each claim is outside its interval of slopes; NaN where it is NaN."""
     if found.smooth:
-        return torch.where(claimed == found.value, 0.0, (claimed - found.value).abs())  # infinities that agree
+        return (claimed - found.value).abs()
     outside = torch.maximum(found.low - claimed, claimed - found.high)
     outside = torch.where((claimed == found.low) | (claimed == found.high), 0.0, outside)  # infinities that agree
     unknown = torch.isinf(found.bar) & ~claimed.isnan()
