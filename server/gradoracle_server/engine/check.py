@@ -62,9 +62,9 @@ def check(
     chosen = trial.cotangents(plan, tape.outputs, cotangents, claimed=bool(claims), seed=options.seed)
     if not places or all(one is None for one in chosen):
         return _nothing(subject, skipped, claimed=bool(claims))
-    if not all(bool(one.isfinite().all()) for one in chosen if one is not None):
-        return _unweighable(subject, skipped)
     free = not cotangents and not claims
+    if not free and not all(bool(one.isfinite().all()) for one in chosen if one is not None):
+        return _unweighable(subject, skipped)
     if free:
         chosen = balance.between_outputs(subject, tape.outputs, chosen)
     first = _first(subject, tape, chosen)
@@ -73,14 +73,15 @@ def check(
         first = _first(subject, tape, chosen)
     again = subject.tape()
     alike = _repeatable(tape.outputs, again.outputs)
-    repeated = opinions.repeats(again, chosen, first) if alike and not claims and options.order == 1 else None
-    if repeated is None and (why := _unsteady(subject, chosen, first) if alike else _RUNS):
+    answers = opinions.asked_again(again, chosen) if alike and not claims and options.order == 1 else None
+    steady = answers is not None and _repeatable([-2 * one for one in first], answers.doubled)
+    if not steady and (why := _unsteady(subject, chosen, first) if alike else _RUNS):
         return _non_deterministic(subject, skipped, why)
     case = _case(subject, tape, chosen, first, claims, options)
-    report = _judgement(case, tape, first, skipped, phases, options, repeated=repeated)
+    report = _judgement(case, tape, first, skipped, phases, options, again=answers)
     if report.verdict is Verdict.FAIL and (raised := _unrounded(case, tape)) is not None:
         spent = report.evaluations
-        other = _judgement(raised, tape, first, skipped, phases, options, repeated=repeated)
+        other = _judgement(raised, tape, first, skipped, phases, options, again=answers)
         report = other if other.verdict is not Verdict.FAIL else report
         report.evaluations = spent + other.evaluations
     return report
@@ -94,16 +95,16 @@ def _judgement(
     phases: Phases,
     options: Options,
     *,
-    repeated: Sequence[torch.Tensor] | None,
+    again: opinions.Again | None,
 ) -> Report:
-    """The report on a case; `first` are the gradients of its run, and `repeated` what `opinions.repeats` gave."""
+    """The report on a case; `first` are the gradients of its run, and `again` what another run gives."""
     subject, chosen = case.subject, case.cotangents
     passes = _passes(case, options)
     rounding = functools.partial(gradients.largest_rounding, case, passes)
     heard: list[Opinion] = []
     if case.own and case.weights is None:
-        heard = opinions.linearity(tape, chosen, first, repeated=repeated, rounding=rounding)
-        doubted = repeated is not None and any(one.verdict is Verdict.FAIL for one in heard)
+        heard = opinions.linearity(tape, chosen, first, again=again, rounding=rounding)
+        doubted = again is not None and any(one.verdict is Verdict.FAIL for one in heard)
         if doubted and (why := _unsteady(subject, chosen, first)):
             return _non_deterministic(subject, skipped, why)
     elif case.own and case.weights is not None:

@@ -68,16 +68,20 @@ _TOGETHER = (
 _STRIDED = _Change("linear_strided", "a non-contiguous cotangent must give the same", _strided, 1.0)
 
 
-def repeats(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
-    """The answers of this tape to ones, not contiguous, if after these it gives for -2 times the cotangents, the axes
-    laid out in reverse, -2 times the gradients of another to the last bit: then two runs agree, and the gradient is
-    linear. None where it is not so."""
+class Again(NamedTuple):
+    """What another run gives, which is pulled back twice."""
+
+    ones: list[torch.Tensor]  # for cotangents of ones, not contiguous
+    doubled: list[torch.Tensor]  # and after that for -2 times the cotangents, their axes laid out in reverse
+
+
+def asked_again(tape: Tape, cotangents: Cotangents) -> Again | None:
+    """The answers of a run that has given none. None where it raises."""
     try:
         ones = tape.pull([None if u is None else _strided(_ones(u)) for u in cotangents])
-        answers = tape.pull([None if u is None else _transposed(-2 * u) for u in cotangents])
+        return Again(ones, tape.pull([None if u is None else _transposed(-2 * u) for u in cotangents]))
     except Fault:
         return None
-    return ones if all(torch.equal(one, -2 * g) for one, g in zip(answers, gradients, strict=True)) else None
 
 
 def linearity(
@@ -85,28 +89,26 @@ def linearity(
     cotangents: Cotangents,
     gradients: Sequence[torch.Tensor],
     *,
-    repeated: Sequence[torch.Tensor] | None = None,
+    again: Again | None = None,
     rounding: Rounding | None = None,
 ) -> list[Opinion]:
-    """Answers to other cotangents, against those that follow from `gradients`, the answer to `cotangents`; `repeated`
-    is what `repeats` gave. `rounding` tells what rounding inside of kernels does to the gradient of
-    an input, where a few units in the last place are not all."""
+    """Answers to other cotangents, against those that follow from `gradients`, the answer to `cotangents`; `again` are
+    those that another run has given. `rounding` tells what rounding inside of kernels does to the gradient of an input,
+    where a few units in the last place are not all."""
     ask = functools.partial(_asked, tape, cotangents, gradients, rounding)
     found = [ask(_ZERO)]
-    if repeated is not None:
-        perfect = [Verdict.PASS] * len(gradients)
-        found += [Opinion(one.name, perfect, 0.0, 0.0, one.sentence) for one in _TOGETHER]
-        expanded = _expanded(tape, cotangents, gradients, rounding, repeated)
-        if expanded.verdict is Verdict.PASS:  # and so are the strided ones that they were held against
-            return [*found, dataclasses.replace(expanded, name=_STRIDED.name, explanation=_STRIDED.sentence), expanded]
-    else:
+    together = _compared("", "", again.doubled, [-2 * g for g in gradients], gradients, rounding) if again else None
+    if together is None or together.verdict is Verdict.FAIL:
         together = ask(_Change("", "", lambda u: _transposed(-2 * u), -2.0))
-        if together.verdict is Verdict.PASS:  # then each alone is right, too
-            said = [(one.name, together.explanation or one.sentence) for one in _TOGETHER]
-            found += [dataclasses.replace(together, name=name, explanation=text) for name, text in said]
-        else:
-            found += [ask(one) for one in _TOGETHER]
-    return [*found, ask(_STRIDED), _expanded(tape, cotangents, gradients, rounding, None)]
+    if together.verdict is Verdict.PASS:  # then each alone is right, too
+        said = [(one.name, together.explanation or one.sentence) for one in _TOGETHER]
+        found += [dataclasses.replace(together, name=name, explanation=text) for name, text in said]
+    else:
+        found += [ask(one) for one in _TOGETHER]
+    expanded = _expanded(tape, cotangents, gradients, rounding, again.ones if again else None)
+    if again and expanded.verdict is Verdict.PASS:  # and so are the strided ones that they were held against
+        return [*found, dataclasses.replace(expanded, name=_STRIDED.name, explanation=_STRIDED.sentence), expanded]
+    return [*found, ask(_STRIDED), _expanded(tape, cotangents, gradients, rounding, None) if again else expanded]
 
 
 def _asked(
