@@ -93,7 +93,8 @@ class InputReport:
     factor: float | None
     """The factor, where the diagnosis is SCALED."""
     max_error: float
-    """The largest error seen."""
+    """The largest error seen, beside its bound: of one element of the gradient, or where none was looked at alone, of
+    the derivative along a direction in which each element moves by about its own size."""
     error_bound: float
     """The bound that held where it was seen."""
     kink: tuple[float, float] | None

@@ -467,3 +467,15 @@ def test_a_claim_for_an_output_that_has_no_gradient_is_not_passed(claim):
         report = check(function, draw(3), claimed={"x": torch.full((3,), claim, dtype=F64)})
         assert report.verdict is Verdict.NON_DIFFERENTIABLE
         assert report.inputs[0].explanation.startswith("No output is a floating or complex tensor: ")
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e9])
+def test_figures_are_of_the_gradient_whatever_the_size_of_the_input(size):
+    """Of an element that is moved alone, and not of a step that is relative to it."""
+    (found,) = check(lambda x: x**2, torch.tensor([size], dtype=F64)).inputs
+    assert 1e-10 * 2 * size < found.error_bound < 1e-8 * 2 * size
+    assert found.max_error <= found.error_bound
+    (found,) = check(lambda x: 1e12 * size + x, torch.tensor([size], dtype=F64)).inputs
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert 1e-6 < found.error_bound < 1
+    assert f"known to {found.error_bound:.2g} only" in found.explanation

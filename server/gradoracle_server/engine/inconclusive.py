@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.products import Assessment
@@ -12,11 +14,11 @@ from gradoracle_server.engine.report import InputReport, Verdict
 
 def report(passes: Passes, examiner: Examiner, found: Assessment) -> InputReport:
     """INCONCLUSIVE, and what is known."""
-    bounds = found.judgements.bound.nan_to_num(nan=math.inf, posinf=math.inf)
-    row = int(bounds.argmax())
-    widest = float(bounds[row])
-    report = InputReport(examiner.space.name, Verdict.INCONCLUSIVE, error_bound=widest)
-    report.max_error = float(found.judgements.error[row])
+    judged = found.judgements
+    bounds = judged.bound.nan_to_num(nan=math.inf, posinf=math.inf)
+    row = int(torch.where(judged.narrow, -1.0, bounds).argmax())
+    error, widest = examiner.figures(found, row)
+    report = InputReport(examiner.space.name, Verdict.INCONCLUSIVE, max_error=error, error_bound=widest)
     if not bool(passes.centre.isfinite().all()):
         report.explanation = "An output is not finite at this point."
     elif math.isinf(widest):

@@ -64,12 +64,6 @@ class Judgements:
         relative = torch.where(self.bound > 0, self.error / self.bound, self.error)
         return relative.nan_to_num(nan=math.inf, posinf=math.inf)
 
-    @property
-    def worst(self) -> tuple[float, float]:
-        """The error that is furthest beyond its bound, or nearest to it, and that bound."""
-        row = int(self.excess.argmax())
-        return float(self.error[row]), float(self.bound[row])
-
 
 def judge(
     error: torch.Tensor, bar: torch.Tensor, allowance: torch.Tensor, scale: torch.Tensor, asked: float = ASKED
