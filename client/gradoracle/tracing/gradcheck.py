@@ -73,6 +73,8 @@ def gradcheck(
       GradcheckWarning, and one outside fails. So does what the numerics cannot tell pass, with the reason. Nothing
       that is not proven passes without that warning.
     - float32 and lower precisions are judged by their own rounding.
+    - Faults are not looked for in elements of less than a ten-thousandth of the largest of their input.
+    - What draws random numbers draws the same ones in every run, and is differentiated as it is then.
     - Of a sparse input every element is on trial, those too that it leaves out, and with `masked=True` its values only,
       whatever the gradient says elsewhere. The values are named "x.values".
     - Runs on the same tensors may differ by the order of additions. With `nondet_tol`, gradients may differ by that

@@ -150,10 +150,10 @@ def _by_elements(push: _Push, moved: Tangents, backward: float) -> tuple[float, 
     shaken: list[torch.Tensor] | None = None
     worst: tuple[float, float] | None = None
     for row, (one, other, u) in enumerate(zip(moved, twice, push.cotangents, strict=True)):
-        if one is None or other is None or u is None or not one.numel():
+        if u is None or (one is None and other is None) or not u.numel():
             continue
-        known = raised(other.detach())
-        error, size = (raised(one) - known).abs().reshape(-1), known.abs().reshape(-1)
+        by, known = (raised(torch.zeros_like(u) if t is None else t.detach()) for t in (one, other))
+        error, size = (by - known).abs().reshape(-1), known.abs().reshape(-1)
         bound = RELATIVE * size + _UNITS * _EPSILON * size.max()
         if not bool((error > bound).any()):
             continue

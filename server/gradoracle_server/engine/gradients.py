@@ -61,7 +61,8 @@ def gradients_of(case: Case, place: int, space: Space, magnitude: float) -> Grad
     nothing = _UNDERFLOW * precision.smallest_normal * precision.eps
     least = torch.full_like(reference, nothing if precision.bits == 16 and precision.max < 1e5 else precision.tiny)
     overflown = claimed.isinf() & (reference.abs() > precision.max) & (claimed.sign() == reference.sign())
-    claimed = torch.where(overflown, reference, claimed)  # to which that is rounded
+    if bool(overflown.any()):
+        claimed = torch.where(overflown, reference, claimed)  # which is rounded to infinity
     if not case.own:  # a claim need not be better than torch, where torch is not wrong itself
         off = (space.flat(case.torchs[place]) - reference).abs().nan_to_num(0.0, 0.0)
         if off.norm() <= tolerances.ASKED_LOW * reference.norm():

@@ -61,27 +61,33 @@ _ZERO = _Change("linear_zero", "the cotangent 0 must give 0", torch.zeros_like, 
 _TOGETHER = (
     _Change("linear_negative", "the negated cotangent must give the negative", torch.neg, -1.0),
     _Change("linear_doubled", "twice the cotangent must give twice the gradient", lambda u: 2 * u, 2.0),
-    _Change("linear_transposed", "a cotangent whose axes lie in another order must give the same", _transposed, 1.0),
+    _Change("linear_strided", "a non-contiguous cotangent must give the same", _strided, 1.0),
 )
-"""Asked for in one, as -2 times the cotangent, its axes laid out in reverse; one by one, where that is not right."""
+"""Asked for in one, as -2 times the cotangent, not contiguous; and one by one, where that is not right."""
 
-_STRIDED = _Change("linear_strided", "a non-contiguous cotangent must give the same", _strided, 1.0)
+_TRANSPOSED = _Change(
+    "linear_transposed", "a cotangent whose axes lie in another order must give the same", _transposed, 1.0
+)
 
 
 class Again(NamedTuple):
-    """What another run gives, which is pulled back twice."""
+    """What another run gives, which is pulled back a few times: a later answer tells if an earlier one spoiled it."""
 
-    ones: list[torch.Tensor]  # for cotangents of ones, not contiguous
-    doubled: list[torch.Tensor]  # and after that for -2 times the cotangents, their axes laid out in reverse
+    ones: list[torch.Tensor]  # for cotangents of ones
+    doubled: list[torch.Tensor]  # for -2 times the cotangents, not contiguous
+    transposed: list[torch.Tensor] | None  # for the cotangents, axes laid out in reverse; None: there is one order only
 
 
 def asked_again(tape: Tape, cotangents: Cotangents) -> Again | None:
     """The answers of a run that has given none. None where it raises."""
     try:
-        ones = tape.pull([None if u is None else _strided(_ones(u)) for u in cotangents])
-        return Again(ones, tape.pull([None if u is None else _transposed(-2 * u) for u in cotangents]))
+        ones = tape.pull(_changed(cotangents, torch.ones_like))
+        doubled = tape.pull(_changed(cotangents, lambda u: _strided(-2 * u)))
+        flat = all(u is None or u.dim() < 2 for u in cotangents)
+        transposed = None if flat else tape.pull(_changed(cotangents, _transposed))
     except Fault:
         return None
+    return Again(ones, doubled, transposed)
 
 
 def linearity(
@@ -99,16 +105,18 @@ def linearity(
     found = [ask(_ZERO)]
     together = _compared("", "", again.doubled, [-2 * g for g in gradients], gradients, rounding) if again else None
     if together is None or together.verdict is Verdict.FAIL:
-        together = ask(_Change("", "", lambda u: _transposed(-2 * u), -2.0))
+        together = ask(_Change("", "", lambda u: _strided(-2 * u), -2.0))
     if together.verdict is Verdict.PASS:  # then each alone is right, too
         said = [(one.name, together.explanation or one.sentence) for one in _TOGETHER]
         found += [dataclasses.replace(together, name=name, explanation=text) for name, text in said]
     else:
         found += [ask(one) for one in _TOGETHER]
-    expanded = _expanded(tape, cotangents, gradients, rounding, again.ones if again else None)
-    if again and expanded.verdict is Verdict.PASS:  # and so are the strided ones that they were held against
-        return [*found, dataclasses.replace(expanded, name=_STRIDED.name, explanation=_STRIDED.sentence), expanded]
-    return [*found, ask(_STRIDED), _expanded(tape, cotangents, gradients, rounding, None) if again else expanded]
+    if again:
+        name, sentence = _TRANSPOSED.name, _TRANSPOSED.sentence
+        found.append(_compared(name, sentence, again.transposed or gradients, gradients, gradients, rounding))
+    else:
+        found.append(ask(_TRANSPOSED))
+    return [*found, _expanded(tape, cotangents, gradients, rounding, again.ones if again else None)]
 
 
 def _asked(
@@ -119,7 +127,7 @@ def _asked(
     change: _Change,
 ) -> Opinion:
     """The answers to changed cotangents; to a quarter of them in float16, where twice as much overflows."""
-    changed = [None if u is None else change.of(u) for u in cotangents]
+    changed = _changed(cotangents, change.of)
     expected = [change.factor * g for g in gradients]
     found = _answered(change.name, change.sentence, tape, changed, expected, gradients, rounding)
     if abs(change.factor) == 2 and not math.isfinite(found.error) and all(g.dtype is torch.float16 for g in gradients):
@@ -128,6 +136,10 @@ def _asked(
         sentence = "half the cotangent must give half the gradient; twice as much overflows"
         found = _answered(change.name, sentence, tape, changed, expected, gradients, rounding)
     return found
+
+
+def _changed(cotangents: Cotangents, change: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor | None]:
+    return [None if u is None else change(u) for u in cotangents]
 
 
 def _ones(tensor: torch.Tensor) -> torch.Tensor:
@@ -154,7 +166,7 @@ def _expanded(
     sentence = "an expanded cotangent, of stride 0, must give the same as a contiguous one"
     # Ones say nothing of a softmax, whose gradient for them is 0: then values that are alike along one axis only.
     for change in (_ones, functools.partial(_alike, axis=0), functools.partial(_alike, axis=-1)):
-        expanded = [None if u is None else change(u) for u in cotangents]
+        expanded = _changed(cotangents, change)
         given = ones if change is _ones else None
         expected = given or tape.pull([None if u is None else u.contiguous() for u in expanded])
         found = _answered("linear_expanded", sentence, tape, expanded, expected, gradients, rounding)
