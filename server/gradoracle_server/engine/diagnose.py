@@ -214,5 +214,6 @@ def _single_elements(evidence: Evidence) -> Finding | None:
     wrong = _wrong(evidence)
     count = int(wrong.sum())
     if 0 < count <= min(_FEW, max(1, wrong.numel() // 2)):
-        return Finding(Diagnosis.SINGLE_ELEMENTS, f"It is wrong in {_share(wrong)}, and right in the others.")
+        said = f"{_share(wrong)}, and right in the others" if wrong.numel() > 1 else "its only element"
+        return Finding(Diagnosis.SINGLE_ELEMENTS, f"It is wrong in {said}.")
     return None
