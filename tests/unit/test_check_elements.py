@@ -684,5 +684,5 @@ def test_small_elements_are_moved_as_far_as_the_others_where_they_are_lost_besid
 
 
 def test_the_only_element_has_no_others():
-    wrong = planted(lambda x: x * x, lambda inputs, cotangent, right: (right[0] + 1,))
+    wrong = planted(lambda x: x * x, lambda inputs, cotangent, right: (right[0] + cotangent,))
     assert one(check(wrong, torch.zeros(1, dtype=F64))).explanation == "It is wrong in its only element."
