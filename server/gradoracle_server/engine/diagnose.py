@@ -15,6 +15,7 @@ IGNORES_COTANGENT = "It is the same whatever the cotangent: the chain rule is no
 
 _MORE = ", more of them than were measured one by one"
 _APART = 0.1  # of what a factor makes of an element: what is less does not have the factor
+_MOST = 1e9  # of a factor: more is of what rounding leaves of 0
 _FEW = 10  # wrong elements that still count as single ones
 
 
@@ -164,10 +165,10 @@ def _scaled(evidence: Evidence) -> Finding | None:
     if not claimed.isfinite().all() or not power > 0:
         return None
     factor = float((true.conj() * claimed).sum().real / power)
-    if factor == 0 or not _same(claimed, factor * true, evidence.tolerance * max(1e-3, min(1.0, abs(factor - 1)))):
+    off = abs(factor - 1)
+    if not 0 < abs(factor) < _MOST or not _same(claimed, factor * true, evidence.tolerance * max(1e-3, min(1.0, off))):
         return None
     left = float((claimed - factor * true).abs().max())
-    off = abs(factor - 1)
     right = (claimed - true).abs() <= _APART * off * true.abs()
     if off < RELATIVE or left > off * float(true.abs().max()) or bool((right & (true != 0)).any()):
         return None  # the large elements alone are wrong by it, or the small ones by something else
