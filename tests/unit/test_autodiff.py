@@ -276,7 +276,7 @@ def test_the_three_ways_of_a_jvp_agree():
     leaf = z.clone().requires_grad_()
     output = leaf.conj() * torch.sin(leaf) + leaf.sum() * (2 - 1j)
     _, forward = torch.func.jvp(lambda a: a.conj() * torch.sin(a) + a.sum() * (2 - 1j), (z,), (v,))
-    (twice,) = autodiff._pull_back_the_pull_back([output], [leaf], [v])
+    (twice,) = autodiff.pull_back_the_pull_back([output], [leaf], [v])
     rows = autodiff._tangent_by_rows(output, [leaf], [v])
     torch.testing.assert_close(twice, forward)
     torch.testing.assert_close(rows, forward)

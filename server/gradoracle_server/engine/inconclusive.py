@@ -17,7 +17,7 @@ def report(passes: Passes, examiner: Examiner, found: Assessment) -> InputReport
     judged = found.judgements
     bounds = judged.bound.nan_to_num(nan=math.inf, posinf=math.inf)
     row = int(torch.where(judged.narrow, -1.0, bounds).argmax())
-    error, widest = examiner.figures(found, row)
+    error, widest = found.figures(row)
     report = InputReport(examiner.space.name, Verdict.INCONCLUSIVE, max_error=error, error_bound=widest)
     if not bool(passes.centre.isfinite().all()):
         report.explanation = "An output is not finite at this point."

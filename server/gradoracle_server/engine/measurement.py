@@ -82,15 +82,6 @@ class Measurement:
             self._directions = self.space.axes()
         return self._directions
 
-    def figures(self, assessment: Assessment, row: int | None = None) -> tuple[float, float]:
-        """The error and its bound along the direction of a row, or the one that is furthest beyond its bound or nearest
-        to it: in the gradient's own units where that moves one element."""
-        judged = assessment.judgements
-        row = int(judged.excess.argmax()) if row is None else row
-        mover = self._alone[row : row + 1] if self._alone is not None else self.directions[row]
-        length = float(mover.abs().max()) if int(mover.count_nonzero()) == 1 else 1.0
-        return float(judged.error[row]) / length, float(judged.bound[row]) / length
-
     def _products(self, gradient: torch.Tensor) -> Products:
         """The gradient, (C,), along the directions; kept for the last one, of which much is asked."""
         if self._last is None or self._last[0] is not gradient or self._last[1] is not self._directions:
@@ -201,7 +192,8 @@ class Measurement:
             error = torch.where(self._overflows(products, found), 0.0, error)
             judged = tolerances.judge(error, found.bar, allowance, scale, asked)
             verdict = judged.verdict
-        return Assessment(verdict, judged, not found.smooth and bool(found.kinked.any()), noise, nothing)
+        kinked = not found.smooth and bool(found.kinked.any())
+        return Assessment(verdict, judged, kinked, noise, products.directions, nothing)
 
     def _overflows(self, products: Products, found: Slopes) -> torch.Tensor:
         """(P,) of bool: where a gradient is infinite, as slopes are once they are divided by how far the input moves:

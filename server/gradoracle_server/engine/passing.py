@@ -24,7 +24,7 @@ _CONTROL = 10.0
 
 def report(case: Case, examiner: Examiner, gradients: Gradients, found: Assessment) -> InputReport:
     """PASS, with what would have been seen; INCONCLUSIVE where rounding to the precision on trial hides everything."""
-    error, bound = examiner.figures(found)
+    error, bound = found.figures()
     report = InputReport(examiner.space.name, Verdict.PASS, max_error=error, error_bound=bound)
     coarse = case.epsilon > torch.finfo(torch.float64).eps
     if found.faint is not None and not _is_rounding(case, examiner, gradients.reference, found.faint):

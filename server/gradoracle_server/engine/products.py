@@ -75,9 +75,19 @@ class Assessment:
     kinked: bool
     noise: torch.Tensor | None
     """(P,): how far a gradient that is right to the last bit would be off; None where every element is moved alone."""
+    directions: torch.Tensor  # (P, C), or (C,) where each moves one element
     faint: torch.Tensor | None = None
     """(P,) of bool: where the bound is a proof beside the size of the function, and not beside the gradient's; None
     unless it is so along all directions that the gradient is not 0 along."""
+
+    def figures(self, row: int | None = None) -> tuple[float, float]:
+        """The error and its bound along the direction of a row, or the one that is furthest beyond its bound or nearest
+        to it: in the gradient's own units where that moves one element."""
+        judged = self.judgements
+        row = int(judged.excess.argmax()) if row is None else row
+        mover = self.directions[row].reshape(-1)
+        length = float(mover.abs().max()) if int(mover.count_nonzero()) == 1 else 1.0
+        return float(judged.error[row]) / length, float(judged.bound[row]) / length
 
     @property
     def suspicious(self) -> torch.Tensor:
