@@ -140,7 +140,8 @@ def _by_elements(push: _Push, moved: Tangents, backward: float) -> tuple[float, 
     where none is, or that tells nothing, having a fault of its own: it has to give `backward`, <J^T u, v>, as well."""
     target = push.tape.targets[push.place]
     try:
-        twice = autodiff.pull_back_the_pull_back(push.tape.outputs, [target], [push.tangent])
+        with push.tape.around:
+            twice = autodiff.pull_back_the_pull_back(push.tape.outputs, [target], [push.tangent])
     except Fault:
         return None
     terms = push.weighted(twice)
