@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mpmath
@@ -17,18 +17,12 @@ from gradoracle.tracing import trace
 from gradoracle_server.engine.check import Options
 from gradoracle_server.engine.report import Mode
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:index_reduce\(\) is in beta")
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:index_reduce\(\) is in beta"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 PAGE = Path(__file__).parent / "wrong_in_torch.md"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """So small tensors need no more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def gradient(minimal: Minimal) -> torch.Tensor:

@@ -272,7 +272,9 @@ def test_a_gradient_that_is_not_nothing_at_a_minimum_is_wrong():
 
 
 def _sloped(function, slope):
-    """A function whose backward says that its slope is `slope` of x."""
+    """A function whose backward says that its slope is `slope` of x.
+
+    It has no batches. Functions of `planted` have, which tell more: of x + 1e14, three times the slope is FAIL."""
 
     class Sloped(torch.autograd.Function):
         @staticmethod

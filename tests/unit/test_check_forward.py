@@ -13,8 +13,8 @@ from gradoracle_server.engine.report import Opinion, Report, Verdict
 X = torch.linspace(-0.9, 1.1, 7, dtype=F64)
 
 
-def sine(pushed):
-    """A kernel whose gradient is right, and whose forward mode is `pushed`, given the tangent and x."""
+def sine(pushed, pulled=lambda cotangent, x: cotangent * x.cos()):
+    """A kernel whose forward mode is `pushed`, given the tangent and x, and whose gradient is `pulled`."""
 
     class Sine(torch.autograd.Function):
         @staticmethod
@@ -25,8 +25,7 @@ def sine(pushed):
 
         @staticmethod
         def backward(ctx, cotangent):
-            (x,) = ctx.saved_tensors
-            return cotangent * x.cos()
+            return pulled(cotangent, *ctx.saved_tensors)
 
     if pushed is not None:
         Sine.jvp = staticmethod(lambda ctx, tangent: pushed(tangent, ctx.saved_tensors[0]))
@@ -137,22 +136,8 @@ def test_a_backward_that_is_wrong_by_its_cotangent_is_no_fault_of_forward_mode()
             wrong[3] = 2 * wrong[3]
             return wrong, None
 
-    class Sine(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            ctx.save_for_forward(x)
-            return x.sin()
-
-        @staticmethod
-        def backward(ctx, cotangent):
-            return Slope.apply(cotangent, *ctx.saved_tensors)
-
-        @staticmethod
-        def jvp(ctx, tangent):
-            return tangent * ctx.saved_tensors[0].cos()
-
-    assert forward_mode(check(Sine.apply, X, forward_mode=True)).verdict is Verdict.PASS
+    kernel = sine(lambda tangent, x: tangent * x.cos(), Slope.apply)
+    assert forward_mode(check(kernel, X, forward_mode=True)).verdict is Verdict.PASS
 
 
 @pytest.mark.parametrize("seed", range(3))

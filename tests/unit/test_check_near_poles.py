@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from check_cases import F64, check
+from check_cases import F64, check, planted
 
 from gradoracle_server.engine.report import Verdict
 
@@ -40,36 +40,27 @@ def test_nearly_singular_matrices_have_no_kink_and_no_wrong_gradient(name, condi
     assert report.inputs[0].verdict in (Verdict.PASS, Verdict.INCONCLUSIVE), report.inputs[0].explanation
 
 
+def test_rounding_is_held_against_a_large_gradient_itself():
+    """Not against the size of the function alone, of which the gradient is thousands of times as much here."""
+    report = check(FUNCTIONS["cholesky"], matrix(1e8, 10), seed=10)
+    assert report.inputs[0].verdict is Verdict.INCONCLUSIVE
+
+
 @pytest.mark.parametrize("fault", [1e-6, 0.0])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_faults_show_where_steps_are_short_enough(name, fault):
-    class Faulty(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, cotangent):
-            return cotangent * (1 + fault)
-
-    report = check(lambda x: FUNCTIONS[name](Faulty.apply(x)), matrix(1e3, 0))
+    faulty = planted(FUNCTIONS[name], lambda inputs, cotangent, right: (right[0] * (1 + fault),))
+    report = check(faulty, matrix(1e3, 0))
     assert report.inputs[0].verdict is (Verdict.FAIL if fault else Verdict.PASS)
 
 
 def test_a_slope_that_is_infinite_stays_so_for_a_gradient_that_is_less_steep():
     """sqrt(|x|) at 0, whose slopes are infinite, and a gradient of 3 there."""
 
-    class Root(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x.abs().sqrt()
+    def slope(inputs, cotangent, right):
+        return (torch.where(inputs[0] == 0, 3.0 * cotangent, right[0]),)
 
-        @staticmethod
-        def backward(ctx, cotangent):
-            (x,) = ctx.saved_tensors
-            return cotangent * torch.where(x == 0, 3.0, x.sign() / (2 * x.abs().sqrt()))
-
-    (found,) = check(Root.apply, torch.tensor([0.0, 2.0], dtype=F64)).inputs
+    root = planted(lambda x: x.abs().sqrt(), slope)
+    (found,) = check(root, torch.tensor([0.0, 2.0], dtype=F64)).inputs
     assert found.verdict is Verdict.NON_DIFFERENTIABLE
     assert found.kink == (-torch.inf, torch.inf)

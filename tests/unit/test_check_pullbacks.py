@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from check_cases import F64, check
+from check_cases import F64, check, planted
 
 from gradoracle_server.engine.report import Mode, Verdict
 
@@ -77,17 +77,8 @@ def in_memorys_order(cotangent):
 @pytest.mark.parametrize("shape", [(3, 4), (3, 2, 2)])
 @pytest.mark.parametrize("read", [in_memorys_order, lambda cotangent: cotangent])
 def test_a_transposed_cotangent_that_is_misread(read, shape):
-    class Sine(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x.sin()
-
-        @staticmethod
-        def backward(ctx, cotangent):
-            return read(cotangent) * ctx.saved_tensors[0].cos()
-
-    report = check(Sine.apply, X.reshape(shape))
+    kernel = planted(torch.sin, lambda inputs, cotangent, right: (read(cotangent) * inputs[0].cos(),))
+    report = check(kernel, X.reshape(shape))
     failed = {one.name for one in report.opinions if one.verdict is Verdict.FAIL}
     if read is in_memorys_order:
         assert report.verdict is Verdict.FAIL
