@@ -243,7 +243,8 @@ class Client:
         On trial are autograd's own gradients, of every input that requires grad or of those in `wrt`; or those in
         `claimed`, by input, of the input's shape and dtype. They are gradients of the sum of <cotangent, output>, and
         `cotangents` are as in `vjp`; but where autograd's own are on trial and some output is no scalar, random
-        cotangents stand in for none.
+        cotangents stand in for none. Those that are not given are larger for outputs whose gradients are nothing beside
+        the others'.
 
         `mode` is "probe" (a few random directions decide, and wrong elements are searched for) or "full" (every element
         of the Jacobian: at most 8192 numbers in an input on trial, and 2**26 products of such an input's numbers and
