@@ -100,6 +100,9 @@ class Bench:
             for payload in payloads
         ]
         for ticket in made:
+            # Read here whatever it is: a failure that no test awaits is reported when the future is collected, which
+            # may be in the middle of another test, that looks for errors in the log.
+            ticket.future.add_done_callback(lambda future: future.cancelled() or future.exception())
             self.lane.submit(ticket, seconds)
         return made
 
