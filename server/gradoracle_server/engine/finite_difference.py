@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, overload
 
 import torch
 
@@ -48,6 +48,7 @@ _LASTING = 0.97  # of a change of quotients, from which on the next one says tha
 _DOUBLING = 1.9  # likewise, that there is a jump
 _LARGE = 1e290  # from which on differences over steps may overflow
 _FEW = 1 << 14  # numbers, of which to leave some out costs more than it saves
+_MANY = 0.25  # of all, likewise
 _SLICE = 1 << 16  # output coordinates times directions worked on together: what a core's cache holds
 
 
@@ -138,25 +139,36 @@ class Derivative:
         return dataclasses.replace(self, value=value, bar=bar, doubt=doubt, alone=alone, apart=apart)
 
     def of(self, rows: torch.Tensor | slice) -> Derivative:
-        """Those of some directions, (P,) of bool or a slice."""
+        """Those of some directions, as for `places`."""
+        rows = places(rows)
         return Derivative(*(None if one is None else one[rows] for one in self._parts()))  # type: ignore[arg-type]
 
     def replaced(self, rows: torch.Tensor, others: Derivative) -> Derivative:
-        """These with some directions', (P,) of bool, taken from others, which has one for each such direction."""
+        """These with some directions', as for `places`, taken from others, which has one for each such direction."""
+        index = places(rows)
 
         def mixed(mine: torch.Tensor | None, theirs: torch.Tensor | None) -> torch.Tensor | None:
             known = theirs if mine is None else mine
             if known is None:
                 return None
-            result = torch.zeros_like(self.value, dtype=known.dtype) if mine is None else mine.clone()
-            result[rows] = 0 if theirs is None else theirs
-            return result
+            mine = torch.zeros_like(self.value, dtype=known.dtype) if mine is None else mine
+            return mine.index_fill(0, index, 0) if theirs is None else mine.index_copy(0, index, theirs)
 
         pairs = zip(self._parts(), others._parts(), strict=True)
         return Derivative(*(mixed(mine, theirs) for mine, theirs in pairs))  # type: ignore[arg-type]
 
     def _parts(self) -> tuple[torch.Tensor | None, ...]:
         return self.value, self.bar, self.still, self.settled, self.doubt, self.alone, self.apart
+
+
+@overload
+def places(rows: torch.Tensor) -> torch.Tensor: ...
+@overload
+def places(rows: torch.Tensor | slice) -> torch.Tensor | slice: ...
+def places(rows: torch.Tensor | slice) -> torch.Tensor | slice:
+    """Of directions, (P,) of bool, those that are meant, by their places: several tensors are taken apart more quickly
+    by these than by a mask. Places, and a slice, as they are."""
+    return rows.nonzero().view(-1) if isinstance(rows, torch.Tensor) and rows.dtype is torch.bool else rows
 
 
 def steps(longest: float, rungs: int = RUNGS) -> list[float]:
@@ -298,11 +310,11 @@ def _extrapolated(triangle: Triangle, values: torch.Tensor, centre: torch.Tensor
     nonzero = int(moves.count_nonzero())
     if nonzero == moves.numel():
         return Derivative(*_best_of_all(triangle, values, moves, centre, rounding, stepwise=False))
-    live = moves.any(1)
-    still = (rounding.at(centre.abs()) * (SAFETY * triangle.still)).expand(shape)
+    live = moves.abs().amax(1) != 0  # NaN, too
     count = int(live.count_nonzero())
+    still = (rounding.at(centre.abs()) * (SAFETY * triangle.still)).expand(shape)
     stepwise = triangle.sides == 2 and nonzero < count * values.shape[1]
-    if moves.numel() <= _FEW:
+    if moves.numel() <= _FEW and count > _MANY * live.numel():
         value, bar, _, settled = _best_of_all(triangle, values, moves, centre, rounding, stepwise=stepwise)
         return Derivative(torch.where(live, value, 0.0), torch.where(live, bar, still), ~live, settled | ~live)
     value, settled, bar = values.new_zeros(shape), torch.ones_like(live), still.clone()

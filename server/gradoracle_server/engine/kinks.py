@@ -38,7 +38,7 @@ def found(passes: Passes, values: Values, plain: Slopes, doubtful: torch.Tensor)
     low[row, column], high[row, column], widths[row, column] = low_here, high_here, bar_here
     kinked = torch.zeros_like(plain.kinked)
     kinked[row[kink | low_here.isinf()]] = True
-    return _totals(passes.weight, plain, low, high, widths, kinked)
+    return _totals(passes, plain, low, high, widths, kinked)
 
 
 def _from_each_side(
@@ -56,19 +56,20 @@ def _from_each_side(
 
 
 def _totals(
-    weight: torch.Tensor,
+    passes: Passes,
     plain: Slopes,
     low: torch.Tensor,
     high: torch.Tensor,
     bar: torch.Tensor,
     kinked: torch.Tensor,
 ) -> Slopes:
+    weight = passes.weight
     zero = weight == 0
     ends = [torch.where(zero, 0.0, low * weight), torch.where(zero, 0.0, high * weight)]
     lowest, highest = torch.minimum(*ends).sum(1), torch.maximum(*ends).sum(1)
     return Slopes(
         (lowest + highest) / 2,
-        weighted(bar, weight),
+        passes.summed(bar),
         lowest,
         highest,
         kinked,
@@ -76,7 +77,3 @@ def _totals(
         first=plain.first,
     )
 
-
-def weighted(bar: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """(P,) sum of |weight| * bar; an unknown derivative with weight 0 does not matter."""
-    return torch.where(weight == 0, 0.0, bar * weight.abs()).sum(1)

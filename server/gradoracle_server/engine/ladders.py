@@ -95,8 +95,8 @@ def _but_wild(passes: Passes, question: Question, slopes: Slopes) -> Slopes:
     it oscillates faster than any of them, or has no derivative, and what steps agree on is an accident."""
     if slopes.smooth and not passes.unsteady:
         return slopes
-    rows = unsure(passes, slopes) & ~slopes.kinked & slopes.bar.isfinite() & (slopes.bar > question.wanted)
-    if not bool(rows.any()):
+    rows = ~slopes.kinked & (slopes.bar > question.wanted) & slopes.bar.isfinite()
+    if not bool(rows.any()) or not bool((rows := rows & unsure(passes, slopes)).any()):
         return slopes
     lengths, most = [finite_difference.LADDERS[0], finite_difference.LADDERS[-1]], _WILD
     if passes.unsteady:
@@ -201,7 +201,9 @@ def _climbed(
     known = seen.slopes.coordinates if every else seen.slopes.coordinates.of(wide)
     values = sample(passes, part.space, part.directions, finite_difference.steps(further[0]))
     finer = _climbed(passes, part, _on_ladder(passes, values, known, least), further[1:], least)
-    return slopes.replaced(wide, finer)
+    found = slopes.replaced(wide, finer)
+    found.smooth = finer.smooth and (every or seen.doubtful is None or not bool((seen.doubtful.any(1) & ~wide).any()))
+    return found
 
 
 def _told(passes: Passes, question: Question, seen: _Seen, *, last: bool) -> tuple[Slopes, torch.Tensor | None]:
@@ -223,13 +225,13 @@ def _told(passes: Passes, question: Question, seen: _Seen, *, last: bool) -> tup
 
 def _wide(passes: Passes, question: Question, slopes: Slopes) -> torch.Tensor | None:
     """(P,) of bool: directions that shorter steps may tell more of; None where there are none."""
-    bar = slopes.noise(passes.weight) if question.quickly else slopes.bar
+    bar = slopes.noise(passes) if question.quickly else slopes.bar
     narrow = bar <= question.wanted
     if slopes.smooth and bool(narrow.all()):
         return None
     wide = ~narrow
     if slopes.coordinates.settled is not None and bool(wide.any()):
-        open_ = kinks.weighted(torch.where(slopes.coordinates.settled, 0.0, slopes.coordinates.bar), passes.weight)
+        open_ = passes.summed(torch.where(slopes.coordinates.settled, 0.0, slopes.coordinates.bar))
         wide = wide & ((open_ > question.wanted) | ~(bar <= _HOPELESS * question.wanted))
     wide = wide | slopes.kinked
     return wide if bool(wide.any()) else None
@@ -281,7 +283,7 @@ def _on_ladder(passes: Passes, values: Values, known: Derivative | None = None, 
         kinked = torch.zeros_like(bar, dtype=torch.bool)
         return _Seen(values, Slopes(total, bar, total, total, kinked, found, True, first), None)
     total = (found.value * weight).nan_to_num().sum(1)
-    bar = kinks.weighted(found.bar, weight)
+    bar = passes.summed(found.bar)
     # Coordinates whose two-sided derivative is so unsure that a kink may be the cause.
     doubtful = ~settled & (weight != 0)
     smooth = not doubtful.any()

@@ -221,7 +221,7 @@ class Measurement:
 
     def _noise(self, found: Slopes, products: Products) -> torch.Tensor:
         """(P,): what slopes and a right gradient differ by where nothing is wrong."""
-        return torch.add(found.noise(self.passes.weight), products.size, alpha=_LAST_BITS)
+        return torch.add(found.noise(self.passes), products.size, alpha=_LAST_BITS)
 
     def doubts(self, part: torch.Tensor, gradient: torch.Tensor, found: Slopes, *, loudly: bool) -> tuple[float, float]:
         """Claimed minus numerical slope along one direction, (1, C), and what it is held against: the tolerance, or,

@@ -149,6 +149,25 @@ class Passes:
         """(M,): bars that are narrow beside the output itself."""
         return self.centre.abs().nan_to_num_(0.0, 0.0).mul_(_SETTLED)
 
+    @functools.cached_property
+    def _all_count(self) -> bool:
+        """Whether no weight is 0."""
+        return bool(self.strength.all())
+
+    def summed(self, bars: torch.Tensor) -> torch.Tensor:
+        """(P,): bars of the outputs, (P, M), times their |weight|, added up. What is not known of an output of weight 0
+        does not matter."""
+        if self._all_count:
+            return bars @ self.strength
+        return torch.where(self.strength == 0, 0.0, bars * self.strength).sum(1)
+
+    def normed(self, bars: torch.Tensor) -> torch.Tensor:
+        """The same where errors are independent of each other: the root of the sum of squares."""
+        terms = bars * self.strength
+        if not self._all_count:
+            terms = torch.where(self.strength == 0, 0.0, terms)
+        return torch.linalg.vector_norm(terms, dim=1)
+
     def take_noise(self, noise: torch.Tensor | None) -> None:
         """Takes values to be off by so much, (M,), from now on, beside rounding of the outputs."""
         if noise is self.noise:  # nothing nearly always, and what is derived from it may stay
@@ -251,7 +270,7 @@ class Passes:
         for one, output in zip(row, kept, strict=True):
             if one.shape != output.shape:
                 raise _OtherShapeError(f"gives an output of shape {tuple(output.shape)}, not {tuple(one.shape)}")
-            one.copy_(output.detach())
+            one.copy_(output)
 
     def _once(self, inputs: Sequence[torch.Tensor], *, seeded: bool) -> Sequence[torch.Tensor]:
         """`seeded`: with the generators seeded before."""

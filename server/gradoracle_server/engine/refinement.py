@@ -33,6 +33,7 @@ class Refinement(Measurement):
     _refined = False
     _unmasked = False  # whether outputs have been left out of bars
     _all_alone = False  # whether what blocks do not show has been moved alone
+    _hidden: tuple[torch.Tensor, torch.Tensor] | None = None  # the last answer of `_unseen`, and what it was made of
 
     def is_small(self, gradient: torch.Tensor, coordinates: Sequence[int]) -> bool:
         """Whether an element, of which these are the coordinates, is small beside the largest."""
@@ -51,9 +52,12 @@ class Refinement(Measurement):
 
     def _unseen(self, gradient: torch.Tensor) -> torch.Tensor:
         """(C,) of bool: elements that are not negligible, and in which a small fault would show along no direction."""
-        magnitude = gradient.abs()
-        looked_at = (magnitude >= NEGLIGIBLE * magnitude.max()) & (magnitude > 0)
-        return looked_at & (self.blind(gradient) > self.fault)
+        blind = self.blind(gradient)
+        if self._hidden is None or self._hidden[0] is not blind:
+            magnitude = gradient.abs()
+            looked_at = (magnitude >= NEGLIGIBLE * magnitude.max()) & (magnitude > 0)
+            self._hidden = blind, looked_at & (blind > self.fault)
+        return self._hidden[1]
 
     def unmask(self, assessment: Assessment) -> bool:
         """Leaves outputs out of bars that a direction does not reach, where it is for such that nothing can be said, or
@@ -80,8 +84,9 @@ class Refinement(Measurement):
             return False
         if not self.passes.batching:
             return self._add_each(gradient)
-        at_floor = float(self.slopes.bar.min()) <= _FLOORS * self.passes.floor  # fewer at once would not be narrower
-        if (self.units or at_floor) and self.space.size > ALL_UNITS:  # then only longer steps help, and cost too much
+        # Fewer at once would not be narrower then: only longer steps help.
+        at_floor = self.units or float(self.slopes.bar.min()) <= _FLOORS * self.passes.floor
+        if at_floor and self.space.size > ALL_UNITS:  # which cost too much
             return False
         self._refined = True
         if float(self.blind(gradient).max()) <= self.fault:

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import torch
 
 from gradoracle_server.engine import finite_difference, ladders
-from gradoracle_server.engine.kinks import weighted
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.slopes import Question, Slopes
@@ -148,7 +147,7 @@ def _bends(passes: Passes, usual: Slopes, wanted: torch.Tensor) -> torch.Tensor:
     if coordinates.settled is None:
         return torch.zeros_like(usual.kinked)
     rounded = coordinates.settled | (coordinates.bar <= _NOISE * passes.floors)
-    return weighted(torch.where(rounded, 0.0, coordinates.bar), passes.weight) > wanted
+    return passes.summed(torch.where(rounded, 0.0, coordinates.bar)) > wanted
 
 
 def _by_longer(found: Sharpened, sure: torch.Tensor, longer: _Lengthened, place: int) -> torch.Tensor:
@@ -192,7 +191,7 @@ def unmasked(passes: Passes, space: Space, directions: torch.Tensor, found: Shar
     untouched = torch.zeros_like(coordinates.value, dtype=torch.bool)
     untouched[rows] = _untouched(passes, space, directions[rows]) & (coordinates.value[rows] == 0)
     bars = torch.where(untouched, 0.0, coordinates.bar)
-    bar = torch.where(untouched.any(1), torch.minimum(weighted(bars, passes.weight), slopes.bar), slopes.bar)
+    bar = torch.where(untouched.any(1), torch.minimum(passes.summed(bars), slopes.bar), slopes.bar)
     narrower = dataclasses.replace(slopes, bar=bar, coordinates=dataclasses.replace(coordinates, bar=bars), _noise=None)
     return Sharpened(narrower, Reach(found.reach.longer, found.reach.touched & ~untouched))
 

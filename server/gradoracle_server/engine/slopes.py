@@ -9,6 +9,7 @@ import torch
 
 from gradoracle_server.engine import finite_difference
 from gradoracle_server.engine.finite_difference import Derivative
+from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 
 _SHORT = 2.0**-4  # the longest step of the three that do for most smooth functions
@@ -31,21 +32,19 @@ class Slopes:
     first: list[Values] = dataclasses.field(default_factory=list)  # along the first direction, weighted; by ladder
     _noise: torch.Tensor | None = None
 
-    def noise(self, weight: torch.Tensor) -> torch.Tensor:
+    def noise(self, passes: Passes) -> torch.Tensor:
         """(P,): how far the slopes are off, as far as the outputs' errors are independent of each other.
 
         Bars are added up as if all errors pointed the same way; these are not: it is no bound, but a reason to look.
         A bar can be narrower than its outputs' are, where it is that of a mean.
         """
         if self._noise is None:
-            bars = self.coordinates.bar * weight
-            if not self.smooth:
-                bars = torch.where(weight == 0, 0.0, bars)
-            self._noise = torch.minimum(torch.linalg.vector_norm(bars, dim=1), self.bar)
+            self._noise = torch.minimum(passes.normed(self.coordinates.bar), self.bar)
         return self._noise
 
     def of(self, rows: torch.Tensor | slice) -> Slopes:
         """Those of some directions, (P,) of bool or a slice."""
+        rows = finite_difference.places(rows)
         value = self.value[rows]
         return Slopes(
             value,
@@ -90,10 +89,10 @@ class Slopes:
         if bool(rows.all()):
             return dataclasses.replace(others, first=self.first + others.first)
 
+        index = finite_difference.places(rows)
+
         def mixed(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-            result = mine.clone()
-            result[rows] = theirs
-            return result
+            return mine.index_copy(0, index, theirs)
 
         value = mixed(self.value, others.value)
         alike = self.smooth and others.smooth
@@ -103,7 +102,7 @@ class Slopes:
             value if alike else mixed(self.low, others.low),
             value if alike else mixed(self.high, others.high),
             mixed(self.kinked, others.kinked),
-            self.coordinates.replaced(rows, others.coordinates),
+            self.coordinates.replaced(index, others.coordinates),
             alike,
             self.first + others.first if rows[0] else self.first,
         )
@@ -150,4 +149,5 @@ class Question:
 
     def of(self, rows: torch.Tensor | slice) -> Question:
         """The same of some directions."""
-        return dataclasses.replace(self, directions=self.directions[rows], wanted=self.wanted[rows])
+        rows = finite_difference.places(rows)
+        return Question(self.space, self.directions[rows], self.wanted[rows], self.quickly)
