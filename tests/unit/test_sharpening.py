@@ -377,8 +377,25 @@ def test_the_noise_of_a_mean_is_its_own():
     """Not that of the single measurements that it is the mean of, whose outputs' bars it keeps."""
     single = slopes_of([1.0, 2.0], [1e-6, 1e-6])
     mean = dataclasses.replace(single, bar=torch.tensor([1e-9, 1e-6], dtype=F64))
-    assert single.noise(torch.ones(1, dtype=F64)).tolist() == [1e-6, 1e-6]
-    assert mean.noise(torch.ones(1, dtype=F64)).tolist() == [1e-9, 1e-6]
+    assert single.noise(weighed_with([1.0])).tolist() == [1e-6, 1e-6]
+    assert mean.noise(weighed_with([1.0])).tolist() == [1e-9, 1e-6]
+
+
+def weighed_with(weights):
+    """Passes of outputs with these cotangents."""
+    weight = torch.tensor(weights, dtype=F64)
+    return Passes(lambda point: point, [torch.ones_like(weight)], [weight], device=weight.device, seed=0)
+
+
+def test_what_is_not_known_of_an_output_without_weight_does_not_matter():
+    """A mask of zeros for cotangents, where the outputs that it hides have no derivative."""
+    bars = torch.tensor([[1e-6, math.inf], [1e-7, math.nan]], dtype=F64)
+    one = torch.ones(2, dtype=F64)
+    smooth = torch.zeros(2, dtype=torch.bool)
+    found = Slopes(one, one, one, one, smooth, Derivative(torch.ones_like(bars), bars), smooth=True)
+    assert found.noise(weighed_with([1.0, 0.0])).tolist() == [1e-6, 1e-7]
+    assert weighed_with([2.0, 0.0]).summed(bars).tolist() == [2e-6, 2e-7]
+    assert weighed_with([2.0, 1.0]).summed(bars[:1]).tolist() == [math.inf]
 
 
 def test_scatter_is_not_believed_to_be_less_than_it_is(monkeypatch):

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from gradoracle_server.engine import finite_difference, ladders, noise, tolerances
+from gradoracle_server.engine import finite_difference, ladders, noise, sampling, tolerances
 from gradoracle_server.engine.products import Assessment, Products, distance
 from gradoracle_server.engine.refinement import ALL_UNITS, NEGLIGIBLE, Refinement
 from gradoracle_server.engine.report import Verdict
@@ -97,7 +97,7 @@ class Examiner(Refinement):
         if not bool(rows.any()):
             return False
         length = finite_difference.steps(finite_difference.LADDERS[-1])[-1]
-        values = ladders.sample(self.passes, self.space, self.directions[rows], [length]).found - self.passes.centre
+        values = sampling.sample(self.passes, self.space, self.directions[rows], [length]).found - self.passes.centre
         secants = (torch.where(self.passes.weight == 0, 0.0, values) @ self.passes.weight).abs() / length
         said = Products.of(gradient, self.directions[rows]).sum.abs()
         steeper = said.isfinite() & (said > secants.nan_to_num(0.0, 0.0).flatten(1).amax(1))

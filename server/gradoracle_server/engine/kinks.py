@@ -76,4 +76,3 @@ def _totals(
         plain.coordinates,
         first=plain.first,
     )
-

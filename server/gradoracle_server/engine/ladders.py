@@ -11,7 +11,8 @@ from gradoracle_server.engine import finite_difference, kinks
 from gradoracle_server.engine.finite_difference import Derivative
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
-from gradoracle_server.engine.slopes import Question, Slopes, Values
+from gradoracle_server.engine.sampling import asked, sample
+from gradoracle_server.engine.slopes import Question, Questions, Slopes, Values
 
 _HOPELESS = 1e3  # times the wanted bar: then shorter steps are tried, however little they promise
 _WILD = 2e-4  # of what the longest steps move an output by, that a millionth of their length may move it by
@@ -79,18 +80,21 @@ def measure_all(passes: Passes, questions: Sequence[Question]) -> list[Slopes]:
     moved = len(questions) if passes.batching else 1  # inputs at each point
     if len(questions) < 2 or sum(sizes) * moved > _VALUES or any(one.quickly for one in questions):
         return [measure(passes, one) for one in questions]
-    values = _sampled_together(passes, questions, questions[0].ladder)
-    both = _on_ladder(passes, values)
+    together = Questions(questions)
+    values = asked(passes, together, questions[0].ladder)
+    climbed = _climbed(passes, together, _on_ladder(passes, values), _further(passes, questions[0]))
+    slopes = _but_wild(passes, together, climbed)
     found, start = [], 0
     for one in questions:
-        stop = start + one.directions.shape[0]
-        slopes = _climbed(passes, one, both.of(passes, slice(start, stop)), _further(passes, one))
-        found.append(_but_wild(passes, one, slopes))
-        start = stop
+        rows = slice(start, start + one.directions.shape[0])
+        part = slopes.of(rows)
+        part.first = _first(passes, values, start) if start else slopes.first
+        found.append(part)
+        start = rows.stop
     return found
 
 
-def _but_wild(passes: Passes, question: Question, slopes: Slopes) -> Slopes:
+def _but_wild(passes: Passes, question: Question | Questions, slopes: Slopes) -> Slopes:
     """Slopes, unknown along directions in which an output moves about as far in the shortest steps as in the longest:
     it oscillates faster than any of them, or has no derivative, and what steps agree on is an accident."""
     if slopes.smooth and not passes.unsteady:
@@ -103,7 +107,7 @@ def _but_wild(passes: Passes, question: Question, slopes: Slopes) -> Slopes:
         lengths[1], most = passes.shortest / 8, _WILD_LOW
         if lengths[1] > _RESOLVED * lengths[0]:
             return slopes
-    values = sample(passes, question.space, question.directions[rows], lengths)
+    values = asked(passes, question.of(rows), lengths)
     far, near = (values.found - passes.centre).abs().amax(1).unbind(1)
     rounded = (_ROUNDED * passes.epsilon * passes.centre.abs()).clamp(min=passes.loud)
     seen = far.isfinite() & (near > rounded) & (passes.weight != 0)
@@ -118,45 +122,6 @@ def _but_wild(passes: Passes, question: Question, slopes: Slopes) -> Slopes:
 def _values(passes: Passes, space: Space) -> int:
     """The numbers that one direction makes on a ladder."""
     return 2 * finite_difference.RUNGS * (passes.centre.numel() + space.size)
-
-
-@torch.inference_mode(False)
-def sample(passes: Passes, space: Space, directions: torch.Tensor, ladder: list[float]) -> Values:
-    """Evaluates one ladder along directions of shape (P, C): 2 K passes a direction."""
-    lengths = _both_ways(ladder)
-    count = directions.shape[0]
-    found = []
-    # Directions one after another where the points of all would be large.
-    together = count if passes.batching else 1
-    for start in range(0, count, together):
-        points = space.moved(directions[start : start + together], lengths)
-        found.append(passes.at({space.place: points}, points.shape[0]))
-    values = torch.cat(found) if len(found) > 1 else found[0]
-    return Values(ladder, values.reshape(count, 2, len(ladder), passes.centre.numel()))
-
-
-@torch.inference_mode(False)
-def _sampled_together(passes: Passes, questions: Sequence[Question], ladder: list[float]) -> Values:
-    """The same for the directions of several inputs, one input's after another's; in one batch, if there are any."""
-    if not passes.batching:
-        found = [sample(passes, one.space, one.directions, ladder).found for one in questions]
-        return Values(ladder, torch.cat(found))
-    lengths = _both_ways(ladder)
-    count = sum(one.directions.shape[0] for one in questions)
-    total, start = count * len(lengths), 0
-    points: dict[int, torch.Tensor] = {}
-    for one in questions:
-        moved = one.space.moved(one.directions, lengths)
-        base = one.space.base.expand(total, *one.space.base.shape)
-        stop = start + moved.shape[0]
-        points[one.space.place] = torch.cat([base[:start], moved, base[stop:]])
-        start = stop
-    values = passes.at(points, total)
-    return Values(ladder, values.reshape(count, 2, len(ladder), passes.centre.numel()))
-
-
-def _both_ways(ladder: list[float]) -> list[float]:
-    return [*ladder, *(-step for step in ladder)]
 
 
 def _further(passes: Passes, question: Question) -> list[float]:
@@ -181,7 +146,7 @@ class _Seen:
 
 
 def _climbed(
-    passes: Passes, question: Question, seen: _Seen, further: Sequence[float], before: _Change | None = None
+    passes: Passes, question: Question | Questions, seen: _Seen, further: Sequence[float], before: _Change | None = None
 ) -> Slopes:
     """From what one ladder saw down to shorter steps, for those directions that want them; `before` gives the smallest
     change that longer ladders saw."""
@@ -199,14 +164,16 @@ def _climbed(
     every = bool(wide.all())
     part = question if every else question.of(wide)
     known = seen.slopes.coordinates if every else seen.slopes.coordinates.of(wide)
-    values = sample(passes, part.space, part.directions, finite_difference.steps(further[0]))
+    values = asked(passes, part, finite_difference.steps(further[0]))
     finer = _climbed(passes, part, _on_ladder(passes, values, known, least), further[1:], least)
     found = slopes.replaced(wide, finer)
     found.smooth = finer.smooth and (every or seen.doubtful is None or not bool((seen.doubtful.any(1) & ~wide).any()))
     return found
 
 
-def _told(passes: Passes, question: Question, seen: _Seen, *, last: bool) -> tuple[Slopes, torch.Tensor | None]:
+def _told(
+    passes: Passes, question: Question | Questions, seen: _Seen, *, last: bool
+) -> tuple[Slopes, torch.Tensor | None]:
     """The slopes that a ladder gives, and the directions, (P,) of bool, that shorter steps may tell more of; None where
     there are none. What looks like a kink may be one that is near, and what it is does not matter while shorter steps
     follow anyway."""
@@ -223,7 +190,7 @@ def _told(passes: Passes, question: Question, seen: _Seen, *, last: bool) -> tup
     return slopes, wide
 
 
-def _wide(passes: Passes, question: Question, slopes: Slopes) -> torch.Tensor | None:
+def _wide(passes: Passes, question: Question | Questions, slopes: Slopes) -> torch.Tensor | None:
     """(P,) of bool: directions that shorter steps may tell more of; None where there are none."""
     bar = slopes.noise(passes) if question.quickly else slopes.bar
     narrow = bar <= question.wanted
@@ -238,7 +205,7 @@ def _wide(passes: Passes, question: Question, slopes: Slopes) -> torch.Tensor | 
 
 
 def _moving(
-    passes: Passes, question: Question, seen: _Seen, wide: torch.Tensor, further: Sequence[float]
+    passes: Passes, question: Question | Questions, seen: _Seen, wide: torch.Tensor, further: Sequence[float]
 ) -> torch.Tensor:
     """Of wide directions, (P,) of bool, those that still are when shorter steps move a value, where none of the first
     ladder did; whether they do takes no extrapolation, and all their lengths at once."""
@@ -247,14 +214,14 @@ def _moving(
         return wide
     rungs = finite_difference.RUNGS if passes.batching else 1  # in a loop each is paid for
     lengths = [step for longest in further for step in finite_difference.steps(longest, rungs)]
-    values = sample(passes, question.space, question.directions[still], lengths)
+    values = asked(passes, question.of(still), lengths)
     wide = wide.clone()
     wide[still] = (values.found != passes.centre).flatten(1).any(1)
     return wide
 
 
-def _first(passes: Passes, values: Values) -> list[Values]:
-    return [Values(values.ladder, values.found[:1] @ passes.weight)]
+def _first(passes: Passes, values: Values, row: int = 0) -> list[Values]:
+    return [Values(values.ladder, values.found[row : row + 1] @ passes.weight)]
 
 
 def unsure(passes: Passes, slopes: Slopes) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from gradoracle_server.engine import finite_difference, ladders, tolerances
+from gradoracle_server.engine import finite_difference, ladders, sampling, tolerances
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.products import Assessment, Products, distance, root_mean_square
@@ -205,7 +205,7 @@ class Measurement:
     def _moved(self) -> float:
         """How far the function moves, all of its terms together, when the input moves by a long step."""
         length = finite_difference.LADDERS[0]
-        values = ladders.sample(self.passes, self.space, self.space.drawn(1, self.generator), [length]).found
+        values = sampling.sample(self.passes, self.space, self.space.drawn(1, self.generator), [length]).found
         moves = torch.where(self.passes.strength == 0, 0.0, (values - self.passes.centre).abs() * self.passes.strength)
         moved = float(moves.nan_to_num(0.0, 0.0).sum(-1).max())
         return moved / length

@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from gradoracle_server.engine import finite_difference, ladders
+from gradoracle_server.engine import finite_difference, sampling
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 
@@ -41,7 +41,7 @@ def heard(passes: Passes, space: Space, generator: torch.Generator) -> torch.Ten
     if len(distances) < 2 or 2 * _SIDE * len(distances) * (passes.centre.numel() + space.size) > _NUMBERS:
         return None
     lengths = [_FAR, *(distance * place for distance in distances for place in range(1, _SIDE + 1))]
-    found = ladders.sample(passes, space, space.drawn(1, generator), lengths).found[0]
+    found = sampling.sample(passes, space, space.drawn(1, generator), lengths).found[0]
     moved = (found[:, 0] - passes.centre).abs().nan_to_num(0.0, 0.0)  # a long step may leave the domain
     far = torch.maximum(moved.amax(0), _FAR * passes.centre.abs())
     ahead, behind = (side[1:].view(len(distances), _SIDE, -1) for side in found.unbind())
@@ -59,7 +59,7 @@ def carried(passes: Passes, space: Space, directions: torch.Tensor, epsilon: flo
     """(P,): what a gradient that was computed at such a machine epsilon is off by along directions, (P, C), because the
     input is rounded, or what is computed from it first: so many second derivatives along them, as values show them."""
     lengths = [2.0**-power for power in range(4, 13)]
-    found = ladders.sample(passes, space, directions, lengths).found
+    found = sampling.sample(passes, space, directions, lengths).found
     squares = found.new_tensor(lengths)[:, None].square()
     rounded = _ROUNDED * passes.epsilon * passes.centre.abs()
     bends = ((found.sum(1) - 2 * passes.centre).abs() - rounded).clamp(min=0.0) / squares

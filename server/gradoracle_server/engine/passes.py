@@ -166,7 +166,8 @@ class Passes:
         terms = bars * self.strength
         if not self._all_count:
             terms = torch.where(self.strength == 0, 0.0, terms)
-        return torch.linalg.vector_norm(terms, dim=1)
+        norms: torch.Tensor = torch.linalg.vector_norm(terms, dim=1)
+        return norms
 
     def take_noise(self, noise: torch.Tensor | None) -> None:
         """Takes values to be off by so much, (M,), from now on, beside rounding of the outputs."""

@@ -85,10 +85,9 @@ class Assessment:
         to it: in the gradient's own units where that moves one element."""
         judged = self.judgements
         row = int(judged.excess.argmax()) if row is None else row
-        mover = self.directions[row]
-        if mover.dim():
-            mover = mover.abs().max() if int(mover.count_nonzero()) == 1 else 1.0
-        length = abs(float(mover))
+        mover = self.directions[row].abs()
+        alone = not mover.dim() or int(mover.count_nonzero()) == 1
+        length = float(mover.max()) if alone else 1.0
         return float(judged.error[row]) / length, float(judged.bound[row]) / length
 
     @property

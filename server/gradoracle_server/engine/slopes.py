@@ -151,3 +151,20 @@ class Question:
         """The same of some directions."""
         rows = finite_difference.places(rows)
         return Question(self.space, self.directions[rows], self.wanted[rows], self.quickly)
+
+
+@dataclasses.dataclass(slots=True)
+class Questions:
+    """Questions of several inputs, none `quickly`, as if their directions, one's after another's, were of one."""
+
+    parts: Sequence[Question]
+    quickly: bool = dataclasses.field(default=False, init=False)
+    wanted: torch.Tensor = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.wanted = torch.cat([one.wanted for one in self.parts])
+
+    def of(self, rows: torch.Tensor) -> Questions:
+        """The same of some directions, (P,) of bool."""
+        masks = rows.split_with_sizes([len(one.wanted) for one in self.parts])
+        return Questions([one.of(mask) for one, mask in zip(self.parts, masks, strict=True) if bool(mask.any())])
