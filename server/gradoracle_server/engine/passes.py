@@ -271,7 +271,7 @@ class Passes:
         for one, output in zip(row, kept, strict=True):
             if one.shape != output.shape:
                 raise _OtherShapeError(f"gives an output of shape {tuple(output.shape)}, not {tuple(one.shape)}")
-            one.copy_(output)
+            one.copy_(output.detach())
 
     def _once(self, inputs: Sequence[torch.Tensor], *, seeded: bool) -> Sequence[torch.Tensor]:
         """`seeded`: with the generators seeded before."""
