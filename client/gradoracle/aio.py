@@ -16,8 +16,9 @@ from gradoracle.direct_async import AsyncDirect
 from gradoracle.errors import GradOracleError, ResourceLimitError
 from gradoracle.gathering_async import AsyncGathering
 from gradoracle.graph import Graph
-from gradoracle.requests import Names, Request, Tensors
+from gradoracle.requests import Request, Tensors
 from gradoracle.rpc_async import AsyncChannels
+from gradoracle.selections import Names
 from gradoracle.shared_memory import Memory, Use
 
 R = TypeVar("R")

@@ -15,8 +15,9 @@ from gradoracle.direct import Direct
 from gradoracle.errors import GradOracleError, ResourceLimitError
 from gradoracle.gathering import Gathering
 from gradoracle.graph import Graph
-from gradoracle.requests import Names, Request, Tensors
+from gradoracle.requests import Request, Tensors
 from gradoracle.rpc import Channels
+from gradoracle.selections import Names
 from gradoracle.shared_memory import Memory, Use
 
 R = TypeVar("R")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
@@ -13,15 +13,13 @@ from google.protobuf.message import Message
 from gradoracle import checks, results, tensors, wire
 from gradoracle.errors import InvalidRequestError
 from gradoracle.graph import Graph
+from gradoracle.selections import Names, chosen, name_of, nothing_chosen
 from gradoracle.taken import LARGE, taken
 from gradoracle.tensors import ArrayLike, WireTensor
 from gradoracle.v1 import check_pb2, service_pb2
-from gradoracle.values import Value
 
 R = TypeVar("R")
 
-Name: TypeAlias = str | Value
-Names: TypeAlias = Name | Iterable[Name]
 Tensors: TypeAlias = Mapping[Any, ArrayLike]
 """Arrays by the names of their values, or by the Values themselves."""
 
@@ -234,6 +232,8 @@ def check(
         _unknown_option("mode", "'probe' or 'full'", mode)
     if order not in (1, 2):
         _unknown_option("order", "1 or 2", order)
+    if claimed is not None and not _mapping(claimed, "claimed"):
+        nothing_chosen("claimed")
     graph = graph_of(graph)
     options = service_pb2.CheckGradientsRequest(
         order=order, mode=_MODES[mode], forward_mode=forward_mode, batched_gradients=batched_gradients
@@ -254,13 +254,13 @@ def _unknown_option(field: str, expected: str, got: object) -> NoReturn:
 
 def _as_primals(claimed: Tensors, primals: Tensors) -> Tensors:
     """Claims that are Python numbers, which have no dtype of their own, in that of their input."""
-    dtypes = {_name(key, "primals"): getattr(value, "dtype", None) for key, value in primals.items()}
+    dtypes = {name_of(key, "primals"): getattr(value, "dtype", None) for key, value in primals.items()}
     found: dict[Any, ArrayLike] = {}
     for key, value in _mapping(claimed, "claimed").items():
-        dtype = dtypes.get(_name(key, "claimed"))
+        dtype = dtypes.get(name_of(key, "claimed"))
         plain = isinstance(value, bool | int | float | complex | list | tuple)
         if plain and isinstance(dtype, np.dtype) and dtype.kind in "fcV":
-            value = tensors.as_array(value, f'claimed["{_name(key, "claimed")}"]', floating=True)
+            value = tensors.as_array(value, f'claimed["{name_of(key, "claimed")}"]', floating=True)
             value = value if value.dtype.kind == "c" and dtype.kind != "c" else value.astype(dtype)
         found[key] = value
     return found
@@ -334,31 +334,13 @@ def graph_of(graph: Graph | str) -> Graph:
 def _head(method: Method[Any], device: str | None, seed: int | None, **names: Names | None) -> bytes:
     """Everything but graph and tensors."""
     options: dict[str, Any] = {
-        key: _names(value, key) for key, value in names.items() if not (value is None or _is_empty(value))
+        key: found for key, value in names.items() if value is not None and (found := chosen(value, key))
     }
     if device is not None:
         options["device"] = device
     if seed is not None:
         options["seed"] = _seed(seed)
     return method.request(**options).SerializeToString() if options else b""
-
-
-def _is_empty(names: Names) -> bool:
-    return isinstance(names, tuple) and not names
-
-
-def _names(names: Names, field: str) -> list[str]:
-    if isinstance(names, str | Value):
-        names = (names,)
-    return [_name(one, field) for one in names]
-
-
-def _name(name: object, field: str) -> str:
-    if isinstance(name, str):
-        return name
-    if isinstance(name, Value):
-        return name.name
-    raise TypeError(f"{field}: expected names or Values, got {type(name).__name__}")
 
 
 def _seed(seed: int) -> int:
@@ -373,7 +355,7 @@ def _seed(seed: int) -> int:
 def _primals(graph: Graph, primals: Tensors) -> tuple[tuple[int, str, WireTensor], ...]:
     found = []
     for key, value in _mapping(primals, "primals").items():
-        name = key if type(key) is str else _name(key, "primals")
+        name = key if type(key) is str else name_of(key, "primals")
         encoded = tensors.encode(value, "primals", name, floating=graph.requires_grad(name))
         found.append((_PRIMALS, name, encoded))
     return tuple(found)
@@ -385,7 +367,7 @@ def _floating(number: int, field: str, given: Tensors | None) -> tuple[tuple[int
         return ()
     found = []
     for key, value in _mapping(given, field).items():
-        name = _name(key, field)
+        name = name_of(key, field)
         found.append((number, name, tensors.encode(value, field, name, floating=True)))
     return tuple(found)
 

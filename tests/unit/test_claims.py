@@ -101,3 +101,25 @@ def test_numbers_take_their_inputs_dtype(value: Any, dtype: str, expected: str) 
     """Python numbers have no dtype of their own; what has one keeps it, and an imaginary part is not dropped."""
     found = claims.like({"x": value}, {"x": np.zeros(2, dtype)}, "claimed")
     assert expected == found["x"].dtype.name
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "text"),
+    [
+        ("vjp", {"wrt": []}, "wrt: expected one name at least, got none; leave it out for every input that requires"),
+        ("check", {"wrt": ()}, "wrt: expected one name at least, got none; leave it out for every input that requires"),
+        ("jacobian", {"of": []}, "of: expected one name at least, got none; leave it out for every floating or"),
+        ("check", {"claimed": {}}, "claimed: expected one name at least, got none; leave it out for autograd's own"),
+    ],
+)
+def test_choosing_nothing_is_not_choosing_all(method: str, options: dict[str, Any], text: str) -> None:
+    """As torch.autograd.grad refuses an empty list of inputs."""
+    with pytest.raises(go.InvalidRequestError, match=text) as caught:
+        go.request(method, "sum(x * x)", {"x": A}, **options)
+    assert ("INVALID_SELECTION", "none") == (caught.value.reason, caught.value.metadata["got"])
+
+
+def test_retaining_nothing_is_nothing() -> None:
+    """As it is by default."""
+    asked = [go.request("vjp", "sum(x * x)", {"x": A}, **options) for options in ({}, {"retain": []}, {"batched": ()})]
+    assert 1 == len({one.head for one in asked})
