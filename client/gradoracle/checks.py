@@ -175,8 +175,8 @@ class CheckReport(Result):
     opinions: list[Opinion]
     """Second opinions, where autograd's own gradients are on trial."""
     random_cotangents: bool = False
-    """Whether neither cotangents nor claims were given, so that random numbers stood for the cotangents wherever some
-    output is no scalar. False in reports that are read from a results file, or made without a server."""
+    """Whether random numbers stood for the cotangents, which figures then contain: neither these nor claims were given,
+    and an output is no real scalar. False in reports that are read from a results file."""
 
     @property
     def passed(self) -> bool:
@@ -224,15 +224,9 @@ def report(message: service_pb2.CheckGradientsResponse, attached: Attachments) -
             Opinion(one.name, _verdict(one.verdict), one.error, one.error_bound, one.explanation)
             for one in found.opinions
         ],
+        random_cotangents=found.random_cotangents,
         timing=results.timing(message),
     )
-
-
-def report_of_random(message: service_pb2.CheckGradientsResponse, attached: Attachments) -> CheckReport:
-    """Reads the response to a request without cotangents."""
-    found = report(message, attached)
-    found.random_cotangents = True
-    return found
 
 
 @functools.cache

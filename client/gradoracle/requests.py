@@ -78,7 +78,6 @@ JACOBIAN = _method("jacobian", "ComputeJacobian", "compute_jacobian", results.ja
 HESSIAN = _method("hessian", "ComputeHessian", "compute_hessian", results.hessian)
 HVP = _method("hvp", "ComputeHessian", "compute_hessian", results.hvp)
 CHECK = _method("check", "CheckGradients", "check_gradients", checks.report)
-CHECK_AT_RANDOM = dataclasses.replace(CHECK, read=checks.report_of_random)  # with neither cotangents nor claims
 INSPECT = _method("inspect", "InspectGraph", "inspect_graph", results.inspection)
 SERVER_INFO = _method("server_info", "DescribeServer", "describe_server", results.server_info)
 OPERATORS = _method("operators", "ListOperators", "list_operators", results.operators)
@@ -242,7 +241,7 @@ def check(
     points = _primals(graph, primals)
     given = _floating(_COTANGENTS["check"], "cotangents", cotangents)
     given += _floating(_CLAIMED, "claimed", None if claimed is None else _as_primals(claimed, primals))
-    return Request(CHECK if given else CHECK_AT_RANDOM, graph.request_field(), head, points + given)
+    return Request(CHECK, graph.request_field(), head, points + given)
 
 
 def _unknown_option(field: str, expected: str, got: object) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +96,22 @@ def test_unknown_options(client: go.Client, options: dict[str, object]) -> None:
     """An option that does not exist is refused with what there is."""
     with pytest.raises(go.InvalidRequestError, match="expected"):
         client.check("sin(x)", {"x": X}, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("expression", "options", "at_random"),
+    [
+        ("sin(x)", {}, True),
+        ("sum(sin(x))", {}, False),
+        ("sin(x)", {"cotangents": {"out": np.ones_like(X)}}, False),
+        ("sum(sin(x))", {"claimed": {"x": X}}, False),
+    ],
+)
+def test_a_report_says_whether_cotangents_are_random(
+    client: go.Client, expression: str, options: dict[str, Any], at_random: bool
+) -> None:
+    """They are where neither they nor claims are given, and an output is no scalar."""
+    assert at_random is client.check(expression, {"x": X}, **options).random_cotangents
 
 
 def test_nothing_can_be_claimed_at_order_2(client: go.Client) -> None:

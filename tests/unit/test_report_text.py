@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 from batch_cases import input_report, report
 
-from gradoracle import check_text, requests
+from gradoracle import check_text
 from gradoracle.batch.records import Record
 from gradoracle.batch.report_text import sentence
 from gradoracle.batch.runner import remark
 from gradoracle.checks import CheckReport, Diagnosis, Mismatch
 from gradoracle.cli import tables
-from gradoracle.v1 import check_pb2, service_pb2
 
 NUMBERS = ["-4.53016291129e-10", "-1.23456789012e+100", "-0.000123456789012"]
 KINK = "The function has a kink here in 1 coordinate; the slopes at [12, 3, 104] are -4.53016e-10 and 1.39696."
@@ -106,15 +105,3 @@ def test_random_cotangents_are_told(verdict: str, at_random: bool) -> None:
     text = "No cotangents were given: outputs that are not scalars had random ones, which these figures contain."
     assert told is (text in found.render(width=200).splitlines())
     assert told is (f"<p>{text}</p>" in found.to_html())
-
-
-@pytest.mark.parametrize(
-    ("options", "at_random"),
-    [({}, True), ({"order": 2}, True), ({"cotangents": {"out": [1.0]}}, False), ({"claimed": {"x": [1.0]}}, False)],
-)
-def test_a_request_knows_whether_cotangents_are_random(options: dict[str, Any], at_random: bool) -> None:
-    """They are where neither they nor claims are given, whoever sends the request."""
-    request = requests.check("relu(x)", {"x": [0.0]}, **options)
-    answer = service_pb2.CheckGradientsResponse(report=check_pb2.CheckReport(verdict=check_pb2.VERDICT_PASS))
-    assert at_random is request.method.answer(answer.SerializeToString()).random_cotangents
-    assert "check" == request.method.name

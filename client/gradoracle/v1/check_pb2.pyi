@@ -140,17 +140,19 @@ class Rung(_message.Message):
     def __init__(self, step: _Optional[float] = ..., error: _Optional[float] = ..., error_bound: _Optional[float] = ...) -> None: ...
 
 class CheckReport(_message.Message):
-    __slots__ = ("verdict", "inputs", "detection_power", "evaluations", "ladder", "opinions")
+    __slots__ = ("verdict", "inputs", "detection_power", "evaluations", "ladder", "opinions", "random_cotangents")
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     DETECTION_POWER_FIELD_NUMBER: _ClassVar[int]
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     LADDER_FIELD_NUMBER: _ClassVar[int]
     OPINIONS_FIELD_NUMBER: _ClassVar[int]
+    RANDOM_COTANGENTS_FIELD_NUMBER: _ClassVar[int]
     verdict: Verdict
     inputs: _containers.RepeatedCompositeFieldContainer[InputReport]
     detection_power: float
     evaluations: int
     ladder: _containers.RepeatedCompositeFieldContainer[Rung]
     opinions: _containers.RepeatedCompositeFieldContainer[Opinion]
-    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., inputs: _Optional[_Iterable[_Union[InputReport, _Mapping]]] = ..., detection_power: _Optional[float] = ..., evaluations: _Optional[int] = ..., ladder: _Optional[_Iterable[_Union[Rung, _Mapping]]] = ..., opinions: _Optional[_Iterable[_Union[Opinion, _Mapping]]] = ...) -> None: ...
+    random_cotangents: bool
+    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., inputs: _Optional[_Iterable[_Union[InputReport, _Mapping]]] = ..., detection_power: _Optional[float] = ..., evaluations: _Optional[int] = ..., ladder: _Optional[_Iterable[_Union[Rung, _Mapping]]] = ..., opinions: _Optional[_Iterable[_Union[Opinion, _Mapping]]] = ..., random_cotangents: bool = ...) -> None: ...

@@ -59,7 +59,7 @@ def check(
     skipped = [_without_gradient(plan, place, inputs[place]) for place in without]
     subject = Subject(plan, inputs, places, options.seed)
     tape = subject.tape()
-    chosen = trial.cotangents(plan, tape.outputs, cotangents, claimed=bool(claims), seed=options.seed)
+    chosen, drawn = trial.cotangents(plan, tape.outputs, cotangents, claimed=bool(claims), seed=options.seed)
     if not places or all(one is None for one in chosen):
         return _nothing(subject, skipped, claimed=bool(claims))
     free = not cotangents and not claims
@@ -84,6 +84,7 @@ def check(
         other = _judgement(raised, tape, first, skipped, phases, options, again=answers)
         report = other if other.verdict is not Verdict.FAIL else report
         report.evaluations = spent + other.evaluations
+    report.random_cotangents = drawn
     return report
 
 

@@ -131,3 +131,4 @@ class Report:
     evaluations: int
     ladder: list[Rung]
     opinions: list[Opinion] = dataclasses.field(default_factory=list)
+    random_cotangents: bool = False  # whether random numbers stood for those

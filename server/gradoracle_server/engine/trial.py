@@ -95,17 +95,18 @@ def wanted_places(plan: Plan, inputs: Sequence[torch.Tensor], wrt: Sequence[str]
 
 def cotangents(
     plan: Plan, outputs: Sequence[torch.Tensor], given: Mapping[str, torch.Tensor], *, claimed: bool, seed: int
-) -> list[torch.Tensor | None]:
+) -> tuple[list[torch.Tensor | None], bool]:
     """The cotangents of a check: those given; else 1 where every output that counts is a real scalar; else random
-    signed ones, exact in every dtype, unless gradients are `claimed`, which are for some that are not known. Raises
-    Fault, torch's own, where there is none to be had."""
+    signed ones, exact in every dtype, unless gradients are `claimed`, which are for some that are not known. And
+    whether they are random. Raises Fault, torch's own, where there is none to be had."""
     counts = _counting(plan, outputs, given if claimed else {})
     live = [one for one, counted in zip(outputs, counts, strict=True) if counted]
     scalar = all(one.numel() == 1 and one.dtype.is_floating_point for one in live)
     if given or scalar or claimed:
-        return selection.cotangents_for(plan, outputs, given, counts)
+        return selection.cotangents_for(plan, outputs, given, counts), False
     generator = torch.Generator().manual_seed(seed ^ 0x5EED)
-    return [drawn_like(one, generator) if counted else None for one, counted in zip(outputs, counts, strict=True)]
+    pairs = zip(outputs, counts, strict=True)
+    return [drawn_like(one, generator) if counted else None for one, counted in pairs], bool(live)
 
 
 def _counting(plan: Plan, outputs: Sequence[torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[bool]:

@@ -67,6 +67,7 @@ def write(report: Report, outgoing: Outgoing) -> pb.CheckGradientsResponse:
     message = response.report
     message.verdict = cast(check_pb2.Verdict, int(report.verdict))
     message.detection_power, message.evaluations = report.detection_power, report.evaluations
+    message.random_cotangents = report.random_cotangents
     for one in report.inputs:
         _write_input(one, message.inputs.add(), outgoing)
     for rung in report.ladder:
