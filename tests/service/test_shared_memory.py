@@ -368,8 +368,9 @@ def test_only_on_this_machine(kind: type[go.Client | go.AsyncClient]) -> None:
 
 
 def test_a_thousand_calls_leave_nothing(server: Server) -> None:
-    """Descriptors of the client, the front and the worker are as many after 1,000 calls as after a few, and so is
-    memory, within a few MiB: each call has 256 KiB each way."""
+    """Descriptors of the client, the front and the worker are about as many after 1,000 calls as after a few, and so is
+    memory, within a few MiB: each call has 256 KiB each way. What the last call had may be given back a moment later,
+    but not that of one call in a hundred."""
     x = numbers(32_768)
     with go.Client(server.address, shared_memory=True) as client:
 
@@ -381,7 +382,8 @@ def test_a_thousand_calls_leave_nothing(server: Server) -> None:
             return [len(descriptors(pid)) for pid in everyone] + [shared_pages(pid) for pid in everyone[1:]]
 
         first, last = calls(50), calls(1_000)
-    assert first[:3] == last[:3]
+    for before, after in zip(first[:3], last[:3], strict=True):
+        assert after < before + 10
     for before, after in zip(first[3:], last[3:], strict=True):
         assert after < before + 16 * MIB
 

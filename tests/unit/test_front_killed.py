@@ -119,3 +119,27 @@ async def test_an_answer_for_which_the_front_has_no_memory(
         assert "Cannot allocate memory" in caplog.text
         assert {"exit": 1} == dict(made.lane.restarts)
         assert not made.lane.quarantine
+
+
+async def test_the_lane_closes_while_a_worker_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the dead one had is answered, too."""
+    ending = asyncio.Event()
+
+    async def ended(_: worker.Worker) -> int | None:
+        ending.set()
+        return await asyncio.get_running_loop().create_future()
+
+    async with bench(1) as made:
+        [ticket] = made.submit(b"a")
+        process, [first] = made.processes.made[0], made.lane.workers
+        assert [b"a"] == await process.has()
+        with monkeypatch.context() as patched:
+            patched.setattr(worker.Worker, "ended", ended)
+            first.kill()
+            async with asyncio.timeout(60):
+                await ending.wait()
+            patched.undo()
+            await made.lane.close()
+        assert ticket.future.done()
+        with pytest.raises(statuses.Failure, match="the server is shutting down"):
+            ticket.future.result()

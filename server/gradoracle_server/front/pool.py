@@ -266,7 +266,12 @@ class Lane:
         ticket, worker.ticket = worker.ticket, None
         for waiting in reversed(worker.take_ahead()):
             self._again(waiting)
-        exit_code = await worker.ended()
+        try:
+            exit_code = await worker.ended()
+        except asyncio.CancelledError:  # the lane closes, and finds this request nowhere else
+            if ticket is not None:
+                ticket.fail(statuses.shutting_down())
+            raise
         reason = self._bury(worker, ticket, exit_code, started)
         if self._failures:
             return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10))
