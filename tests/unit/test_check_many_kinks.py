@@ -9,7 +9,8 @@ import torch
 from check_cases import F64, check, planted
 
 from gradoracle_server.engine import examine, search
-from gradoracle_server.engine.finite_difference import EPSILON, LADDERS, Derivative, central, steps
+from gradoracle_server.engine.derivatives import Derivative
+from gradoracle_server.engine.finite_difference import EPSILON, LADDERS, central, steps
 from gradoracle_server.engine.report import Mode, Verdict
 
 SIZE, OUTPUTS = 200, 16

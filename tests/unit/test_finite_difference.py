@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gradoracle_server.engine import finite_difference as fd
 from gradoracle_server.engine import kinks, ladders
+from gradoracle_server.engine.derivatives import Derivative
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.slopes import Question
@@ -260,8 +261,8 @@ def test_what_stands_still_may_be_left_out(seed, live, epsilons):
 def test_a_contradiction_leaves_room_for_both() -> None:
     """What longer steps had for possible is inside the bar of shorter ones that see something else."""
 
-    def one(value: float, bar: float) -> fd.Derivative:
-        return fd.Derivative(torch.tensor([[value]], dtype=F64), torch.tensor([[bar]], dtype=F64))
+    def one(value: float, bar: float) -> Derivative:
+        return Derivative(torch.tensor([[value]], dtype=F64), torch.tensor([[bar]], dtype=F64))
 
     least = torch.full((1, 1), torch.inf, dtype=F64)
     for faint in (0.0, 1e9):

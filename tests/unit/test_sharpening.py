@@ -10,7 +10,7 @@ import torch
 from check_cases import F64, check, planted
 
 from gradoracle_server.engine import ladders, refinement, sharpening
-from gradoracle_server.engine.finite_difference import Derivative
+from gradoracle_server.engine.derivatives import Derivative
 from gradoracle_server.engine.ladders import measure
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space

@@ -19,9 +19,9 @@ from gradoracle_server.engine import (
     trial,
 )
 from gradoracle_server.engine.case import Case
+from gradoracle_server.engine.derivatives import Derivative
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.examine import Examiner
-from gradoracle_server.engine.finite_difference import Derivative
 from gradoracle_server.engine.measurement import FEW_UNITS
 from gradoracle_server.engine.passes import Passes, real_coordinates
 from gradoracle_server.engine.probes import Space

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from gradoracle_server.engine import finite_difference, kinks
-from gradoracle_server.engine.finite_difference import Derivative
+from gradoracle_server.engine.derivatives import Derivative
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.sampling import asked, sample

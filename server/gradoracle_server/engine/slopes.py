@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from gradoracle_server.engine import finite_difference
-from gradoracle_server.engine.finite_difference import Derivative
+from gradoracle_server.engine import derivatives, finite_difference
+from gradoracle_server.engine.derivatives import Derivative
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 
@@ -44,7 +44,7 @@ class Slopes:
 
     def of(self, rows: torch.Tensor | slice) -> Slopes:
         """Those of some directions, (P,) of bool or a slice."""
-        rows = finite_difference.places(rows)
+        rows = derivatives.places(rows)
         value = self.value[rows]
         return Slopes(
             value,
@@ -78,7 +78,7 @@ class Slopes:
             torch.cat([one.low for one in pieces]),
             torch.cat([one.high for one in pieces]),
             torch.cat([one.kinked for one in pieces]),
-            finite_difference.joined([one.coordinates for one in pieces], 0),
+            derivatives.joined([one.coordinates for one in pieces], 0),
             all(one.smooth for one in pieces),
             pieces[0].first,
         )
@@ -89,7 +89,7 @@ class Slopes:
         if bool(rows.all()):
             return dataclasses.replace(others, first=self.first + others.first)
 
-        index = finite_difference.places(rows)
+        index = derivatives.places(rows)
 
         def mixed(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
             return mine.index_copy(0, index, theirs)
@@ -149,7 +149,7 @@ class Question:
 
     def of(self, rows: torch.Tensor | slice) -> Question:
         """The same of some directions."""
-        rows = finite_difference.places(rows)
+        rows = derivatives.places(rows)
         return Question(self.space, self.directions[rows], self.wanted[rows], self.quickly)
 
 

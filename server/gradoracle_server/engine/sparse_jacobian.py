@@ -10,8 +10,8 @@ import dataclasses
 import torch
 
 from gradoracle_server.engine import ladders
+from gradoracle_server.engine.derivatives import Derivative
 from gradoracle_server.engine.examine import Examiner
-from gradoracle_server.engine.finite_difference import Derivative
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.slopes import Question, Slopes
 
