@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -49,8 +49,18 @@ def by_name(
 
 
 def claimed_by(claimed: Any, inputs: Sequence[Any]) -> Any:
-    """The claims themselves: what a hand-written backward returns for the inputs, where that is what was given."""
-    return claimed(*inputs) if isinstance(claimed, Callable) else claimed  # type: ignore[arg-type]
+    """The claims themselves: what a hand-written backward returns for the inputs, where that is what was given.
+
+    Raises InvalidRequestError where it returns nothing, which is not the same as claiming nothing.
+    """
+    if not callable(claimed):
+        return claimed
+    found = claimed(*inputs)
+    if found is None:
+        name = getattr(getattr(claimed, "func", claimed), "__name__", None) or type(claimed).__name__
+        expected = "the gradients, one for each input on trial"
+        _refuse(f"claimed: {name} returned None; return {expected}", field="claimed", expected=expected, got="None")
+    return found
 
 
 def host_array(value: ArrayLike, place: str) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 import gradoracle as go
 from gradoracle import inprocess, private
+from gradoracle.pytest_plugin import assert_gradients, case
 
 F64 = torch.float64
 X = np.array([0.5, -1.0, 2.0])
@@ -113,6 +115,28 @@ def test_a_hand_written_backward(client: go.Client) -> None:
     )
     assert report.passed
     assert list(report.inputs) == ["w"]
+
+
+def backward(*inputs: Any) -> Any:
+    """A backward that lacks its return."""
+
+
+@pytest.mark.parametrize("fn", ["sin(x)", torch.sin, lambda x: x.sin() + 0 * int(x.sum()), np.sin])
+@pytest.mark.parametrize(
+    ("claim", "name"), [(lambda x: None, "<lambda>"), (backward, "backward"), (functools.partial(backward), "backward")]
+)
+def test_a_backward_that_returns_nothing(client: go.Client, fn: Any, claim: Any, name: str) -> None:
+    """It is refused: as no claim at all, it would leave autograd's own gradient on trial, which is right."""
+    text = f"claimed: {name} returned None; return the gradients, one for each input on trial"
+    for refused in (
+        lambda: go.check(fn, X, claimed=claim, cotangents=np.ones(3), client=client),
+        lambda: assert_gradients(fn, X, claimed=claim, cotangents=np.ones(3), client=client),
+        lambda: case(fn, X, claimed=claim, cotangents=np.ones(3)).request(),
+    ):
+        with pytest.raises(go.InvalidRequestError) as caught:
+            refused()
+        assert text == str(caught.value)
+        assert ("INVALID_SELECTION", "None") == (caught.value.reason, caught.value.metadata["got"])
 
 
 def test_cotangents(client: go.Client) -> None:
