@@ -402,6 +402,28 @@ def test_cotangents_that_do_not_fit() -> None:
     assert go.gradgradcheck(torch.sin, leaf(3), leaf(3, low=-1)) is True
     with pytest.raises(ValueError, match=r"grad_outputs: expected 1, one for each output that requires grad, got 2"):
         go.gradgradcheck(torch.sin, leaf(3), (leaf(3), leaf(3)))
+    with pytest.raises(ValueError, match=r"^grad_outputs: expected a tensor for one output at least, got none$"):
+        go.gradgradcheck(torch.sin, leaf(3), (None,))
+    with pytest.raises(ValueError, match=r"^grad_outputs: expected a tensor for one output at least, got none$"):
+        go.gradgradcheck(lambda x: (x.sin(), x.exp()), leaf(3), (None, None))
+    assert go.gradgradcheck(lambda x: (x.sin(), x.exp()), leaf(3), (None, leaf(3))) is True
+
+
+@pytest.mark.parametrize(
+    ("check", "fn", "text"),
+    [
+        (go.gradcheck, lambda x: x.argmax(), "no output is floating or complex, so that there was nothing to check"),
+        (
+            go.gradgradcheck,
+            lambda x, scale=leaf(3): scale * x.detach(),
+            "no output depends on an input, so that there was nothing to check",
+        ),
+    ],
+)
+def test_nothing_to_check_is_said(check: Any, fn: Any, text: str) -> None:
+    """True, as torch's, but not in silence."""
+    with pytest.warns(go.GradcheckWarning, match=text):
+        assert check(fn, leaf(3)) is True
 
 
 def test_without_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

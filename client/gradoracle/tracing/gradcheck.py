@@ -227,6 +227,8 @@ def _gradients_of(func: Callable[..., Any], given: Sequence[Any], pulled: Sequen
                 f"grad_outputs: expected {len(outputs)}, one for each output that requires grad, got {len(cotangents)}"
             )
         pairs = [(o, u) for o, u in zip(outputs, cotangents, strict=True) if u is not None]
+        if not pairs:
+            raise ValueError("grad_outputs: expected a tensor for one output at least, got none")
         slopes = torch.autograd.grad(
             [o for o, _ in pairs], wanted, [u for _, u in pairs], create_graph=True, allow_unused=True
         )
@@ -257,6 +259,8 @@ def _doubts(
         )
         with left_alone(run.tensors):
             if not run.results():
+                none = "no output is floating or complex" if names is None else "no output depends on an input"
+                doubts.append(f"{head}: {none}, so that there was nothing to check")
                 continue
             report = judged.report(run, batched=asked.batched and not forward)
         if run.scatter > asked.nondet_tol > 0:
