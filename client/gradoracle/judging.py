@@ -19,8 +19,9 @@ class GradcheckWarning(UserWarning):
 
     Either the function has a kink at the point, and the gradient lies between the one-sided slopes; or the numerics
     cannot tell at the point; or the gradient is off, by less than a tolerance that was asked for and is wider than
-    torch's default; or there is nothing that could have a gradient. The message is the report. `warnings.simplefilter("error", gradoracle.GradcheckWarning)`, or
-    pytest's `filterwarnings = ["error::gradoracle.GradcheckWarning"]`, makes each of them an error.
+    torch's default; or nothing there could have a gradient. The message is the report, or says so.
+    `warnings.simplefilter("error", gradoracle.GradcheckWarning)`, or pytest's
+    `filterwarnings = ["error::gradoracle.GradcheckWarning"]`, makes each of them an error.
     """
 
 

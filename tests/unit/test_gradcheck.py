@@ -415,7 +415,7 @@ def test_cotangents_that_do_not_fit() -> None:
         (go.gradcheck, lambda x: x.argmax(), "no output is floating or complex, so that there was nothing to check"),
         (
             go.gradgradcheck,
-            lambda x, scale=leaf(3): scale * x.detach(),
+            lambda x: torch.ones(3, dtype=F64, requires_grad=True) * x.detach(),
             "no output depends on an input, so that there was nothing to check",
         ),
     ],
