@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 
 import gradoracle as go
@@ -126,6 +127,29 @@ def test_credentials_need_an_address(capsys: Captured, monkeypatch: pytest.Monke
     expected = "error: --tls: expected --address too; a server that is started here needs no credentials\n"
 
     assert (2, "", expected) == run(capsys, "eval", "x", "x=1", "--tls")
+
+
+def test_an_empty_address_is_no_address(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a variable that is not set: no server is started in place of the one that was meant."""
+    monkeypatch.delenv("GRADORACLE_ADDRESS")
+
+    expected = 'error: address: expected "host:port" or "unix:path", got \'\'\n'
+
+    assert (2, "", expected) == run(capsys, "eval", "x", "x=1", "--address", "")
+
+
+@pytest.mark.parametrize("more", [[], ["--claim", "x=1"]])
+def test_claims_of_nothing(capsys: Captured, tmp_path: Path, more: list[str]) -> None:
+    """A file without gradients is refused: as no claim at all it would leave autograd's own on trial, and pass."""
+    file = tmp_path / "empty.npz"
+    np.savez(file)
+
+    expected = (
+        f"error: --claimed {file}: expected one gradient at least, got none; "
+        "leave it out for autograd's own gradients\n"
+    )
+
+    assert (2, "", expected) == run(capsys, "check", "sin(x)", "x=1", "--claimed", str(file), *more)
 
 
 def test_empty_token_file(capsys: Captured, tmp_path: Path) -> None:

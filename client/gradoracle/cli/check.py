@@ -91,7 +91,7 @@ def command(
         report = client.check(
             program,
             primals,
-            claimed=claimed or None,
+            claimed=claimed or None,  # what is given claims something
             cotangents=vectors or None,
             wrt=list(wrt) or None,
             order=order,
@@ -125,6 +125,10 @@ def _claimed(path: Path | None) -> dict[str, values.Tensor]:
     loaded = values.load(path)
     if not isinstance(loaded, dict):
         raise InputError(f"--claimed {path}: expected a .npz file of gradients by input, got a single array")
+    if not loaded:
+        raise InputError(
+            f"--claimed {path}: expected one gradient at least, got none; leave it out for autograd's own gradients"
+        )
     return dict(loaded)
 
 

@@ -59,7 +59,7 @@ def client(
     address: str | None, timeout: float | None, *, workers: int | None = 1, **security: Any
 ) -> Iterator[go.Client]:
     """A client of the server that the options name, or of one that is started now with so many workers a device."""
-    if address or os.environ.get(channel.ADDRESS):
+    if address is not None or os.environ.get(channel.ADDRESS):
         with _checked():
             found = go.Client(address, timeout=timeout, **credentials(**security))
     elif given := [name for name, value in security.items() if value]:
