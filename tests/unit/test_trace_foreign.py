@@ -129,11 +129,19 @@ def test_low_precision(rounding: bool) -> None:
     def fn(x: Any) -> Any:
         return np.sin(x.astype(np.float32) if rounding else x).sum()
 
-    assert go.check(fn, x, claimed=np.cos(x)).verdict is not go.Verdict.FAIL
-    off = np.float32(1.05 if rounding else 1.0001) * np.cos(x)
+    right = go.check(fn, x, claimed=np.cos(x))
+    assert right.passed
+    assert 0 < single(right).max_error < single(right).error_bound
+    off = np.float32(1.01 if rounding else 1.0001) * np.cos(x)
     assert single(go.check(fn, x, claimed=off)).verdict is go.Verdict.FAIL
-    if not rounding:
-        assert go.check(fn, x, claimed=np.cos(x)).passed
+    assert single(go.check(fn, x, claimed=-np.cos(x))).diagnosis is go.Diagnosis.SIGN_FLIPPED
+    assert single(go.check(fn, x, claimed=0 * x)).diagnosis is go.Diagnosis.ZEROED
+    one = np.cos(x)
+    one[1] *= 1.05
+    found = single(go.check(fn, x, claimed=one))
+    assert (found.diagnosis, found.worst[0].index) == (go.Diagnosis.SINGLE_ELEMENTS, (1,))
+    others = "not seen to be wrong in the others" if rounding else "right in the others"
+    assert found.explanation == f"It is wrong in 1 of {x.size} elements, and {others}."
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -143,12 +151,11 @@ def test_jax(dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):
         x = jax.numpy.asarray(X.astype(dtype))
         fn: Any = lambda x: jax.numpy.sin(x).sum()  # noqa: E731
-        assert go.check(fn, x, claimed=jax.grad(fn)(x)).verdict is not go.Verdict.FAIL
+        assert go.check(fn, x, claimed=jax.grad(fn)(x)).passed
         found = single(go.check(jax.jit(fn), x, claimed=jax.grad(fn)(x).at[1].multiply(1.05)))
         assert found.verdict is go.Verdict.FAIL
-        if dtype == "float64":
-            assert go.check(jax.jit(fn), x, claimed=jax.grad(fn)).passed
-            assert found.worst[0].index == (1,)
+        assert found.worst[0].index == (1,)
+        assert go.check(jax.jit(fn), x, claimed=jax.grad(fn)).passed
 
 
 # ---- What is refused

@@ -13,6 +13,9 @@ from gradoracle_server.engine.tolerances import RELATIVE
 _CLOSE = 1e-6  # relative distance at which a hypothesis explains a gradient in float64
 IGNORES_COTANGENT = "It is the same whatever the cotangent: the chain rule is not applied."
 
+OTHERS = {True: "right in the others", False: "not seen to be wrong in the others"}
+"""What is said of elements that are not known to be wrong."""
+
 _MORE = ", more of them than were measured one by one"
 _APART = 0.1  # of what a factor makes of an element: what is less does not have the factor
 _MOST = 1e9  # of a factor: more is of what rounding leaves of 0
@@ -29,6 +32,7 @@ class Evidence:
     claimed: torch.Tensor
     true: torch.Tensor
     tolerance: float = _CLOSE
+    sharp: bool = True  # whether what is not known to be wrong is known to be right; not where rounding hides it
     for_ones: torch.Tensor | None = None  # the right gradient for cotangents of 1, where those on trial are not 1
     unreduced: Callable[[], Sequence[tuple[int, Sequence[torch.Tensor]]]] = tuple
     indices: Iterable[torch.Tensor] = ()  # integer tensors of the request: inputs and constants
@@ -78,7 +82,8 @@ def by_slopes(
     factor = float((claimed * numerical).sum() / power) if bool(power > 0) else 0.0
     explained = (claimed - factor * numerical).abs() <= abs(factor) * bar + _CLOSE * claimed.abs()
     if claimed.numel() > 1 and bool(explained.all()):
-        if abs(factor + 1) <= _CLOSE:
+        unsure = float((numerical.abs() * bar).sum() / power)
+        if abs(factor + 1) <= max(_CLOSE, unsure):
             return Finding(Diagnosis.SIGN_FLIPPED, "It is the negative of the right gradient.")
         return Finding(Diagnosis.SCALED, f"It is {factor:.9g} times the right gradient.", factor)
     if wrong and all(mine == 0 != true for mine, true in wrong):
@@ -215,6 +220,6 @@ def _single_elements(evidence: Evidence) -> Finding | None:
     wrong = _wrong(evidence)
     count = int(wrong.sum())
     if 0 < count <= min(_FEW, max(1, wrong.numel() // 2)):
-        said = f"{_share(wrong)}, and right in the others" if wrong.numel() > 1 else "its only element"
+        said = f"{_share(wrong)}, and {OTHERS[evidence.sharp]}" if wrong.numel() > 1 else "its only element"
         return Finding(Diagnosis.SINGLE_ELEMENTS, f"It is wrong in {said}.")
     return None

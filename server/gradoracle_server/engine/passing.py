@@ -59,10 +59,11 @@ def _is_rounding(case: Case, examiner: Examiner, gradient: torch.Tensor, rows: t
 
 
 def _describe_rounding(report: InputReport, gradients: Gradients) -> None:
-    """In low precision the figures are those of the claim beside the float64 shadow's gradient."""
-    errors = (gradients.claimed - gradients.reference).abs().nan_to_num(0.0, 0.0)
-    worst = int((errors / gradients.allowance.clamp(min=1e-300)).argmax())
-    report.max_error, report.error_bound = float(errors[worst]), float(gradients.allowance[worst])
+    """In low precision the figures are those of the claim beside the float64 shadow's gradient, where it has one."""
+    if gradients.claimed is not gradients.reference:
+        errors = (gradients.claimed - gradients.reference).abs().nan_to_num(0.0, 0.0)
+        worst = int((errors / gradients.allowance.clamp(min=1e-300)).argmax())
+        report.max_error, report.error_bound = float(errors[worst]), float(gradients.allowance[worst])
     moved = gradients.reference != 0
     if moved.any():
         relative = gradients.allowance[moved] / gradients.reference[moved].abs()

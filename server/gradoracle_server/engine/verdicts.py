@@ -202,7 +202,7 @@ class Judge:
             slopes = dataclasses.replace(slopes, bar=wider)
             found = examiner.assessed(alone.claimed, directions, slopes, alone.allowance, asked=tolerances.ASKED_COARSE)
         if found.verdict is Verdict.FAIL:
-            return self._failed(place, examiner, gradients)
+            return self._failed(place, examiner, alone)
         if found.verdict is not Verdict.PASS:
             return inconclusive.report(self._passes, examiner, found)
         report = passing.report(self._case, examiner, alone, found)
@@ -292,17 +292,19 @@ class Judge:
                     place, examiner, gradients, wrong, trusted=mismatches.mended(examiner, gradients, wrong)
                 )
         rows = mismatches.strict(rows, examiner, gradients, elements[: len(rows)])
+        blur = torch.zeros_like(gradients.claimed)
         if examiner.space.size <= ALL_UNITS:
             along, lengths = examiner.element_slopes(list(range(examiner.space.size)))
-            trusted = along.value / lengths
+            trusted, blur = along.value / lengths, along.bar / lengths
         elif suspects and are_all:
             trusted = gradients.claimed.clone()
             along, lengths = examiner.element_slopes(suspects)
-            trusted[suspects] = along.value / lengths
-        report = self._failing(place, examiner, gradients, rows, trusted=trusted)
+            trusted[suspects], blur[suspects] = along.value / lengths, along.bar / lengths
+        report = self._failing(place, examiner, gradients, rows, trusted=trusted, blur=blur)
         few = are_all and 0 < len(suspects) <= min(mismatches.NAMED, examiner.space.size // 2)
         if few and report.diagnosis is Diagnosis.UNKNOWN:  # they are too small for what looks at all elements together
-            said = f"It is wrong in {len(suspects)} of {examiner.space.size} elements, and right in the others."
+            sharp = self._case.resolution <= torch.finfo(torch.float64).eps
+            said = f"It is wrong in {len(suspects)} of {examiner.space.size} elements, and {diagnose.OTHERS[sharp]}."
             report.diagnosis, report.explanation = Diagnosis.SINGLE_ELEMENTS, said
         return report
 
@@ -314,7 +316,10 @@ class Judge:
         rows: list[Mismatch],
         *,
         trusted: torch.Tensor | None,
+        blur: torch.Tensor | None = None,
     ) -> InputReport:
+        """The report on wrong elements; `trusted`, (C,), is the right gradient, where all of it is known, to within
+        `blur`, (C,)."""
         rows = sorted(rows, key=lambda one: -tolerances.finite(one.error))[: mismatches.NAMED]
         report = InputReport(examiner.space.name, Verdict.FAIL, worst=rows)
         if rows:
@@ -327,7 +332,9 @@ class Judge:
                 [(one.claimed, one.numerical) for one in rows if not one.error <= one.error_bound],
             )
         else:
-            known = evidence.of(self._case, place, examiner.space, gradients.claimed, trusted, gradients.allowance)
+            allowance = gradients.allowance if blur is None else gradients.allowance + blur.nan_to_num(0.0, 0.0)
+            known = evidence.of(self._case, place, examiner.space, gradients.claimed, trusted, allowance)
+            known.sharp = blur is None or self._case.resolution <= torch.finfo(torch.float64).eps
             finding = diagnose.diagnose(known)
             report.errors = (known.claimed - known.true).abs()
         report.diagnosis, report.explanation, report.factor = finding.diagnosis, finding.sentence, finding.factor
