@@ -353,3 +353,44 @@ def test_a_small_gradient_in_float16_is_not_lost():
     assert check(lambda x: 1e-4 * x.sin(), x).verdict is Verdict.PASS
     wrong = planted(lambda x: 1e-4 * x.sin(), lambda inputs, cotangent, right: (1.25 * right[0],))
     assert check(wrong, x).verdict is Verdict.FAIL
+
+
+# ---- Infinite slopes
+
+
+@pytest.mark.parametrize(
+    "function", [torch.sqrt, torch.asin, lambda x: x.clamp(min=0.0) ** 0.5], ids=["sqrt", "asin", "power"]
+)
+def test_infinite_slopes_of_both_signs_are_what_they_are(function):
+    """Their sum is no number, and says nothing of a gradient that is right in each."""
+    x = torch.ones(3, dtype=F64) if function is torch.asin else torch.zeros(3, dtype=F64)
+    found = one(check(function, x, cotangents={"out0": t(1.0, -1.0, 2.0)}))
+    assert (found.verdict, found.claim_inside) == (Verdict.NON_DIFFERENTIABLE, True)
+    assert found.max_error == 0
+
+
+def test_an_infinite_claim_of_the_wrong_sign_is_off_by_infinity():
+    def root(x):
+        return x.sqrt()
+
+    cotangents = {"out0": t(1.0, -1.0)}
+    right, wrong = t(math.inf, -math.inf), t(math.inf, math.inf)
+    x = torch.zeros(2, dtype=F64)
+    assert one(check(root, x, claimed={"x": right}, cotangents=cotangents)).claim_inside is True
+    found = one(check(root, x, claimed={"x": wrong}, cotangents=cotangents))
+    assert found.claim_inside is False
+    assert found.max_error == math.inf
+    assert found.explanation.endswith("the slopes at [1] are -inf and -inf, the gradient says inf.")
+
+
+def test_beside_an_infinite_slope_ties_are_looked_at_together():
+    """Of the largest of two, one may get all of it, and not both."""
+    x = torch.zeros(3, dtype=F64)
+
+    def function(x):
+        return torch.maximum(x[0], x[1]) + torch.sqrt(x[2])
+
+    assert one(check(function, x, claimed={"x": t(1.0, 0.0, math.inf)})).claim_inside is True
+    found = one(check(function, x, claimed={"x": t(1.0, 1.0, math.inf)}))
+    assert found.claim_inside is False
+    assert found.explanation.endswith("Each is between its slopes, but their sum is not: tied elements move together.")

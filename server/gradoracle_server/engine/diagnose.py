@@ -171,7 +171,8 @@ def _scaled(evidence: Evidence) -> Finding | None:
         return None
     factor = float((true.conj() * claimed).sum().real / power)
     off = abs(factor - 1)
-    if not 0 < abs(factor) < _MOST or not _same(claimed, factor * true, evidence.tolerance * max(1e-3, min(1.0, off))):
+    close = evidence.tolerance * max(1e-3, min(1.0, off)) if evidence.sharp else min(evidence.tolerance, off / 4)
+    if not 0 < abs(factor) < _MOST or not _same(claimed, factor * true, close):
         return None
     left = float((claimed - factor * true).abs().max())
     right = (claimed - true).abs() <= _APART * off * true.abs()

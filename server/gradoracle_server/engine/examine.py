@@ -272,6 +272,8 @@ class Examiner(Refinement):
     def together(self, gradient: torch.Tensor, kinks: list[int], allowance: torch.Tensor | None = None) -> bool:
         """Whether the gradient is between the slopes along the direction that moves all kinked coordinates by the same
         length, as ties move together: each can be inside of its own kink, and their sum outside."""
+        if not kinks:
+            return True
         mover = torch.zeros((1, self.space.size), dtype=torch.float64, device=gradient.device)
         mover[0, kinks] = float(self.space.scale[kinks].min())
         part = self.space.along(mover)

@@ -42,10 +42,12 @@ def singly(
     claimed = gradients.claimed[kinks]
     slack = bar + gradients.allowance[kinks] + tolerances.RELATIVE * claimed.abs().nan_to_num(0.0, 0.0)
     inside = ((claimed >= low - slack) & (claimed <= high + slack)) | (claimed == low) | (claimed == high)
-    outside = torch.maximum(low - claimed, claimed - high).nan_to_num(0.0)
+    outside = torch.where(inside, 0.0, torch.maximum(low - claimed, claimed - high).nan_to_num(torch.inf, torch.inf))
     shown = int(outside.argmax())
     report.kink = (float(low[shown]), float(high[shown]))
-    report.claim_inside = bool(inside.all()) and examiner.together(gradients.claimed, kinks, allowance)
+    # Infinite slopes have no sum, and each has been looked at.
+    bounded = [one for one, known in zip(kinks, (low.isfinite() & high.isfinite()).tolist(), strict=True) if known]
+    report.claim_inside = bool(inside.all()) and examiner.together(gradients.claimed, bounded, allowance)
     element = mismatches.elements(examiner, [kinks[shown]])[0]
     index = list(mismatches.index(examiner.space, element))
     where = f" at {index}" if index else ""
@@ -54,6 +56,8 @@ def singly(
         f"the slopes{where} are {float(low[shown]):.6g} and {float(high[shown]):.6g}, the gradient says "
         f"{float(claimed[shown]):.6g}."
     )
-    report.max_error = max(0.0, float(outside[shown]))
+    if bool(inside.all()) and not report.claim_inside:
+        report.explanation += " Each is between its slopes, but their sum is not: tied elements move together."
+    report.max_error = float(outside[shown])
     report.error_bound = float(slack[shown])
     return report
