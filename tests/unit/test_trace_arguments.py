@@ -14,8 +14,11 @@ import torch
 from torch.utils import _pytree as pytree
 from trace_cases import agree, faithful, serve
 
+import gradoracle
 from gradoracle import TraceError, dtypes
 from gradoracle.tracing import trace
+from gradoracle.tracing.naming import name_of
+from gradoracle.tracing.originals import Originals
 
 F64 = torch.float64
 
@@ -39,6 +42,71 @@ def test_names_of_what_has_no_signature():
     assert trace(torch.add, ones(2), ones(2)).inputs == ("input", "other")
     assert trace(torch.clamp, ones(2), min=0.0).inputs == ("input",)
     assert trace(torch.ops.aten.mul.Tensor, ones(2), ones(2)).inputs[0]
+
+
+class Attention(torch.autograd.Function):
+    """x times a number, with the context first."""
+
+    @staticmethod
+    def forward(ctx, query, scale):
+        ctx.scale = scale
+        return query * scale
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.scale, None
+
+
+class Modern(torch.autograd.Function):
+    """The same, with the context set up apart."""
+
+    @staticmethod
+    def forward(query, scale):
+        return query * scale
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.scale = inputs[1]
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.scale, None
+
+
+@pytest.mark.parametrize(
+    ("fn", "arguments", "names"),
+    [
+        (functools.partial(torch.softmax, dim=0), (ones(3),), ["input"]),
+        (functools.partial(torch.lerp, ones(3)), (ones(3), ones(3)), ["end", "weight"]),
+        (Modern.apply, (ones(3), 2.0), ["query"]),
+        (Attention.apply, (ones(3), 2.0), ["query"]),
+        (functools.partial(torch.nn.Softmax(dim=0)), (ones(3),), ["input"]),
+        (functools.partial(functools.partial(torch.add, alpha=2), ones(3)), (ones(3),), ["other"]),
+        (lambda x, *more: x * more[1], (ones(3), 2.0, ones(3)), ["x", "more.1"]),
+    ],
+)
+def test_inputs_are_named_as_what_is_called_in_the_end(fn, arguments, names):
+    """After the parameters of forward, and of what a partial holds: by trace, check and gradcheck alike."""
+    assert list(trace(fn, *arguments).inputs) == names
+    tracked = [one.detach().requires_grad_() if isinstance(one, torch.Tensor) else one for one in arguments]
+    assert Originals(fn, tracked).names == names
+
+
+def test_claims_by_the_names_of_forward():
+    """A dict of claims names the parameters of a Function's forward, as gradcheck's report does."""
+    right = {"query": torch.full((3,), 2.0, dtype=F64)}
+    for fn in (Attention.apply, Modern.apply):
+        assert gradoracle.check(fn, ones(3), 2.0, claimed=right, cotangents=ones(3)).passed
+
+
+def test_names_of_functions():
+    """What messages call a function is what its caller wrote."""
+    assert name_of(torch.sqrt) == name_of(functools.partial(torch.sqrt)) == "torch.sqrt"
+    assert name_of(Attention.apply) == "Attention"
+    assert name_of(torch.nn.Softmax(dim=0)) == "Softmax"
+    assert name_of(torch.nn.functional.relu) == "relu"
+    with pytest.raises(TraceError, match=r"torch\.numel returned the int 3, and a graph gives tensors"):
+        trace(torch.numel, ones(3))
 
 
 def test_partials_and_methods():

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import functools
 import inspect
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from gradoracle.dtypes import NUMBERS
 from gradoracle.errors import TraceError
 from gradoracle.tracing import blame
 from gradoracle.tracing.modules import swapped
+from gradoracle.tracing.naming import name_of, parameter_at
 from gradoracle.tracing.refusals import refusal
 
 COMPRESSED = {
@@ -107,7 +107,7 @@ class Call:
             try:
                 tree = dict(self._signature.bind(*args, **kwargs).arguments)
             except TypeError as error:
-                raise TypeError(f"{blame.name_of(self.fn)}: {error}") from None
+                raise TypeError(f"{name_of(self.fn)}: {error}") from None
         else:
             tree = [list(args), dict(kwargs)]
         pairs, spec = pytree.tree_flatten_with_path(tree)
@@ -119,8 +119,11 @@ class Call:
         if self._signature is None:
             if parts[0] == "1":
                 return tuple(parts[1:])
-            return (_documented_name(self.fn, int(parts[1])), *parts[2:])
+            return (*parameter_at(self.fn, int(parts[1])), *parts[2:])
         parameter = self._signature.parameters[parts[0]]
+        if parameter.kind is parameter.VAR_POSITIONAL and len(parts) > 1:
+            before = list(self._signature.parameters).index(parts[0])
+            return (*parameter_at(self.fn, before + int(parts[1])), *parts[2:])
         if parameter.kind is parameter.VAR_KEYWORD and len(parts) > 1:
             return tuple(parts[1:])
         return tuple(parts)
@@ -248,7 +251,7 @@ class Call:
             if not isinstance(value, torch.Tensor):
                 at = ".".join(_key(one) for one in path)
                 raise refusal(
-                    f"{blame.name_of(self.fn)} returned {_described(value)}{f' at {at}' if at else ''}, "
+                    f"{name_of(self.fn)} returned {_described(value)}{f' at {at}' if at else ''}, "
                     "and a graph gives tensors",
                     blame.of_function(self.fn),
                     "return tensors, alone or in tuples, lists and dicts",
@@ -257,14 +260,14 @@ class Call:
             if not _has_wire_form(value.dtype):
                 dtype = str(value.dtype).removeprefix("torch.")
                 raise refusal(
-                    f"{blame.name_of(self.fn)} returned a tensor of {dtype}, for which there is no wire form",
+                    f"{name_of(self.fn)} returned a tensor of {dtype}, for which there is no wire form",
                     blame.of_function(self.fn),
                     "convert it before it is returned",
                     construct="result without a wire form",
                 )
         if not pairs:
             raise refusal(
-                f"{blame.name_of(self.fn)} returned no tensor",
+                f"{name_of(self.fn)} returned no tensor",
                 blame.of_function(self.fn),
                 "return the tensors that the graph is to give",
                 construct="no results",
@@ -318,17 +321,6 @@ def _signature(fn: Callable[..., Any]) -> inspect.Signature | None:
         return inspect.signature(fn.forward if isinstance(fn, torch.nn.Module) else fn)
     except (ValueError, TypeError):  # written in C
         return None
-
-
-def _documented_name(fn: Callable[..., Any], place: int) -> str:
-    """A positional parameter's name by the first line of the documentation, "sin(input, *, out=None) -> Tensor"."""
-    text = (getattr(fn, "__doc__", None) or "").strip().partition("\n")[0]
-    inside = re.match(r"\w+\((.*?)\)", text)
-    names = [one.partition("=")[0].strip() for one in inside[1].split(",")] if inside else []
-    names = names[: names.index("*")] if "*" in names else names
-    if place < len(names) and names[place].isidentifier():
-        return names[place]
-    return f"arg{place}"
 
 
 def _key(key: Any) -> str:

@@ -90,15 +90,6 @@ def of_function(fn: object) -> Place:
     return Place(file or UNKNOWN.file, line)
 
 
-def name_of(fn: Callable[..., Any]) -> str:
-    """A function, module or partial in words."""
-    if isinstance(fn, torch.nn.Module):
-        return type(fn).__name__
-    if isinstance(fn, functools.partial):
-        return name_of(fn.func)
-    return getattr(fn, "__qualname__", None) or type(fn).__name__
-
-
 def closed_over(fn: Callable[..., Any], tensor: torch.Tensor) -> tuple[str, bool]:
     """(the name under which a function can see a tensor, whether it is a parameter of a module that it sees).
 

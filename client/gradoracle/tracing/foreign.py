@@ -19,6 +19,7 @@ from gradoracle.errors import TensorError, TraceError
 from gradoracle.tracing import blame
 from gradoracle.tracing.arguments import Call
 from gradoracle.tracing.given import of_numpy
+from gradoracle.tracing.naming import name_of
 from gradoracle.tracing.refusals import refusal
 
 Kinds = frozenset[str]
@@ -47,7 +48,7 @@ def own_error(found: Sequence[tuple[Exception, Kinds]]) -> Exception:
 def no_gradient(function: Callable[..., Any]) -> TraceError:
     """The refusal of such a function where nothing is claimed."""
     return refusal(
-        f"{blame.name_of(function)} is no function of torch tensors that gives torch tensors, so that autograd has no "
+        f"{name_of(function)} is no function of torch tensors that gives torch tensors, so that autograd has no "
         "gradient of it",
         blame.of_function(function),
         "give the gradient that you have as claimed=, which is then judged by differences",
@@ -65,7 +66,7 @@ def _converting(call: Call, inputs: Sequence[Any] | None) -> Call:
         given = args if inputs is None else map(_as_given, args, inputs)
         return pytree.tree_map(_tensor, inner(*given, **kwargs))
 
-    function.__qualname__ = blame.name_of(inner)
+    function.__qualname__ = name_of(inner)
     return call.detached(function)
 
 

@@ -21,7 +21,8 @@ from gradoracle.judging import GradcheckWarning
 from gradoracle.tracing import judged, sidechecks
 from gradoracle.tracing.callables import left_alone
 from gradoracle.tracing.elements import check_inputs, is_sparse, layout_of
-from gradoracle.tracing.originals import Originals, name_of
+from gradoracle.tracing.naming import name_of
+from gradoracle.tracing.originals import Originals
 
 Tensors = Any
 """A tensor, or a tuple or list of them and of whatever else the function takes."""

@@ -16,7 +16,8 @@ from gradoracle.tracing import trace
 from gradoracle.tracing.callables import is_raisable
 from gradoracle.tracing.given import wide
 from gradoracle.tracing.joint import with_contiguous_cotangents
-from gradoracle.tracing.originals import Originals, signature_of
+from gradoracle.tracing.naming import signature_of
+from gradoracle.tracing.originals import Originals
 
 _LAYOUTS = frozenset({"linear_strided", "linear_transposed", "linear_expanded", "linear_cotangent"})
 """The opinions on what a backward makes of cotangents that are not contiguous."""

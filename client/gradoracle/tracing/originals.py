@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch.autograd import forward_ad
 from gradoracle.tracing.callables import nodes_behind
 from gradoracle.tracing.elements import Elements, edge_of, elements, is_plain, layout_of, moves, plain
 from gradoracle.tracing.given import wide
+from gradoracle.tracing.naming import parameter_at
 
 _AS_IT_IS = contextlib.nullcontext()
 
@@ -70,7 +70,11 @@ class Originals:
         """The tensors whose elements may move; those that require grad are on trial."""
         self.base = [one.base for one in self._elements]
         """Their elements, dense, to be put back after each run."""
-        self.all_names = list(names) if names is not None else _names(function, self.arguments)
+        self.all_names = (
+            list(names)
+            if names is not None
+            else [".".join(parameter_at(function, place)) for place in range(len(arguments))]
+        )
         self.scatter = 0.0
         """How far two computations of one gradient were apart; only looked at with `nondet_tol`."""
         self._memory = _Memory() if nondet_tol > 0 else None
@@ -78,7 +82,7 @@ class Originals:
 
     @property
     def names(self) -> list[str]:
-        """Names of the elements: those of the function's parameters, or "input0", …"""
+        """Names of the elements: those of the function's parameters, or "arg0", …"""
         return [self.all_names[place] + one.suffix for place, one in zip(self.places, self._elements, strict=True)]
 
     def differentiable(self) -> list[torch.Tensor]:
@@ -340,39 +344,3 @@ def check_output(output: Any) -> None:
         raise ValueError(
             f"func: an output of type {type(output).__name__} is not supported; give a dense tensor of its elements"
         )
-
-
-def name_of(function: Callable[..., Any]) -> str:
-    """What to call a function in a message."""
-    owner = getattr(function, "__self__", None)
-    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
-        return owner.__name__
-    return str(getattr(function, "__qualname__", None) or type(function).__name__)
-
-
-def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
-    """The signature of what is called in the end; None where it has none."""
-    owner = getattr(function, "__self__", None)
-    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
-        function = owner.forward
-        with_context = owner.setup_context is torch.autograd.Function.setup_context
-        skipped = 1 if with_context else 0  # ctx
-    else:
-        function = function.forward if isinstance(function, torch.nn.Module) else function
-        skipped = 0
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # written in C
-        return None
-    return signature.replace(parameters=list(signature.parameters.values())[skipped:])
-
-
-def _names(function: Callable[..., Any], arguments: Sequence[Any]) -> list[str]:
-    signature = signature_of(function)
-    if signature is None:
-        return [f"input{place}" for place in range(len(arguments))]
-    names: list[str] = []
-    for name, value in signature.bind(*arguments).arguments.items():
-        several = signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
-        names += [f"{name}.{place}" for place in range(len(value))] if several else [name]
-    return names
