@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradoracle.aio import AsyncClient as AsyncClient
     from gradoracle.calls import ops as ops
-    from gradoracle.channel import TLS as TLS
     from gradoracle.checks import CheckReport as CheckReport
     from gradoracle.checks import Diagnosis as Diagnosis
     from gradoracle.checks import InputReport as InputReport
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
     from gradoracle.tensors import integers as integers
     from gradoracle.tensors import normal as normal
     from gradoracle.tensors import uniform as uniform
+    from gradoracle.tls import TLS as TLS
     from gradoracle.tracing import trace as trace
     from gradoracle.tracing.gradcheck import GradcheckError as GradcheckError
     from gradoracle.tracing.gradcheck import gradcheck as gradcheck
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
 _MODULES = {
     "aio": ("AsyncClient",),
     "calls": ("ops",),
-    "channel": ("TLS",),
     "checks": ("CheckReport", "Diagnosis", "InputReport", "Mismatch", "Verdict"),
     "client": ("Client",),
     "errors": (
@@ -104,6 +103,7 @@ _MODULES = {
         "VjpResult",
     ),
     "tensors": ("fill", "integers", "normal", "uniform"),
+    "tls": ("TLS",),
     "tracing": ("trace",),
     "tracing.gradcheck": ("GradcheckError", "gradcheck", "gradgradcheck"),
     "values": ("Value", "ValueList"),

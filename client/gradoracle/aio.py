@@ -20,6 +20,7 @@ from gradoracle.requests import Request, Tensors
 from gradoracle.rpc_async import AsyncChannels
 from gradoracle.selections import Names
 from gradoracle.shared_memory import Memory, Use
+from gradoracle.tls import TLS
 
 R = TypeVar("R")
 
@@ -37,7 +38,7 @@ class AsyncClient:
         self,
         address: str | None = None,
         *,
-        tls: bool | str | Path | channel.TLS | None = None,
+        tls: bool | str | Path | TLS | None = None,
         token: str | None = None,
         timeout: float | None = None,
         channels: int = 1,

@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import grpc
 
 from gradoracle import neighbours, status
-from gradoracle.errors import DeadlineExceededError, ServerUnavailableError
+from gradoracle.errors import DeadlineExceededError, GradOracleError, ServerUnavailableError
+from gradoracle.tls import TLS
 
 ADDRESS = "GRADORACLE_ADDRESS"
 """The environment variable that names a server."""
@@ -83,32 +84,6 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class TLS:
-    """Certificates as paths of PEM files, or as their bytes.
-
-    `ca` are the authorities that may have signed the server's certificate (default: those that gRPC brings along).
-    `cert` and `key` are the client's own, where the server asks for one.
-    """
-
-    ca: str | Path | bytes | None = None
-    cert: str | Path | bytes | None = None
-    key: str | Path | bytes | None = None
-
-    def __post_init__(self) -> None:
-        if (self.cert is None) != (self.key is None):
-            given, missing = ("cert", "key") if self.key is None else ("key", "cert")
-            raise ValueError(f"TLS: expected {missing} beside {given}, got none")
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        """The same for gRPC. Raises OSError where a file cannot be read."""
-        return grpc.ssl_channel_credentials(
-            root_certificates=_contents(self.ca),
-            private_key=_contents(self.key),
-            certificate_chain=_contents(self.cert),
-        )
-
-
 def unary_calls(channels: Sequence[grpc.Channel], paths: Iterable[str]) -> dict[str, Iterator[UnaryCall]]:
     """By path: the call over each channel, in turn. Without serializers, since requests and answers are bytes."""
     return {path: itertools.cycle([one.unary_unary(path) for one in channels]) for path in paths}
@@ -117,10 +92,6 @@ def unary_calls(channels: Sequence[grpc.Channel], paths: Iterable[str]) -> dict[
 def stream_calls(channels: Sequence[grpc.Channel], path: str) -> Iterator[StreamCall]:
     """The same of a stream."""
     return itertools.cycle([one.stream_stream(path) for one in channels])
-
-
-def _contents(file: str | Path | bytes | None) -> bytes | None:
-    return file if file is None or isinstance(file, bytes) else Path(file).read_bytes()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -138,6 +109,8 @@ class Target:
     """Where on this machine the server takes memory, if it does; None where none is to be shared."""
     insists: bool = False
     """Whether it is no good without that."""
+    tls: TLS | None = None
+    """What `credentials` were made of, for messages."""
 
     def connect(self) -> grpc.Channel:
         """A channel of the blocking kind."""
@@ -156,6 +129,10 @@ class Target:
     def late(self, timeout: float | None) -> DeadlineExceededError:
         """What a call fails with that was not answered in time. `timeout` is what was asked for."""
         return DeadlineExceededError(status.late(self.address, timeout), reason="DEADLINE_EXCEEDED")
+
+    def failure(self, error: grpc.RpcError, timeout: float | None) -> GradOracleError:
+        """What a call fails with for gRPC's error. `timeout` is what was asked for."""
+        return status.from_call(error, self.address, timeout, self.tls)
 
     def closed(self) -> ServerUnavailableError:
         """What a call fails with that was running when its client was closed."""
@@ -207,6 +184,7 @@ def target(
         channels=channels,
         memory=memory,
         insists=bool(shared_memory),
+        tls=tls or None,
     )
 
 

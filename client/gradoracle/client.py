@@ -19,6 +19,7 @@ from gradoracle.requests import Request, Tensors
 from gradoracle.rpc import Channels
 from gradoracle.selections import Names
 from gradoracle.shared_memory import Memory, Use
+from gradoracle.tls import TLS
 
 R = TypeVar("R")
 
@@ -51,7 +52,7 @@ class Client:
         self,
         address: str | None = None,
         *,
-        tls: bool | str | Path | channel.TLS | None = None,
+        tls: bool | str | Path | TLS | None = None,
         token: str | None = None,
         timeout: float | None = None,
         channels: int = 1,

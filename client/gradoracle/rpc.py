@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from gradoracle import channel, requests, spans, status, stream
+from gradoracle import channel, requests, spans, stream
 from gradoracle.errors import GradOracleError, ServerUnavailableError
 from gradoracle.outbox import Outbox
 from gradoracle.requests import Method, Request
@@ -105,7 +105,7 @@ class Channels:
     def _failure(self, error: grpc.RpcError, timeout: float | None) -> GradOracleError:
         if self.closed and error.code() is grpc.StatusCode.CANCELLED:
             return self._target.closed()
-        return status.from_call(error, self._target.address, timeout)
+        return self._target.failure(error, timeout)
 
     def converse(
         self,

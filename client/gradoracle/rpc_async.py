@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 import grpc.aio
 
-from gradoracle import channel, requests, spans, status, stream
+from gradoracle import channel, requests, spans, stream
 from gradoracle.errors import DeadlineExceededError, GradOracleError
 from gradoracle.outbox import AsyncOutbox
 from gradoracle.requests import Method, Request
@@ -92,7 +92,7 @@ class AsyncChannels:
             answer: bytes = await call(data, timeout=timeout if left is None else left, metadata=self._target.metadata)
             return answer
         except grpc.RpcError as error:
-            raise status.from_call(error, self._target.address, timeout) from error
+            raise self._target.failure(error, timeout) from error
 
     def _answered(self, begin: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]) -> Callable[..., Awaitable[bytes]]:
         """A call whose CancelledError is its own task's. grpc.aio raises it as well where the channel was closed."""
@@ -184,7 +184,7 @@ class AsyncChannels:
             if self.closed:
                 raise stream.Broken(self._target.closed()) from error
             if error.details() != _WRITE_FAILED:
-                raise stream.Broken(status.from_call(error, self._target.address, timeout)) from error
+                raise stream.Broken(self._target.failure(error, timeout)) from error
             try:
                 await ask(timeout=conversation.left)
             except DeadlineExceededError:

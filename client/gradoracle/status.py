@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from gradoracle import errors
+from gradoracle.tls import TLS, unreachable
 
 DETAILS = "grpc-status-details-bin"
 """The metadata that holds a serialized google.rpc.Status."""
@@ -62,9 +63,16 @@ _REASONS: Mapping[type[errors.GradOracleError], str] = {
 }
 """The reasons that such statuses are known to have."""
 
+_NEXT_STEPS: Mapping[type[errors.GradOracleError], str] = {
+    errors.AuthenticationError: "; give one as token=, or on the command line in a file, as --token-file",
+}
+"""What to do about such statuses, where the server, which does not know its clients, says what is wrong only."""
 
-def from_call(error: grpc.RpcError, address: str, timeout: float | None) -> errors.GradOracleError:
-    """The exception for a call that failed. `address` and `timeout` are the call's, for messages."""
+
+def from_call(
+    error: grpc.RpcError, address: str, timeout: float | None, tls: TLS | None = None
+) -> errors.GradOracleError:
+    """The exception for a call that failed. `address`, `timeout` and `tls` are the call's, for messages."""
     code: grpc.StatusCode = error.code()
     message: str = error.details() or ""
     status = _details(error.trailing_metadata() or ())
@@ -72,10 +80,7 @@ def from_call(error: grpc.RpcError, address: str, timeout: float | None) -> erro
         return from_status(status)
     match code:
         case grpc.StatusCode.UNAVAILABLE:
-            message = (
-                f"no gradoracle server answers at {address}: {message}. Is it running? "
-                "`gradoracle serve` starts one, and gradoracle.Client.local() one of your own"
-            )
+            message = unreachable(address, message, tls)
         case grpc.StatusCode.CANCELLED:
             message = cut_off(address, message)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -115,7 +120,8 @@ def from_status(status: status_pb2.Status) -> errors.GradOracleError:
             retry_after = delay.seconds + delay.nanos / 1e9
     if reason is None:
         reason = _REASONS.get(kind, "UNSPECIFIED")
-    error = kind(status.message, reason=reason, node=metadata.get("node"), metadata=metadata)
+    next_step = _NEXT_STEPS.get(kind, "")
+    error = kind(f"{status.message}{next_step}", reason=reason, node=metadata.get("node"), metadata=metadata)
     if isinstance(error, errors.OverloadedError):
         error.retry_after = retry_after
     return error

@@ -330,7 +330,7 @@ def test_serve(run: Run, tmp_path: Path) -> None:
     assert (0, "out: 2\n", "") == with_right
     for code, out, err in (without, with_wrong):
         assert (2, "", 1) == (code, out, err.count("\n"))
-        assert "token" in err
+        assert "; give one as token=, or on the command line in a file, as --token-file" in err
         assert "secret" not in err
     assert [("cpu", 1)] == [(device["name"], device["workers"]) for device in workers]
     assert 0 == serving.returncode
@@ -347,10 +347,35 @@ def test_tls(run: Run) -> None:
         place = ("--address", f"localhost:{address.rpartition(':')[2]}", "--timeout", "20")
         evaluated, healthy = run("eval", "x + 1", "x=1", *place, *shown), run("health", *place, *shown)
         plain, nameless = run("health", *place), run("health", *place, "--tls-ca", authority)
+        strange = run("health", "--address", address, "--tls-ca", str(folder / "stranger.pem"))
 
     assert (0, "out: 2\n", "") == evaluated
     assert (0, "SERVING\n", "") == healthy
-    assert (3, "") == plain[:2] == nameless[:2]
+    assert (3, "") == plain[:2] == nameless[:2] == strange[:2]
+    assert "this client used no TLS; a server that wants TLS is reached with tls= (--tls, --tls-ca)" in plain[2]
+    assert f"trusting the authorities in {authority}, with no certificate of its own; see that tls=" in nameless[2]
+    assert "is reached with TLS(cert=, key=) (--tls-cert, --tls-key)" in nameless[2]
+    assert strange[2].startswith(f"error: TLS with {address} failed: ")
+    assert "stranger.pem, with no certificate of its own: see that tls= (--tls-ca) names the authority" in strange[2]
+
+
+def test_tls_to_a_server_without(run: Run, server: str) -> None:
+    """That is said, too."""
+    code, out, err = run("eval", "x", "x=1", "--tls")
+
+    assert (3, "") == (code, out)
+    assert err.startswith(f"error: TLS with {server} failed: ")
+    assert err.endswith("the server speaks without, it seems; leave tls= (--tls, --tls-ca) out\n")
+
+
+def test_files_that_are_no_certificates(run: Run) -> None:
+    """They are the caller's to mend: exit code 2."""
+    folder = Path(__file__).parent / "certificates"
+    pair = ("--tls-cert", str(folder / "client.pem"), "--tls-key", str(folder / "renewed.key"))
+
+    text = f"TLS: expected as key the PEM key of {pair[1]}, without a password, got {pair[3]}"
+
+    assert (2, "", f"error: {text}\n") == run("eval", "x", "x=1", *pair)
 
 
 def test_serve_help_and_errors_are_the_servers() -> None:

@@ -143,7 +143,7 @@ def test_codes_without_a_reason(code: grpc.StatusCode, kind: type[errors.GradOra
     error = status.from_status(packed(code, "what"))
     assert type(error) is kind
     assert error.reason == reason
-    assert str(error) == "what"
+    assert str(error).partition("; give one as token=")[0] == "what"
 
 
 def test_unknown_reasons_fall_back_on_the_code() -> None:
@@ -220,6 +220,14 @@ class Call(grpc.RpcError):
 def test_grpcs_own_failures(code: grpc.StatusCode, timeout: float | None, text: str) -> None:
     """What gRPC says by itself is said with the address and what to do."""
     assert str(status.from_call(Call(code, "refused"), "host:1", timeout)) == text
+
+
+def test_credentials_that_are_refused() -> None:
+    """The server says what it expects; where the caller gives it, the client says."""
+    refused = status.from_call(Call(grpc.StatusCode.UNAUTHENTICATED, "expected a token, got none"), "host:1", None)
+    assert type(refused) is errors.AuthenticationError
+    text = "expected a token, got none; give one as token=, or on the command line in a file, as --token-file"
+    assert str(refused) == text
 
 
 def test_details_of_a_call() -> None:

@@ -15,6 +15,7 @@ import grpc
 import gradoracle as go
 from gradoracle import channel
 from gradoracle.cli.failures import InputError
+from gradoracle.tls import TLS
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -99,7 +100,7 @@ def credentials(
         raise InputError(f"{missing}: expected the file that belongs to {given}, got none")
     secure = tls or tls_ca or tls_cert or tls_key
     return {
-        "tls": channel.TLS(ca=tls_ca, cert=tls_cert, key=tls_key) if secure else None,
+        "tls": TLS(ca=tls_ca, cert=tls_cert, key=tls_key) if secure else None,
         "token": None if token_file is None else token(token_file),
     }
 

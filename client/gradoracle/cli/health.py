@@ -14,7 +14,7 @@ from typing import Any
 import click
 import grpc
 
-from gradoracle import status, wire
+from gradoracle import wire
 from gradoracle.cli import connection, failures, output
 from gradoracle.cli.failures import InputError
 
@@ -53,7 +53,7 @@ def command(service: str, watch: bool, as_json: bool, timeout: float | None, **w
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise InputError(f"--service: expected one that the server knows, got {service!r}") from error
-            raise status.from_call(error, target.address, target.timeout) from error
+            raise target.failure(error, target.timeout) from error
     return 0 if word == "SERVING" else failures.SERVICE
 
 
