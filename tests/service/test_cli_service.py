@@ -75,6 +75,24 @@ def test_grad(run: Run, arguments: list[str], printed: str) -> None:
     assert (0, printed, "") == run("grad", *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (["x**2", "x=2:int64"], "x: None (int64 has no gradient)\n"),
+        (["sum(x * w)", "x=integers:0:9:2", "w=[1,1]"], None),
+        (["sum(x**2 + 0 * n)", "x=[1,2]", "n=[1,0]:bool"], "x: [2, 4]\nn: None (bool has no gradient)\n"),
+        (["x + 0 * y.detach()", "x=1", "y=2"], "x: 1\ny: None (the outputs do not depend on it)\n"),
+        (["x**2", "x=2", "--no-grad-input", "x"], "no input requires grad\n"),
+    ],
+)
+def test_inputs_without_a_gradient(run: Run, arguments: list[str], printed: str | None) -> None:
+    """Why there is none is said as it is."""
+    code, out, err = run("grad", *arguments)
+
+    assert (0, "") == (code, err)
+    assert printed == out if printed else out.startswith("x: None (int64 has no gradient)\nw: [")
+
+
 def test_json_keeps_every_bit(run: Run) -> None:
     """--json gives outputs, gradients, dtypes and timing; numbers in full."""
     found = document(run("grad", "3*x**2", "x=[1,1,1]", "--cotangent", "out=[0.1,1,10]", "--json"))

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
+from gradoracle import dtypes
 from gradoracle.cli import connection, output, request, values
+from gradoracle.v1 import tensor_pb2
 
 
 @click.command("grad", epilog=values.HELP)
@@ -68,4 +70,12 @@ def command(
         return
     if show_outputs:
         output.show(result.outputs)
-    output.show(result.gradients)
+    if not result.gradients:
+        click.echo("no input requires grad")
+    output.show(result.gradients, {name: why for name, one in primals.items() if (why := _without_gradient(one))})
+
+
+def _without_gradient(tensor: values.Tensor) -> str:
+    """Why a tensor has no gradient whatever is made of it; "" where it may have one."""
+    name = dtypes.NAMES.get(tensor.dtype) if isinstance(tensor, tensor_pb2.Tensor) else dtypes.name_of(tensor.dtype)
+    return f"{name} has no gradient" if name and "float" not in name and "complex" not in name else ""

@@ -63,10 +63,11 @@ def shape(sizes: tuple[int, ...]) -> str:
     return "x".join(map(str, sizes)) or "scalar"
 
 
-def show(arrays: Mapping[str, Array | None]) -> None:
-    """Prints `name: array` for each."""
+def show(arrays: Mapping[str, Array | None], none: Mapping[str, str] | None = None) -> None:
+    """Prints `name: array` for each. `none` holds by name why there is no array, where the outputs may depend on it."""
     for name, array in arrays.items():
-        value = "None (the outputs do not depend on it)" if array is None else text(array, indent=len(name) + 2)
+        why = (none or {}).get(name, "the outputs do not depend on it")
+        value = f"None ({why})" if array is None else text(array, indent=len(name) + 2)
         click.echo(f"{name}: {value}")
 
 
