@@ -129,7 +129,7 @@ def test_seed_is_the_graphs(run: Run) -> None:
 
 
 def test_graph_and_inputs_from_files(run: Run, tmp_path: Path) -> None:
-    """A graph comes from a .json file, inputs from .npz and .npy files; what is typed goes before the file."""
+    """A graph comes from a .json or .pb file, inputs from .npz and .npy files; what is typed goes before the file."""
     graph = tmp_path / "graph.json"
     graph.write_text(go.Graph.parse("(x * w).sum()").to_json())
     x, w = np.array([1.0, 2.0]), np.array([3.0, 4.0])
@@ -141,6 +141,9 @@ def test_graph_and_inputs_from_files(run: Run, tmp_path: Path) -> None:
     assert expected == run("eval", str(graph), "w=[3,4]", "--inputs", str(tmp_path / "x.npy"))
     assert expected == run("eval", str(graph), "w=[3,4]", f"x=@{tmp_path}/x.npy")
     assert (0, "out: 3\n", "") == run("eval", str(graph), "w=[1,1]", "--inputs", str(tmp_path / "both.npz"))
+    for name in ("graph.pb", "graph.binpb"):
+        (tmp_path / name).write_bytes(go.Graph.parse("(x * w).sum()").to_bytes())
+        assert expected == run("eval", str(tmp_path / name), "--inputs", str(tmp_path / "both.npz"))
 
 
 def test_one_array_for_two_inputs(run: Run, tmp_path: Path) -> None:

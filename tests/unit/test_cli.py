@@ -171,15 +171,25 @@ def test_bad_expression_is_told_before_a_server_is_asked(capsys: Captured) -> No
     assert 1 == err.count("\n")
 
 
-def test_unreadable_graph_file(capsys: Captured, tmp_path: Path) -> None:
-    """A file that is no graph is bad input."""
-    file = tmp_path / "graph.json"
-    file.write_text('{"nodez": []}')
+@pytest.mark.parametrize(
+    ("name", "contents", "text"),
+    [
+        ("graph.json", b'{"nodez": []}', "expected a gradoracle.v1.Graph in the proto's JSON: "),
+        ("graph.json", b"\xff", "expected a graph as JSON, got no readable file: it is not UTF-8"),
+        ("graph.pb", b"\xff\xff", "expected a serialized gradoracle.v1.Graph, got 2 bytes that are none"),
+        ("graph.binpb", None, "expected a graph as the proto's bytes, got no readable file: No such file or directory"),
+    ],
+)
+def test_unreadable_graph_file(capsys: Captured, tmp_path: Path, name: str, contents: bytes | None, text: str) -> None:
+    """A file that is no graph is bad input, by its name."""
+    file = tmp_path / name
+    if contents is not None:
+        file.write_bytes(contents)
 
     code, out, err = run(capsys, "eval", str(file))
 
     assert (2, "") == (code, out)
-    assert err.startswith("error: expected a gradoracle.v1.Graph in the proto's JSON: ")
+    assert err.startswith(f"error: {file}: {text}")
     assert 1 == err.count("\n")
 
 

@@ -78,7 +78,7 @@ def command(
     as_json: bool,
     **where: Any,
 ) -> int:
-    """Check the gradients of GRAPH: an expression such as "softmax(x, dim=-1)", or a .json file.
+    """Check the gradients of GRAPH: an expression such as "softmax(x, dim=-1)", or a .json or .pb file.
 
     Exit codes: 0 all good, 1 a gradient is wrong, 4 no verdict (inconclusive, non-differentiable, non-deterministic).
     """

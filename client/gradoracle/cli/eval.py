@@ -25,7 +25,7 @@ def command(
     as_json: bool,
     **where: Any,
 ) -> None:
-    """Evaluate GRAPH: an expression such as "x.sin().sum()", or a .json file."""
+    """Evaluate GRAPH: an expression such as "x.sin().sum()", or a .json or .pb file."""
     program = request.program(graph, no_grad_inputs)
     primals = request.Tensors().primals(program, inputs, inputs_file)
     with connection.client(**where) as client:

@@ -45,7 +45,7 @@ def command(
     as_json: bool,
     **where: Any,
 ) -> None:
-    """Compute the gradients of GRAPH: an expression such as "(x * w).sum()", or a .json file.
+    """Compute the gradients of GRAPH: an expression such as "(x * w).sum()", or a .json or .pb file.
 
     The output of an expression is named "out".
     """

@@ -76,7 +76,8 @@ def command(
     as_json: bool,
     **where: Any,
 ) -> int:
-    """Judge the candidates in the folder CANDIDATES against REFERENCE: an expression, or a .json file of a graph.
+    """Judge the candidates in the folder CANDIDATES against REFERENCE: an expression, or a .json or .pb file of a
+    graph.
 
     The best come first. An output is right where it is as near to the reference in double precision as torch's own,
     twice over; a gradient, where gradoracle check says so. Exit codes: 0 all right, 1 one is wrong, 2 one gave no

@@ -15,6 +15,9 @@ from gradoracle.cli.failures import InputError
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
+_JSON, _BINARY = ".json", (".pb", ".binpb", ".protobuf")
+"""How the names of files of graphs end, which no expression does."""
+
 
 def options(function: Function) -> Function:
     """The arguments and options that say what is asked: of every command that runs a graph."""
@@ -45,8 +48,8 @@ def options(function: Function) -> Function:
 
 
 def program(text: str, no_grad_inputs: Sequence[str]) -> go.Graph:
-    """The graph: an expression, or a .json file of the proto's JSON. The inputs named get requires_grad=False."""
-    graph = from_file(Path(text)) if text.endswith(".json") else go.Graph.parse(text)
+    """The graph: an expression, or a file of a graph. The inputs named get requires_grad=False."""
+    graph = from_file(Path(text)) if text.endswith((_JSON, *_BINARY)) else go.Graph.parse(text)
     if not no_grad_inputs:
         return graph
     message = graph.message
@@ -61,13 +64,20 @@ def program(text: str, no_grad_inputs: Sequence[str]) -> go.Graph:
 
 
 def from_file(path: Path) -> go.Graph:
-    """The graph in a JSON file."""
+    """The graph in a file: the proto's JSON in one that ends so, else its bytes."""
+    is_json = path.name.endswith(_JSON)
+    form = "JSON" if is_json else "the proto's bytes"
     try:
-        text = path.read_text(encoding="utf-8")
+        contents = path.read_bytes()
+        if is_json:
+            contents.decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise InputError(f"{path}: expected a graph as JSON, got no readable file: {reason}") from error
-    return go.Graph.from_json(text)
+        raise InputError(f"{path}: expected a graph as {form}, got no readable file: {reason}") from error
+    try:
+        return go.Graph.from_json(contents) if is_json else go.Graph.from_bytes(contents)
+    except go.InvalidGraphError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 class Tensors:
