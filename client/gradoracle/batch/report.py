@@ -60,7 +60,8 @@ def write_report(
             cases.add(record)
         file.write("</script>\n")
         document = summary.document()
-        _data(file, "summary-data", {**document, "left_out": cases.left_out, "order": OUTCOMES})
+        told = {**document, "listed": summary.listed, "left_out": cases.left_out, "order": OUTCOMES}
+        _data(file, "summary-data", told)
         file.write(f"<noscript>{_table(document)}</noscript>\n")
         file.write(f"<script>{_script()}</script>\n</body>\n</html>\n")
     return document

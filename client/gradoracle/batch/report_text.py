@@ -12,6 +12,7 @@ from typing import IO, Any, TypeAlias
 from gradoracle.batch import record_json, records
 from gradoracle.batch.records import Record
 from gradoracle.batch.text import one_line as one_line
+from gradoracle.batch.text import sentences
 from gradoracle.check_text import NOTHING, diagnosis, figure, number, place
 from gradoracle.checks import CheckReport, InputReport, Verdict
 
@@ -77,7 +78,7 @@ def sentence(report: CheckReport) -> str:
     one = worst_input(report)
     if one is None:
         failed = [f"{found.name}: {found.explanation}" for found in report.opinions if found.verdict is report.verdict]
-        return one_line("; ".join(failed) or (str(report.verdict) if report.inputs else NOTHING))
+        return one_line(sentences(failed) or (str(report.verdict) if report.inputs else NOTHING))
     if one.verdict is not Verdict.FAIL:
         return one_line(f"{one.name}: {one.explanation}")
     where = f" at {place(one.worst[0])}" if one.worst and (one.worst[0].index or one.worst[0].output) else ""

@@ -19,7 +19,7 @@ from gradoracle.batch.results import ResultsFile
 from gradoracle.batch.sending import Parcel, Sender
 from gradoracle.batch.shards import Plan
 from gradoracle.batch.tally import Tally
-from gradoracle.batch.text import one_line
+from gradoracle.batch.text import one_line, sentences
 from gradoracle.check_text import NOTHING
 from gradoracle.checks import CheckReport
 from gradoracle.client import Client
@@ -268,4 +268,4 @@ def _remark(record: Record) -> str:
         if not one.passed
     ]
     found += [f"{one.name}: {one.explanation}" for one in record.report.opinions if one.verdict == "FAIL"]
-    return f"{record.outcome} {record.id}: {'; '.join(found) if record.report.inputs else NOTHING}"
+    return f"{record.outcome} {record.id}: {sentences(found) if record.report.inputs else NOTHING}"

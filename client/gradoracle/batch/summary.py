@@ -57,6 +57,7 @@ class Summary:
         self._slowest: list[tuple[float, int, Record]] = []  # heaps, the least first
         self._worst: list[tuple[float, int, Record]] = []
         self._count = 0
+        self._labelled = 0  # with the label "operator"
 
     def add(self, record: Record) -> None:
         """Counts one record."""
@@ -73,6 +74,7 @@ class Summary:
             for phase in PHASES:
                 self.phases[phase] += record.timing[phase]
             _keep(self._slowest, total, self._count, record)
+        self._labelled += "operator" in record.labels
         self._outside |= record.is_wrong and outcome != "FAIL"
         if record.report is not None and not record.report.passed:
             self._add_worst(record)
@@ -90,6 +92,13 @@ class Summary:
         if name not in self.operators and len(self.operators) >= GROUPS:
             name = OTHERS
         return self.operators.setdefault(name, Counter())
+
+    @property
+    def listed(self) -> str:
+        """What `operators` holds: operators; methods, of cases that are not labelled; or both."""
+        if not self._labelled:
+            return "method"
+        return "operator" if self._labelled == self._count else "operator or method"
 
     def exit_code(self, *, allow_inconclusive: bool = False) -> int:
         """0 all good; else the first that holds of: 1 a gradient is wrong, 3 the service failed, 2 a case is at fault,

@@ -56,10 +56,12 @@ function operators() {
     el("td", {}, known.has(name)
       ? el("button", { type: "button", class: "mono", click: () => { STATE.labels = { operator: name }; changed(); } }, name)
       : el("span", { class: "mono" }, name)),
-    el("td", { class: "number" }, bad(counts) ? `${bad(counts)} of ${counts.cases}` : `${counts.cases}`), el("td", {}, bar(counts))));
-  return el("div", { class: "card" }, el("h2", {}, "By operator"),
-    el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "By operator" },
-      el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Operator"),
+    el("td", { class: "number" }, `${bad(counts)} of ${counts.cases}`), el("td", {}, bar(counts))));
+  const listed = SUMMARY.listed; // "operator", "method", or both
+  const title = `By ${listed}`;
+  return el("div", { class: "card", id: "groups" }, el("h2", {}, title),
+    el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": title },
+      el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, heading(listed)),
         el("th", { scope: "col", class: "number" }, "Not good"), el("th", { scope: "col" }, "Verdicts"))), el("tbody", {}, rows)),
       all.length > rows.length ? el("p", { class: "quiet" }, `and ${all.length - rows.length} more`) : null));
 }
