@@ -24,6 +24,8 @@ class Belief:
         self.coarsely: Assessment | None = None
         """What slopes say of it that they fail, where it is right to the last place of a lower precision that is on
         trial: the function may compute in that, as hardsigmoid does, whose gradient is off by 2e-8."""
+        self.off = torch.zeros_like(gradient)
+        """What each element of it may be off by then, (C,)."""
         self._generous = False
         self._narrowed = False  # whether steps of each element's own size have been tried where there is a kink
         self._inside: torch.Tensor | None = None  # what rounding inside does to the gradient, (C,), where looked at
@@ -96,6 +98,7 @@ class Belief:
             rounded = shadow.is_rounded([self._gradient])
             sums = tolerances.elementwise(self._gradient, epsilon, None)
             off = sums if rounded else epsilon * self._gradient.abs()
+            self.off = off
             found = self._examiner.assess(self._gradient, generous=True, allowance=off)
             right = bool(found.judgements.within.all()) and self._examiner.agrees_elsewhere(self._gradient, off)
             self.coarsely = found if right else None

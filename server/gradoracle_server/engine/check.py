@@ -114,11 +114,11 @@ def _judgement(
             run = tape if case.twin is subject else case.twin.tape()
             heard.append(opinions.by_cotangent(run, case.twin_cotangents, case.weights, rounding))
     if options.batched_gradients:
-        heard.append(opinions.batched(tape, chosen, first))
+        heard.append(opinions.batched(tape, chosen, first, rounding))
     reports, ladder, remainder = _judged(case, passes, heard, options)
     heard.append(remainder)
     if options.forward_mode:  # not a fault of the gradients' own: it decides the whole, and no input
-        heard.append(forward.forward_mode(subject, tape, chosen, first, phases))
+        heard.append(forward.forward_mode(subject, tape, chosen, first, phases, rounding))
     power = max([one.detection_power for one in reports], default=0.0)
     failed = [Verdict.FAIL for one in heard if one.verdict is Verdict.FAIL]
     verdict = worst_verdict([*(one.verdict for one in reports), *failed])
@@ -172,15 +172,10 @@ def _without_gradient(plan: Plan, place: int, tensor: torch.Tensor) -> InputRepo
     return InputReport(name, Verdict.NON_DIFFERENTIABLE, text, counts=False)
 
 
-def _independent(name: str) -> InputReport:
-    """An input on which no output depends, as far as autograd knows."""
-    return InputReport(name, Verdict.PASS, "No output requires grad: there is no gradient to check.")
-
-
-def _unclaimable(name: str) -> InputReport:
-    """An input whose gradient is claimed, of outputs that have none."""
-    text = "No output is a floating or complex tensor: there is no gradient, and nothing to hold a claim against."
-    return InputReport(name, Verdict.NON_DIFFERENTIABLE, text)
+def _unfounded(name: str, *, claimed: bool) -> InputReport:
+    """An input of outputs that have no gradient."""
+    text = "there is no gradient, and nothing to hold a claim against" if claimed else "there is no gradient to check"
+    return InputReport(name, Verdict.NON_DIFFERENTIABLE, f"No output is a floating or complex tensor: {text}.")
 
 
 def _non_deterministic(subject: Subject, skipped: list[InputReport], why: str) -> Report:
@@ -197,10 +192,9 @@ def _unweighable(subject: Subject, skipped: list[InputReport]) -> Report:
 
 
 def _nothing(subject: Subject, skipped: list[InputReport], *, claimed: bool) -> Report:
-    """No output depends, for autograd, on any input; or none has numbers that a claim could be for."""
-    found = [_unclaimable(name) if claimed else _independent(name) for name in subject.names]
-    verdict = Verdict.PASS if found and not claimed else Verdict.NON_DIFFERENTIABLE
-    return Report(verdict, [*found, *skipped], 0.0, 1, [])
+    """No input is on trial, or no output has a gradient: nothing is proven."""
+    found = [_unfounded(name, claimed=claimed) for name in subject.names]
+    return Report(Verdict.NON_DIFFERENTIABLE, [*found, *skipped], 0.0, 1, [])
 
 
 def _unsteady(subject: Subject, cotangents: Sequence[torch.Tensor | None], gradients: Sequence[torch.Tensor]) -> str:
@@ -209,8 +203,10 @@ def _unsteady(subject: Subject, cotangents: Sequence[torch.Tensor | None], gradi
     if not _repeatable(gradients, tape.pull(cotangents)):
         return _RUNS
     try:
+        second = tape.pull(cotangents)
         tape.pull([None if one is None else -2 * one for one in cotangents])
-        return "" if _repeatable(gradients, tape.pull(cotangents)) else f"{_PULLS}, gave other gradients."
+        alike = _repeatable(gradients, second) and _repeatable(gradients, tape.pull(cotangents))
+        return "" if alike else f"{_PULLS}, gave other gradients."
     except Fault as fault:
         return f"{_PULLS}, raised: {fault.message.rstrip('.')}."
 

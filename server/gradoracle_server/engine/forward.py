@@ -16,7 +16,7 @@ import torch
 from gradoracle_server.engine import autodiff, shadow, structure
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import seed_everything
-from gradoracle_server.engine.opinions import Cotangents, add, inner, slack
+from gradoracle_server.engine.opinions import Cotangents, Rounding, add, inner, slack
 from gradoracle_server.engine.phases import Phases
 from gradoracle_server.engine.program import is_refusal
 from gradoracle_server.engine.raising import raised
@@ -78,9 +78,15 @@ class _Push:
 
 
 def forward_mode(
-    subject: Subject, tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor], phases: Phases
+    subject: Subject,
+    tape: Tape,
+    cotangents: Cotangents,
+    gradients: Sequence[torch.Tensor],
+    phases: Phases,
+    rounding: Rounding,
 ) -> Opinion:
-    """J v by forward mode, for a random v of each input in turn, against reverse mode: `gradients` of the run `tape`.
+    """J v by forward mode, for a random v of each input in turn, against reverse mode: `gradients` of the run `tape`;
+    `rounding` as for `opinions.linearity`.
 
     Nothing is found where an operator has no forward formula, or both are no number: at an edge slopes may be infinite.
     """
@@ -95,7 +101,7 @@ def forward_mode(
             if not is_refusal(error):
                 raise
             return _unanswered(found, error, len(gradients))
-        judged = _judged(push, moved, inner(gradient, tangent), torch.finfo(gradient.dtype).eps)
+        judged = _judged(push, moved, inner(gradient, tangent), torch.finfo(gradient.dtype).eps, rounding)
         if judged is None:
             found.verdicts.append(Verdict.INCONCLUSIVE)
         else:
@@ -103,7 +109,9 @@ def forward_mode(
     return found
 
 
-def _judged(push: _Push, moved: Tangents, reverse: torch.Tensor, epsilon: float) -> tuple[float, float] | None:
+def _judged(
+    push: _Push, moved: Tangents, reverse: torch.Tensor, epsilon: float, rounding: Rounding
+) -> tuple[float, float] | None:
     """How far forward mode is off, and what it may be off by; None where nothing can be said. `reverse` are the terms
     of <J^T u, v>."""
     terms, backward = push.weighted(moved), float(reverse.sum())
@@ -114,6 +122,9 @@ def _judged(push: _Push, moved: Tangents, reverse: torch.Tensor, epsilon: float)
         return None
     off, bound = abs(forward - backward), _bound([*terms, reverse], epsilon)
     if epsilon > _EPSILON:
+        if off > bound and math.isfinite(off):
+            size = float(torch.linalg.vector_norm(raised(push.tangent)))
+            bound = max(bound, _ROUNDED * rounding(push.place) * size)
         return off, bound
     if off > bound and math.isfinite(off):
         pairs = zip(push.cotangents, push.rounding(moved), strict=True)

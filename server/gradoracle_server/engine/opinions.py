@@ -126,11 +126,11 @@ def _asked(
     rounding: Rounding | None,
     change: _Change,
 ) -> Opinion:
-    """The answers to changed cotangents; to a quarter of them in float16, where twice as much overflows."""
+    """The answers to changed cotangents; to a quarter of them where twice as much overflows."""
     changed = _changed(cotangents, change.of)
     expected = [change.factor * g for g in gradients]
     found = _answered(change.name, change.sentence, tape, changed, expected, gradients, rounding)
-    if abs(change.factor) == 2 and not math.isfinite(found.error) and all(g.dtype is torch.float16 for g in gradients):
+    if abs(change.factor) == 2 and not math.isfinite(found.error):
         changed = [None if u is None else u / 4 for u in changed]
         expected = [g / 4 for g in expected]
         sentence = "half the cotangent must give half the gradient; twice as much overflows"
@@ -265,7 +265,9 @@ def ignores_cotangent(opinions: Sequence[Opinion], place: int) -> bool:
     return {"linear_zero", "linear_doubled"} <= failed
 
 
-def batched(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor]) -> Opinion:
+def batched(
+    tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor], rounding: Rounding | None = None
+) -> Opinion:
     """Pull-backs of u and -2u in one batch against those of each alone."""
     sentence = "several cotangents at once must give what each gives alone"
     stacked = [None if u is None else torch.stack([u, -2 * u]) for u in cotangents]
@@ -283,7 +285,7 @@ def batched(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor
     pairs = [tape.projected([one[k] for one in full]) for k in range(2)]
     both = [torch.stack(rows) for rows in zip(*pairs, strict=True)]
     expected = [torch.stack([one, -2 * one]) for one in gradients]
-    return _compared("batched", sentence, both, expected, expected)
+    return _compared("batched", sentence, both, expected, expected, rounding)
 
 
 def inner(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

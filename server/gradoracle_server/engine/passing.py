@@ -27,7 +27,7 @@ def report(case: Case, examiner: Examiner, gradients: Gradients, found: Assessme
     error, bound = found.figures()
     report = InputReport(examiner.space.name, Verdict.PASS, max_error=error, error_bound=bound)
     coarse = case.epsilon > torch.finfo(torch.float64).eps
-    if found.faint is not None and not _is_rounding(case, examiner, gradients.reference, found.faint):
+    if found.faint is not None and not _is_rounding(case, examiner, gradients.reference, found):
         report.verdict, report.explanation = Verdict.INCONCLUSIVE, _NOTHING
         return report
     if coarse:
@@ -47,15 +47,17 @@ def report(case: Case, examiner: Examiner, gradients: Gradients, found: Assessme
     return report
 
 
-def _is_rounding(case: Case, examiner: Examiner, gradient: torch.Tensor, rows: torch.Tensor) -> bool:
-    """Whether a gradient, (C,), that is nothing beside the function is 0 along some directions, (P,) of bool, or no
-    more than rounding on the way leaves of 0."""
-    size = Products.of(gradient, examiner.directions[rows]).size
+def _is_rounding(case: Case, examiner: Examiner, gradient: torch.Tensor, found: Assessment) -> bool:
+    """Whether a gradient, (C,), that is nothing beside the function is 0 along the directions where it is, or no more
+    than rounding on the way leaves of 0."""
+    directions = found.directions if found.directions.dim() == 2 else examiner.directions
+    directions = directions[found.faint]
+    size = Products.of(gradient, directions).size
     if not bool(size.any()):
         return True
     place = case.subject.places.index(examiner.space.place)
     moved = spread(case, place, examiner.space, inside=True, epsilon=case.resolution)
-    return bool((size <= _ROUNDED * Products.of(moved, examiner.directions[rows]).size).all())
+    return bool((size <= _ROUNDED * Products.of(moved, directions).size).all())
 
 
 def _describe_rounding(report: InputReport, gradients: Gradients) -> None:

@@ -24,8 +24,6 @@ _FLOORS = 4.0
 _LONGER = (8.0, 64.0)
 """What the steps of blocks are multiplied by where no bar could be narrower for fewer elements."""
 
-_SMALL = 1e-3  # of the largest element: what is less is small
-
 
 class Refinement(Measurement):
     """What was measured along the directions of one input, and those that are added to see more of it."""
@@ -34,10 +32,6 @@ class Refinement(Measurement):
     _unmasked = False  # whether outputs have been left out of bars
     _all_alone = False  # whether what blocks do not show has been moved alone
     _hidden: tuple[torch.Tensor, torch.Tensor] | None = None  # the last answer of `_unseen`, and what it was made of
-
-    def is_small(self, gradient: torch.Tensor, coordinates: Sequence[int]) -> bool:
-        """Whether an element, of which these are the coordinates, is small beside the largest."""
-        return bool(gradient[coordinates].abs().max() < _SMALL * gradient.abs().max())
 
     def overlooks(self, gradient: torch.Tensor) -> bool:
         """Whether a small fault in an element that is not small itself would show along none of the directions, where

@@ -128,7 +128,12 @@ class Judge:
         if not examiner.space.size or not (self._case.faithful or report.verdict in (Verdict.PASS, Verdict.FAIL)):
             return
         count, elements = jacobians.wrong(examiner, self._jacobians[place], mismatches.NAMED)
-        elements = [one for one in elements if not jacobians.is_rounding(self._case, examiner.space, place, one)]
+        values = self._passes.centre
+        elements = [
+            one
+            for one in elements
+            if not jacobians.is_rounding(self._case, examiner.space, place, one, float(values[one.output]))
+        ]
         if not elements:
             return
         names = jacobians.outputs(self._case)
@@ -162,6 +167,10 @@ class Judge:
         if found.kinked:
             return self._at_kink(place, examiner, gradients)
         if belief.coarsely is not None and not apart.any():
+            if wrong := self._alone(place, examiner, gradients, belief.off):
+                return self._failing(
+                    place, examiner, gradients, wrong, trusted=mismatches.mended(examiner, gradients, wrong)
+                )
             return passing.report(self._case, examiner, gradients, belief.coarsely)
         if found.verdict is Verdict.PASS and (bool(found.suspicious.any()) or examiner.overlooks(gradients.reference)):
             wrong = self._single(place, examiner, gradients, found)
@@ -213,17 +222,14 @@ class Judge:
     def _wrong(
         self, place: int, examiner: Examiner, gradients: Gradients, chosen: Sequence[int]
     ) -> tuple[list[Mismatch], list[Mismatch]]:
-        """Elements where the whole is right: each as it was measured, and those that are wrong; of those that are small
-        beside the largest, by more than rounding inside of the function explains."""
+        """Elements where the whole is right: each as it was measured, and those that are wrong by more than rounding
+        inside of the function explains."""
         rows = mismatches.measured(examiner, gradients, chosen, small=True)
         apart = [k for k, one in enumerate(rows) if not one.error <= one.error_bound]
-        small = [
-            k for k in apart if examiner.is_small(gradients.claimed, mismatches.coordinates(examiner, [chosen[k]]))
-        ]
-        if small:
+        if apart:
             inside = roundings(self._case, self._passes, place, examiner.space)
-            again = mismatches.measured(examiner, gradients, [chosen[k] for k in small], small=True, inside=inside)
-            for k, one in zip(small, again, strict=True):
+            again = mismatches.measured(examiner, gradients, [chosen[k] for k in apart], small=True, inside=inside)
+            for k, one in zip(apart, again, strict=True):
                 rows[k] = one
         wrong = [one for one in rows if not one.error <= one.error_bound]
         if wrong and examiner.listen(gradients.claimed):
@@ -242,6 +248,18 @@ class Judge:
         suspects = search.suspects(examiner, gradients.reference if coarse else gradients.claimed, row, among)
         chosen = suspects.found if suspects.are_all else []
         return self._wrong(place, examiner, gradients, mismatches.elements(examiner, chosen))[1]
+
+    def _alone(self, place: int, examiner: Examiner, gradients: Gradients, off: torch.Tensor) -> list[Mismatch]:
+        """The elements, if any, that are wrong by more than each is allowed to be off by, (C,), where a direction that
+        moves all of them is not: what is allowed there may be the fault of one."""
+        if examiner.units:
+            return []
+        excess = examiner.assess(gradients.reference).judgements.excess
+        found = search.suspects(examiner, gradients.reference, int(excess.argmax())).found
+        chosen = mismatches.elements(examiner, found)[: mismatches.NAMED]
+        rows = mismatches.measured(examiner, gradients, chosen, small=True)
+        allowed = [float(off[mismatches.coordinates(examiner, [one])].norm()) for one in chosen]
+        return [row for row, most in zip(rows, allowed, strict=True) if not row.error <= row.error_bound + most]
 
     def _apart(self, place: int, examiner: Examiner, gradients: Gradients, apart: torch.Tensor) -> InputReport:
         """The reference stands; the claim differs from it in some elements, and each of those is measured alone."""
