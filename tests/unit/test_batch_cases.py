@@ -20,7 +20,7 @@ from gradoracle.batch import arrays, cases
 from gradoracle.batch.array_files import ArrayFileError, ArrayFiles
 from gradoracle.batch.arrays import CaseError
 from gradoracle.batch.case_files import CaseFile
-from gradoracle.batch.ids import Ids
+from gradoracle.batch.ids import Ids, Index
 from gradoracle.batch.shards import Plan
 from gradoracle.batch.survey import BadCasesError, survey
 from gradoracle.v1 import service_pb2, tensor_pb2
@@ -168,7 +168,7 @@ def test_unreadable_tensors_missing_files_and_duplicates_are_told_before_anythin
     write(path, *path.read_text().splitlines(), broken)
     file = CaseFile(str(path))
     with pytest.raises(BadCasesError) as told:
-        survey(file, Plan(), ArrayFiles(file.base), Ids())
+        survey(file, Plan(), ArrayFiles(file.base), Index())
     problems = told.value.problems
     assert (len(bad) + 2, len(bad) + 2) == (told.value.count, len(problems))
     for place, (_, message) in enumerate(bad.values(), 2):
@@ -194,7 +194,7 @@ def test_a_set_of_ids_holds_what_was_added_and_nothing_else() -> None:
 
 def test_a_sound_file_of_cases_is_counted(tmp_path: Path) -> None:
     """The number of results to come, and of those that are there."""
-    done = Ids()
+    done = Index()
     done.add("b")
     done.freeze()
     file = CaseFile(str(write(tmp_path / "c.jsonl", case("a"), "{broken", "", case("b"))))

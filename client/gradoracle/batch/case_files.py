@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import IO, cast
 
-from gradoracle.batch import cases, protobuf
+from gradoracle.batch import cases, lines, protobuf
 from gradoracle.batch.arrays import CaseError
 from gradoracle.batch.cases import Case
 
@@ -28,6 +28,8 @@ class Entry:
     line: int
     case: Case | None = None
     error: CaseError | None = None
+    digest: str | None = None
+    """Of what stands there; None where that cannot be told apart from the rest of the file."""
 
 
 class CaseFile:
@@ -39,7 +41,7 @@ class CaseFile:
     """
 
     def __init__(self, source: str, form: str | None = None) -> None:
-        self._path = None if source == "-" else _path(source)
+        self._path = None if source == "-" else path_of(source)
         self.name = source if self._path else "stdin"
         self.base = self._path.parent if self._path else Path()
         suffixes = [one for one in (self._path.suffixes if self._path else ()) if one != ".gz"]
@@ -74,7 +76,7 @@ class CaseFile:
         if self.form == "protobuf":
             for place, found in protobuf.read(file):
                 if isinstance(found, Case):
-                    yield Entry(found.id, place, case=found)
+                    yield Entry(found.id, place, case=found, digest=found.digest)
                 else:
                     yield Entry(f"line {place}", place, error=found)
             return
@@ -84,13 +86,13 @@ class CaseFile:
             try:
                 case = cases.parse(raw, line)
             except CaseError as error:
-                yield Entry(cases.id_of(raw, line), line, error=error)
+                yield Entry(cases.id_of(raw, line), line, error=error, digest=lines.digest(raw.strip()))
             else:
-                yield Entry(case.id, line, case=case)
+                yield Entry(case.id, line, case=case, digest=case.digest)
 
 
-def _path(source: str) -> Path:
-    """The file of that name, which may be one of this package."""
+def path_of(source: str) -> Path:
+    """The file that a `source` names, which may be one of this package."""
     kind, colon, name = source.partition(":")
     if kind == "corpus" and colon and not Path(source).exists():
         return Path(str(resources.files("gradoracle").joinpath(f"corpus/{name}.jsonl.gz")))

@@ -73,6 +73,8 @@ class Case:
     """The arrays by field, as the case has them."""
     request: Request[Any] | None = None
     """The request, where the case came with one: of a protobuf file."""
+    digest: str | None = None
+    """Of all that the case says in its file; of files that it names, the names alone."""
 
     @property
     def device(self) -> str | None:
@@ -136,6 +138,7 @@ def _parsed(raw: bytes, line: int) -> Case:
         options=_options(document.get("options", {}), method, line),
         graph=_graph(document, line),
         arrays=_arrays(document, method, line),
+        digest=lines.digest(lines.canonical(document)),
     )
 
 

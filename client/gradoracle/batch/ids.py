@@ -43,5 +43,39 @@ class Ids:
         return found
 
 
+class Index:
+    """Ids of cases, or of results, each with the digest of its case where that is known; filled, frozen, asked."""
+
+    def __init__(self) -> None:
+        self._ids = Ids()
+        self._keys = Ids()
+
+    def add(self, name: str, digest: str | None = None) -> None:
+        """Adds an id. Results of older versions tell no digest."""
+        self._ids.add(name)
+        self._keys.add(_key(name, digest))
+
+    def freeze(self) -> None:
+        """Sorts what was added."""
+        self._ids.freeze()
+        self._keys.freeze()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._ids
+
+    def matches(self, name: str, digest: str | None) -> bool:
+        """Whether the id is there with that digest; where one of the two is not known, the id alone tells."""
+        if digest is None:
+            return name in self._ids
+        return _key(name, digest) in self._keys or _key(name, None) in self._keys
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
+def _key(name: str, digest: str | None) -> str:
+    return name if digest is None else f"{name}\0{digest}"
+
+
 def _digest(name: str) -> bytes:
     return hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=_BYTES - len(_END)).digest() + _END

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 from typing import Any
 
@@ -39,6 +41,23 @@ def dump(document: Any) -> bytes:
         return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # a number of more than 64 bits, half a surrogate pair
         return json.dumps(_whole(document), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+_DIGITS = 16  # of a digest, in base 16
+
+
+def digest(content: bytes) -> str:
+    """A short name for what a case holds: another content has another one."""
+    return hashlib.sha256(content).hexdigest()[:_DIGITS]
+
+
+def canonical(document: Any) -> bytes:
+    """A document as bytes, which are the same whatever the spaces and the order of keys in its line."""
+    with contextlib.suppress(TypeError):  # a number of more than 64 bits
+        found = orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
+        if b"null" not in found:  # which may stand for NaN or an infinity
+            return found
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _whole(nested: Any) -> Any:

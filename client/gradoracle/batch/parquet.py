@@ -95,7 +95,8 @@ def write(lines: Path, path: Path) -> None:
     draft.replace(path)
 
 
-def _lines(path: Path) -> Iterator[str]:
+def record_lines(path: Path) -> Iterator[str]:
+    """The records of a file, each as the line that it was. Raises ValueError where it is none of results."""
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=_ROWS, columns=["record"]):
@@ -106,7 +107,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 def read(path: Path) -> Iterator[Record]:
     """The records of a file. Raises ValueError where it is none of results."""
-    for line in _lines(path):
+    for line in record_lines(path):
         yield Record.from_json(load(line.encode()))
 
 
@@ -114,7 +115,7 @@ def to_lines(path: Path, lines: Path) -> None:
     """Makes a file of lines of a Parquet file, to go on with; it appears under its name when it is complete."""
     draft = lines.with_name(f"{lines.name}.draft")
     with draft.open("w", encoding="utf-8") as file:
-        for line in _lines(path):
+        for line in record_lines(path):
             file.write(f"{line}\n")
     _sync(draft)
     draft.replace(lines)

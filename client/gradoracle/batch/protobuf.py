@@ -15,6 +15,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
 from gradoracle import requests
+from gradoracle.batch import lines
 from gradoracle.batch.arrays import CaseError
 from gradoracle.batch.cases import METHODS, Case
 from gradoracle.requests import Method, Request
@@ -104,6 +105,7 @@ def _case(call: service_pb2.StreamCall, place: int, attachments: list[bytearray]
         got = f"the chunks of {len(attachments)}"
         raise CaseError(f"message {number}, call {call.id}: expected {call.attachments} attachments, got {got}")
     device: str = message.device
+    digest = lines.digest(b"".join([call.SerializeToString(deterministic=True), *attachments]))
     return Case(
         id=str(call.id),
         line=place,
@@ -113,6 +115,7 @@ def _case(call: service_pb2.StreamCall, place: int, attachments: list[bytearray]
         graph={},
         arrays={},
         request=_request(_methods()[name], message, attachments, f"message {number}, call {call.id}"),
+        digest=digest,
     )
 
 

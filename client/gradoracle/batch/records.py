@@ -5,6 +5,7 @@ writes it: NaN and infinities as the strings "NaN", "Infinity" and "-Infinity", 
 
     id              the case's id; of a line that has none, or is broken, "line 17"
     line            where the case stood in its file, counted from 1 (of a protobuf file: the how manieth message)
+    digest          of what the case said, so that --resume runs a case again that has changed; older files have none
     method          "check", "vjp", …; left out where the line could not be read
     labels          texts by name, as the case gave them: {"operator": "aten.mul.Tensor", "dtype": "float32"}
     device          the device that the case asked for
@@ -87,6 +88,8 @@ class Record:
     """The case's id, unique in its file."""
     line: int
     """Where the case stood in its file, counted from 1."""
+    digest: str | None = None
+    """Of what the case said, or None where that is not known."""
     method: str | None = None
     """The client's name of the method, or None where the case could not be read."""
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -135,8 +138,8 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """The line, as what the json module writes."""
         document: dict[str, Any] = {"id": self.id, "line": self.line}
-        for name, one in (("method", self.method), ("labels", self.labels), ("device", self.device)):
-            if one:
+        for name in ("digest", "method", "labels", "device"):
+            if one := getattr(self, name):
                 document[name] = one
         if self.report is not None:
             document |= of_report(self.report, self.shapes)
@@ -243,6 +246,7 @@ def _record(document: Mapping[str, Any]) -> Record:
     return Record(
         id=document["id"],
         line=document["line"],
+        digest=document.get("digest"),
         method=document.get("method"),
         labels=dict(document.get("labels", {})),
         device=document.get("device"),

@@ -112,7 +112,7 @@ def data(document: Any) -> str:
 def full(record: Record) -> dict[str, Any]:
     """Everything that the page shows of a case."""
     document = record.to_json()
-    for name in ("id", "line", "labels", "verdict", "graph"):
+    for name in ("id", "line", "digest", "labels", "verdict", "graph"):
         document.pop(name, None)
     for name in ("expression", "graph_file"):
         if record.graph and name in record.graph:

@@ -7,16 +7,18 @@ no such form, so a .parquet file is written at the end, from lines that are kept
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
+import itertools
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gradoracle.batch import lines
-from gradoracle.batch.ids import Ids
-from gradoracle.batch.records import Record
+from gradoracle.batch.earlier import lines_of
+from gradoracle.batch.ids import Index
+from gradoracle.batch.records import Record, read_results
 from gradoracle.batch.tally import Tally
 from gradoracle.errors import InvalidRequestError
 
@@ -26,65 +28,97 @@ _START = b'{"id":'
 class ResultsFile:
     """A results file that is being written. Records come from any thread.
 
-    `resume` goes on with what is there, with `retry` without the errors, which are taken out; otherwise a file of that
-    name is set aside as NAME.old. Raises InvalidRequestError where the file is no results file, or another process
-    writes it; OSError where it cannot be written.
+    `resume` goes on with what is there. Taken out are then, with `retry`, the errors, and results of cases that have
+    changed since, as the cases that are `known` tell; what is no result of one of those stays, uncounted. Otherwise a
+    file of that name is set aside as NAME.old, or NAME.old.2, … where that is there. Raises InvalidRequestError where
+    the file is no results file, or another process writes it; OSError where it cannot be written.
     """
 
-    def __init__(self, path: Path, *, resume: bool, retry: bool = False) -> None:
+    def __init__(self, path: Path, *, resume: bool, retry: bool = False, known: Index | None = None) -> None:
         self.path = path
         self.is_parquet = path.suffix == ".parquet"
-        self.lines = path.with_name(f"{path.name}.jsonl") if self.is_parquet else path
+        self.lines = lines_of(path)
         """Where the lines are."""
-        self.done = Ids()
-        """The ids that have a result."""
+        self.done = Index()
+        """The cases that have a result."""
         self.earlier = Tally()
         """Those results."""
+        self.changed = 0
+        """Results that were taken out because their cases have changed."""
+        self.foreign = 0
+        """Results of cases that are not known, which stay in the file and nowhere else."""
+        self.set_aside: Path | None = None
+        """What was there before, where it was not gone on with."""
+        self._retry = retry
+        self._known = known
         self._lock = threading.Lock()
         if self.is_parquet:
             from gradoracle.batch import parquet  # tells what is missing, before anything runs
 
             if resume and not self.lines.exists() and self.path.exists():
                 parquet.to_lines(self.path, self.lines)
-        self._file = self._open(resume, retry)
+        self._file = self._open(resume)
 
-    def _open(self, resume: bool, retry: bool) -> int:
+    def _open(self, resume: bool) -> int:
         file = _locked(self.lines)
         try:
             if resume:
-                self._take_up(file)
-                if retry:
-                    self._drop_errors()
+                if self._take_up(file):
+                    self._rewrite()
                     os.close(file)
                     file = _locked(self.lines)
             elif os.fstat(file).st_size:
-                self.lines.replace(_old(self.lines))
+                self.set_aside = _set_aside(self.lines)
                 os.close(file)
                 file = _locked(self.lines)
-            if self.is_parquet and not resume:
-                with contextlib.suppress(FileNotFoundError):
-                    self.path.replace(_old(self.path))
+            if self.is_parquet and not resume and self.path.exists():
+                self.set_aside = _set_aside(self.path)
         except BaseException:
             os.close(file)
             raise
         self.done.freeze()
         return file
 
-    def _take_up(self, file: int) -> None:
-        """Notes what has a result, and cuts off what a crash left of a line."""
-        end = 0
+    def _take_up(self, file: int) -> int:
+        """Notes what has a result, and cuts off what a crash left of a line. Returns how many lines are to go."""
+        end = leaving = 0
         with open(file, "rb", closefd=False) as reader:
             for number, line in enumerate(reader, 1):
                 if not line.endswith(b"\n"):
                     self._cut(file, line, number, end)
                     break
                 end += len(line)
-                if line.strip():
-                    self._note(self._document(line, number))
+                if not line.strip():
+                    continue
+                document = self._document(line, number)
+                changed = self._has_changed(document)
+                self.changed += changed
+                if changed or self._is_retried(document):
+                    leaving += 1
+                elif not self._is_known(document):
+                    self.foreign += 1
+                else:
+                    self.done.add(document["id"], document.get("digest"))
+                    self.earlier.add_line(document)
+        return leaving
 
-    def _note(self, document: dict[str, Any]) -> None:
-        self.done.add(document["id"])
-        self.earlier.add_line(document)
+    def _is_known(self, document: dict[str, Any]) -> bool:
+        return self._known is None or document["id"] in self._known
+
+    def _has_changed(self, document: dict[str, Any]) -> bool:
+        """Whether it is the result of what the case was before."""
+        if self._known is None or not self._is_known(document):
+            return False
+        return not self._known.matches(document["id"], document.get("digest"))
+
+    def _is_retried(self, document: dict[str, Any]) -> bool:
+        return self._retry and "error" in document and self._is_known(document)
+
+    def records(self) -> Iterator[Record]:
+        """The results of known cases, from before and of this run."""
+        for record in read_results(self.path):
+            if self._known is None or record.id in self._known:
+                yield record
 
     def _document(self, line: bytes, number: int) -> dict[str, Any]:
         try:
@@ -95,15 +129,13 @@ class ResultsFile:
             pass
         raise self._foreign(number, line)
 
-    def _drop_errors(self) -> None:
-        """Takes the errors out of the file, so that their cases run again."""
-        self.done, self.earlier = Ids(), Tally()
+    def _rewrite(self) -> None:
+        """Takes out of the file what is to go, so that those cases run again."""
         draft = self.lines.with_name(f"{self.lines.name}.draft")
         with self.lines.open("rb") as old, draft.open("wb") as new:
             for line in filter(bytes.strip, old):
                 document = lines.load(line)
-                if "error" not in document:
-                    self._note(document)
+                if not (self._has_changed(document) or self._is_retried(document)):
                     new.write(line)
             new.flush()
             os.fsync(new.fileno())
@@ -159,5 +191,9 @@ def _locked(path: Path) -> int:
     return file
 
 
-def _old(path: Path) -> Path:
-    return path.with_name(f"{path.name}.old")
+def _set_aside(path: Path) -> Path:
+    """Gives a file a name that none has, and returns it."""
+    names = itertools.chain([".old"], (f".old.{number}" for number in itertools.count(2)))
+    old = next(one for one in (path.with_name(f"{path.name}{name}") for name in names) if not os.path.lexists(one))
+    path.rename(old)
+    return old

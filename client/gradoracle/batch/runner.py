@@ -123,7 +123,7 @@ class Run:
         for entry in self._plan.entries(self._file):
             if self._stopped:
                 return
-            if entry.id in self._results.done:
+            if self._results.done.matches(entry.id, entry.digest):
                 continue
             if entry.case is None:
                 self._add(_broken(entry))
@@ -161,6 +161,7 @@ class Run:
         record = Record(
             id=case.id,
             line=case.line,
+            digest=case.digest,
             method=case.method,
             labels=case.labels,
             device=case.device,
@@ -226,13 +227,14 @@ def fill(record: Record, result: Result | Inspection, keep: int) -> None:
 
 def _broken(entry: Entry) -> Record:
     assert entry.error is not None  # noqa: S101  # an entry without a case has one
-    return Record(id=entry.id, line=entry.line, error=fault(entry.error, entry.line))
+    return Record(id=entry.id, line=entry.line, digest=entry.digest, error=fault(entry.error, entry.line))
 
 
 def _failed(case: Case, error: Exception, graph: dict[str, Any] | None) -> Record:
     return Record(
         id=case.id,
         line=case.line,
+        digest=case.digest,
         method=case.method,
         labels=case.labels,
         device=case.device,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from gradoracle.batch.cases import Case
@@ -28,18 +28,26 @@ _ORDERS: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 }
 
 
+FIELDS = ("id", "method", "device", "line")
+"""What can be compared of any case; every other field is a label."""
+
+
 class Selection:
     """The cases that an expression describes. Raises InvalidRequestError where it cannot be read."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         try:
-            self._test = _test(ast.parse(text.strip(), mode="eval").body)
+            tree = ast.parse(text.strip(), mode="eval").body
+            self._test = _test(tree)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = f" ({error.msg})" if isinstance(error, SyntaxError) else f", got {error}"
             raise InvalidRequestError(
                 f"select: expected words and comparisons, such as 'softmax and dtype == float32', in {text!r}{reason}"
             ) from error
+
+        self.labels = tuple(dict.fromkeys(name for name in _fields(tree) if name not in FIELDS))
+        """The labels that it names, in its order."""
 
     def matches(self, case: Case) -> bool:
         """Whether a case is among them."""
@@ -88,6 +96,18 @@ def _comparison(left: ast.expr, op: ast.cmpop, right: ast.expr) -> _Test:
     if not isinstance(op, ast.Eq | ast.NotEq):
         raise ValueError(f"an order for {field!r}, which only line has")
     return lambda case: compare(_field(case, field), value)
+
+
+def _fields(tree: ast.expr) -> Iterator[str]:
+    """The fields that are compared."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Compare(
+                ops=[ast.In() | ast.NotIn()], comparators=[ast.Name() | ast.Attribute() | ast.Constant() as field]
+            ):
+                yield _text(field)
+            case ast.Compare(left=field):
+                yield _text(field)
 
 
 def _field(case: Case, name: str) -> str:

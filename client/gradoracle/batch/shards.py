@@ -58,15 +58,15 @@ class Plan:
     selection: Selection | None = None
     repeat: int = 1
 
-    def mine(self, entries: Iterator[Entry]) -> Iterator[tuple[Entry, bool]]:
-        """Every entry, and whether this run takes it.
+    def mine(self, entries: Iterator[Entry]) -> Iterator[tuple[Entry, bool, bool]]:
+        """Every entry, whether it is selected, and whether this run takes it.
 
         The selected cases go to the shards in turn. A line that cannot be read is always among the selected.
         """
         place = 0
         for entry in entries:
             selected = self.selection is None or entry.case is None or self.selection.matches(entry.case)
-            yield entry, selected and place % self.shard.count == self.shard.index
+            yield entry, selected, selected and place % self.shard.count == self.shard.index
             place += selected
 
     def entries(self, file: CaseFile) -> Iterator[Entry]:
@@ -75,7 +75,7 @@ class Plan:
         The k-th repetition of a check has a seed that is k higher, so that it looks in other directions; of other
         methods it is the same request again.
         """
-        for entry, mine in self.mine(file.entries()):
+        for entry, _, mine in self.mine(file.entries()):
             if mine:
                 yield from self.repeated(entry)
 
@@ -89,4 +89,5 @@ class Plan:
             options = dict(entry.case.options)
             if entry.case.method == "check":
                 options["seed"] = (options.get("seed", 0) + k) % 2**63
-            yield Entry(name, entry.line, case=dataclasses.replace(entry.case, id=name, options=options))
+            case = dataclasses.replace(entry.case, id=name, options=options)
+            yield Entry(name, entry.line, case=case, digest=entry.digest)
