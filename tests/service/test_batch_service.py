@@ -87,7 +87,7 @@ def test_a_case_that_cannot_be_run_is_told_and_gives_2(tmp_path: Path, batch: Ba
 
 
 def test_nothing_is_sent_where_files_are_missing_or_ids_double(tmp_path: Path, batch: Batch) -> None:
-    """Both are told, with their lines, and there is no result."""
+    """Both are told, with their lines, and no file is touched."""
     missing = case("m", inputs={"x": {"npy": "none.npy"}})
     cases = write(tmp_path / "c.jsonl", case("a"), case("a"), missing)
     code, text = batch(cases, "--out", tmp_path / "r.jsonl")
@@ -95,7 +95,7 @@ def test_nothing_is_sent_where_files_are_missing_or_ids_double(tmp_path: Path, b
     assert f'{cases}, line 2: the id "a" stands already in line 1\n' in text
     assert f'{cases}, line 3: inputs["x"]: expected a file, got none.npy, which is not there' in text
     assert text.endswith(f"error: {cases}: 2 problems; nothing was sent\n")
-    assert b"" == (tmp_path / "r.jsonl").read_bytes()
+    assert not (tmp_path / "r.jsonl").exists()
 
 
 def test_every_kind_of_report_is_written(tmp_path: Path, batch: Batch) -> None:
@@ -108,14 +108,6 @@ def test_every_kind_of_report_is_written(tmp_path: Path, batch: Batch) -> None:
     assert "wrong" in files[0].read_text()
     assert "wrong" in files[1].read_text()
     assert 1 == json.loads(files[2].read_text())["exit_code"]
-
-
-def test_a_report_that_cannot_be_written_is_told(tmp_path: Path, batch: Batch) -> None:
-    """The flag and the path stand in the error; the results are there."""
-    cases = write(tmp_path / "c.jsonl", CHECKS[0])
-    code, text = batch(cases, "--out", tmp_path / "r.jsonl", "--report", tmp_path / "no" / "r.html")
-    assert (2, {"good"}) == (code, set(results(tmp_path / "r.jsonl")))
-    assert f"error: --report {tmp_path}/no/r.html: expected a file that can be used, got: No such file" in text
 
 
 def test_parquet_and_protobuf(tmp_path: Path, batch: Batch) -> None:

@@ -99,6 +99,12 @@ class FakeClient:
         self.sent: list[Any] = []
         self.streams = 0
 
+    def server_info(self) -> None:
+        """It is there."""
+
+    def close(self) -> None:
+        """It holds nothing."""
+
     def map(self, requests: Iterator[Any], **_: Any) -> Iterator[Any]:
         self.streams += 1
         for request in requests:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -23,6 +25,18 @@ Results: TypeAlias = str | Path | Iterable[Record]
 def read(results: Results) -> Iterable[Record]:
     """The records, one after another."""
     return records.read_results(results) if isinstance(results, str | Path) else results
+
+
+def check_writable(path: str | Path) -> None:
+    """Whether `replacing` can write there, as far as can be told before. Raises OSError. Leaves nothing behind."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        if path.is_dir() or not os.access(path, os.W_OK):
+            code = errno.EISDIR if path.is_dir() else errno.EACCES
+            raise OSError(code, os.strerror(code), str(path))
+        return
+    with tempfile.TemporaryFile(dir=path.resolve().parent):
+        pass
 
 
 @contextlib.contextmanager

@@ -26,6 +26,14 @@ SERVICE_FAULTS = frozenset(
 GOOD, WRONG, BAD_INPUT, SERVICE_FAILED, NO_VERDICT = 0, 1, 2, 3, 4
 
 
+_ORDER = (WRONG, SERVICE_FAILED, BAD_INPUT, NO_VERDICT, GOOD)
+
+
+def worst(*codes: int) -> int:
+    """The exit code where there are several: 1, then 3, 2, 4."""
+    return min(codes, key=_ORDER.index)
+
+
 class Tally:
     """Counts of outcomes."""
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradoracle.cli import batch_options, connection, failures, output
+from gradoracle.cli import batch_files, batch_options, connection, failures
 from gradoracle.cli.batch_options import BatchOptions
 from gradoracle.cli.failures import InputError
 
 if TYPE_CHECKING:
+    from gradoracle.batch.array_files import ArrayFiles
     from gradoracle.batch.case_files import CaseFile
     from gradoracle.batch.progress import Progress
     from gradoracle.batch.results import ResultsFile
     from gradoracle.batch.runner import Run
     from gradoracle.batch.shards import Plan
+    from gradoracle.batch.survey import Survey
     from gradoracle.client import Client
 
 HELP = """\b
@@ -54,8 +56,9 @@ def command(cases: str, **given: Any) -> int:
 
     "-" stands for stdin, and "corpus:float64" for a sweep over every operator that comes with gradoracle.
 
-    What is interrupted, in whatever way, goes on with --resume. Without it, results that are there already are set
-    aside as FILE.old.
+    --resume goes on with what was interrupted, in whatever way. Cases that have changed since run again; a file that a
+    case names is not looked into. Results of cases that are not in CASES stay in FILE, but count nowhere. Without
+    --resume, results that are there already are set aside as FILE.old, FILE.old.2 and so on.
     """
     from gradoracle.batch.survey import BadCasesError
 
@@ -74,27 +77,23 @@ def _batch(cases: str, options: BatchOptions, where: dict[str, Any]) -> int:
     from gradoracle.batch.case_files import CaseFile
 
     plan = options.plan()
-    with _file(cases):
+    out = Path(options.out.replace("{shard}", str(plan.shard.index)))
+    batch_files.check(cases, out, options)
+    with batch_files.used(cases):
         file = CaseFile(cases, options.form)
     with contextlib.closing(file):
-        return _over(file, plan, options, where)
+        return _over(file, plan, out, options, where)
 
 
-def _over(file: CaseFile, plan: Plan, options: BatchOptions, where: dict[str, Any]) -> int:
+def _over(file: CaseFile, plan: Plan, out: Path, options: BatchOptions, where: dict[str, Any]) -> int:
     """The run over a file that is open."""
     from gradoracle.batch.array_files import ArrayFiles
     from gradoracle.batch.progress import Progress
-    from gradoracle.batch.results import ResultsFile
     from gradoracle.batch.runner import Run
-    from gradoracle.batch.survey import survey
 
-    path = Path(options.out.replace("{shard}", str(plan.shard.index)))
-    with _file(f"--out {path}"):
-        results = ResultsFile(path, resume=options.resume, retry=options.retry_errors)
+    files = ArrayFiles(file.base)
+    before, results = _opened(file, plan, files, out, options)
     try:
-        files = ArrayFiles(file.base)
-        with _file(file.name):
-            before = survey(file, plan, files, results.done)
         progress = Progress(before.cases, before.done, quiet=options.quiet)
         settings = options.settings(where["timeout"])
         told: list[int] = []  # the signals that came
@@ -103,11 +102,50 @@ def _over(file: CaseFile, plan: Plan, options: BatchOptions, where: dict[str, An
             if not told:  # connections that end are meant to, then
                 progress.say(text)
 
+        for text in (*before.doubts, *_remarks(results, file.name)):
+            say(text)
         run = Run(file, plan, results, settings, files=files, added=progress.add, notice=say)
         ended = _run(run, progress, where, told) if before.remaining else None
     finally:
         results.finish()
     return _finish(run, results, progress, options, file.name, ended)
+
+
+def _opened(
+    file: CaseFile, plan: Plan, files: ArrayFiles, out: Path, options: BatchOptions
+) -> tuple[Survey, ResultsFile]:
+    """Looks at all cases, and opens the results file only when there is something to run."""
+    from gradoracle.batch import earlier
+    from gradoracle.batch.ids import Index
+    from gradoracle.batch.results import ResultsFile
+    from gradoracle.batch.survey import check_shard, survey
+
+    there = Index()
+    if options.resume or plan.shard.count > 1:
+        with batch_files.used(f"--out {out}"):
+            there = earlier.index(out, errors=not options.retry_errors)
+    with batch_files.used(file.name):
+        before = survey(file, plan, files, there if options.resume else Index())
+        if not options.resume:
+            check_shard(file, plan, out, there)
+    with batch_files.used(f"--out {out}"):
+        results = ResultsFile(out, resume=options.resume, retry=options.retry_errors, known=before.known)
+    return before, results
+
+
+def _remarks(results: ResultsFile, cases: str) -> Iterator[str]:
+    """What became of the results that were there."""
+    from gradoracle.batch.text import one_or_many
+
+    if results.set_aside is not None:
+        yield f"{results.path}: the results from before are in {results.set_aside.name} now"
+    if results.changed:
+        yield f"{results.path}: {one_or_many(results.changed, 'case')} changed since, and will run again"
+    if results.foreign:
+        yield (
+            f"warning: {results.path} holds {one_or_many(results.foreign, 'result')} of cases that are not in {cases}; "
+            "they stay in it, and count neither here nor in reports"
+        )
 
 
 def _run(run: Run, progress: Progress, where: dict[str, Any], told: list[int]) -> BaseException | None:
@@ -164,61 +202,20 @@ def _finish(
     cases: str,
     ended: BaseException | None,
 ) -> int:
+    from gradoracle.batch.tally import worst
+
     tally = results.earlier + run.tally
     for text in run.remarks:
         click.echo(text, err=True)
     click.echo(progress.summary(tally), err=True)
-    _reports(results.path, options, cases)
-    code = tally.exit_code(allow_inconclusive=options.allow_inconclusive)
+    written = batch_files.write(results, options, cases)
+    code = worst(written, tally.exit_code(allow_inconclusive=options.allow_inconclusive))
     if ended is None:
         return code
     kept = f"{results.path} has what was finished; --resume goes on"
     if isinstance(ended, KeyboardInterrupt):
         click.echo(f"interrupted; {kept}", err=True)
         return 128 + (ended.args[0] if ended.args else signal.SIGINT)
-    code, message = failures.explain(ended) if isinstance(ended, Exception) else (failures.SERVICE, str(ended))
+    why, message = failures.explain(ended) if isinstance(ended, Exception) else (failures.SERVICE, str(ended))
     click.echo(f"error: {message}. {kept}", err=True)
-    return code
-
-
-def _reports(results: Path, options: BatchOptions, cases: str) -> None:
-    """Writes what was asked for beside the results."""
-    name = Path(cases).name
-    if options.report is not None:
-        from gradoracle.batch import report
-
-        _write("--report", options.report, lambda out: report.write_report(results, out, title=name))
-    if options.junit is not None:
-        from gradoracle.batch import junit
-
-        _write("--junit", options.junit, lambda out: junit.write_junit(results, out, name=name))
-    if options.json_summary is not None or options.as_json:
-        from gradoracle.batch import summary
-
-        allowed = options.allow_inconclusive
-        if options.json_summary is not None:
-            _write(
-                "--json-summary",
-                options.json_summary,
-                lambda out: summary.write_summary(results, out, allow_inconclusive=allowed),
-            )
-        if options.as_json:
-            output.print_json(summary.summarise(results, allow_inconclusive=allowed))
-    if options.annotations:
-        from gradoracle.batch import annotations
-
-        annotations.print_all(results, cases=cases)
-
-
-def _write(flag: str, path: Path, write: Callable[[Path], object]) -> None:
-    with _file(f"{flag} {path}"):
-        write(path)
-
-
-@contextlib.contextmanager
-def _file(what: str) -> Iterator[None]:
-    """Turns an error of the system into one that names the argument."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{what}: expected a file that can be used, got: {error.strerror or error}") from error
+    return worst(why, code)
