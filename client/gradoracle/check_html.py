@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import math
+import re
 
 import numpy as np
 import numpy.typing as npt
 
-from gradoracle.check_text import diagnosis, figure, number, place, remark, summary
+from gradoracle.check_text import diagnosis, elements, figure, remark, summary
 from gradoracle.checks import CheckReport, InputReport, Rung, Verdict
 
 _COLOURS = {
@@ -20,13 +21,15 @@ _COLOURS = {
 }
 _NAN, _INFINITE = "#8250df", "#1f2328"  # of heat maps, apart from the shades of red
 _CELLS = 64  # of a heat map along each side, at most
+_NUMBERS = frozenset({"claimed", "autograd", "numerical", "error", "bound"})  # heads of columns
+_SMALL = re.compile(r"\d+(\.\d+)?e-\d+")
 _WIDTH, _HEIGHT, _MARGIN = 480, 280, 48  # of the curve, in pixels
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em; color: #1f2328 }
 table { border-collapse: collapse; margin: .5em 0 1.5em } th, td { padding: .2em .9em .2em 0; text-align: left }
 th { border-bottom: 1px solid #d1d9e0 } td { font-variant-numeric: tabular-nums; border-bottom: 1px solid #f0f2f4 }
-.verdict { font-weight: 600 } .key { display: inline-block; width: 11px; height: 11px }
+.number { white-space: nowrap } .verdict { font-weight: 600 } .key { display: inline-block; width: 11px; height: 11px }
 svg text { font: 11px system-ui, sans-serif; fill: #59636e }
 """
 
@@ -52,10 +55,17 @@ def _verdict(verdict: Verdict) -> str:
     return f'<span class="verdict" style="color:{_COLOURS[verdict]}">{verdict}</span>'
 
 
+def _text(text: str) -> str:
+    """A sentence, in which no number is broken at its minus sign."""
+    return _SMALL.sub(r'<span class="number">\g<0></span>', html.escape(text))
+
+
 def _table(heads: list[str], rows: list[list[str]]) -> str:
     """A table; the cells are HTML already."""
     head = "".join(f"<th>{one}</th>" for one in heads)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    opening = ['<td class="number">' if one in _NUMBERS else "<td>" for one in heads]
+    cells = [[f"{tag}{cell}</td>" for tag, cell in zip(opening, row, strict=True)] for row in rows]
+    body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -67,7 +77,7 @@ def _inputs(report: CheckReport) -> str:
             html.escape(diagnosis(one)),
             figure(one.max_error),
             figure(one.error_bound),
-            html.escape(one.explanation),
+            _text(one.explanation),
         ]
         for one in report.inputs.values()
     ]
@@ -78,20 +88,10 @@ def _details(one: InputReport) -> str:
     """The worst elements of an input, and where its errors are."""
     if one.verdict is not Verdict.FAIL:
         return ""
-    rows = [
-        [
-            html.escape(place(row)),
-            number(row.claimed),
-            number(row.reference),
-            number(row.numerical),
-            figure(row.error),
-            figure(row.error_bound),
-        ]
-        for row in one.worst
-    ]
-    heads = ["index", "claimed", "autograd", "numerical", "error", "bound"]
+    heads, rows = elements(one)
     name = html.escape(one.name)
-    found = f"<h2>Worst elements of {name}</h2>{_table(heads, rows)}" if rows else ""
+    table = _table(heads, [[html.escape(cell) for cell in row] for row in rows])
+    found = f"<h2>Worst elements of {name}</h2>{table}" if rows else ""
     if one.errors is not None and one.errors.size > 1:
         found += f"<h2>Errors over {name}</h2>{_heat_map(one.errors)}"
     return found
@@ -101,7 +101,7 @@ def _opinions(report: CheckReport) -> str:
     if not report.opinions:
         return ""
     rows = [
-        [one.name, _verdict(one.verdict), figure(one.error), figure(one.error_bound), html.escape(one.explanation)]
+        [one.name, _verdict(one.verdict), figure(one.error), figure(one.error_bound), _text(one.explanation)]
         for one in report.opinions
     ]
     return f"<h2>Second opinions</h2>{_table(['identity', 'verdict', 'error', 'bound', ''], rows)}"

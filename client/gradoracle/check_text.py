@@ -6,6 +6,7 @@ import io
 import math
 import re
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gradoracle.checks import CheckReport, InputReport, Mismatch, Number, Verdict
@@ -113,6 +114,14 @@ def _inputs(inputs: list[InputReport], width: int) -> list[RenderableType]:
 
 def _worst(one: InputReport, width: int) -> list[RenderableType]:
     """A table of the worst elements, or lines of text."""
+    heads, rows = elements(one)
+    if _width([heads, *rows]) <= width:
+        return [_table(heads, rows, None, {})]
+    return [line for row in rows for line in _listed(heads, row, width, {})]
+
+
+def elements(one: InputReport) -> tuple[list[str], list[list[str]]]:
+    """The worst elements as cells, below their heads; without autograd's where it says nothing."""
     heads = ["index", "claimed", "autograd", "numerical", "error", "bound"]
     rows = [
         [
@@ -125,9 +134,21 @@ def _worst(one: InputReport, width: int) -> list[RenderableType]:
         ]
         for row in one.worst
     ]
-    if _width([heads, *rows]) <= width:
-        return [_table(heads, rows, None, {})]
-    return [line for row in rows for line in _listed(heads, row, width, {})]
+    if _says_something(one.worst):
+        return heads, rows
+    return _without(heads, 2), [_without(row, 2) for row in rows]
+
+
+def _says_something(rows: Sequence[Mismatch]) -> bool:
+    """Whether autograd's gradient is neither that on trial nor 0 throughout, as it is of a function that autograd does
+    not follow, one of numpy's for instance."""
+    if all(row.reference == 0 for row in rows) and any(row.claimed != 0 for row in rows):
+        return False
+    return not all(row.reference == row.claimed or (_is_nan(row.reference) and _is_nan(row.claimed)) for row in rows)
+
+
+def _is_nan(value: Number) -> bool:
+    return value != value  # of complex numbers too
 
 
 def _without(row: list[str], place: int) -> list[str]:

@@ -56,7 +56,7 @@ def test_errors_that_are_no_numbers_have_colours_of_their_own() -> None:
     assert "Largest finite one: 2.9; " in page
     for title, said in (("[1, 0]: NaN", "NaN: 2 of 6"), ("[1, 1]: inf", "infinite: 1 of 6")):
         assert f'<span class="key" style="background:{found[title]}"></span> {said}' in page
-    assert "<td>NaN</td>" in page
+    assert '<td class="number">NaN</td>' in page
     assert "Largest" not in report(input_report(verdict="FAIL", errors=np.full(2, math.nan))).to_html()
 
 
@@ -65,3 +65,13 @@ def test_one_nan_among_many_is_seen() -> None:
     errors = np.ones(1000)
     errors[777] = math.nan
     assert "[777]: NaN" in squares(report(input_report(verdict="FAIL", errors=errors)).to_html())
+
+
+def test_numbers_are_in_one_piece() -> None:
+    """Neither a cell nor a sentence breaks a number at its minus sign."""
+    row = Mismatch((1,), 1.1e-9, 2.2e-9, 3.3e-9, 4.4e-9, 5.5e-9)
+    page = report(input_report(verdict="FAIL", worst=[row], explanation="It is off by 1.1e-09 < 2.")).to_html()
+    assert ".number { white-space: nowrap }" in page
+    for cell in ("1.1e-09", "2.2e-09", "3.3e-09", "4.4e-09", "5.5e-09"):
+        assert f'<td class="number">{cell}</td>' in page
+    assert 'It is off by <span class="number">1.1e-09</span> &lt; 2.' in page
