@@ -156,7 +156,9 @@ def target(
     channels: int,
     shared_memory: bool | None = None,
 ) -> Target:
-    """Checks what a client was given. Raises ValueError where it cannot be meant."""
+    """Checks what a client was given. Raises ValueError where it cannot be meant, TypeError where it is something
+    else."""
+    _check_types(address, tls, token, channels)
     address = _address(address)
     memory = neighbours.place(address) if shared_memory or (shared_memory is None and not tls) else None
     if shared_memory and memory is None:
@@ -166,6 +168,7 @@ def target(
             f"shared_memory: expected an address of this machine beside it, like "
             f'"localhost:{PORT}" or "unix:/run/gradoracle.sock", got {address!r}'
         )
+    seconds(timeout)
     if timeout is not None and not timeout > 0:
         raise _no_timeout(timeout)
     if channels < 1:
@@ -189,10 +192,32 @@ def target(
 
 
 def seconds(timeout: float | None) -> float | None:
-    """A timeout that was asked for; None for no limit. Raises ValueError where it is no number."""
-    if timeout is not None and math.isnan(timeout):
+    """A timeout that was asked for; None for no limit. Raises ValueError where it is NaN, TypeError where no number."""
+    if timeout is None:
+        return None
+    try:
+        is_nan = math.isnan(timeout)
+    except TypeError:
+        raise _not("timeout", "seconds, as a number, or None", timeout) from None
+    if is_nan:
         raise _no_timeout(timeout)
-    return None if timeout is None or timeout >= LONGEST else timeout
+    return None if timeout >= LONGEST else timeout
+
+
+def _check_types(address: object, tls: object, token: object, channels: object) -> None:
+    if not isinstance(address, str | None):
+        raise _not("address", 'a text, "host:port" or "unix:path"', address)
+    if not isinstance(tls, bool | str | Path | TLS | None):
+        raise _not("tls", "True, the path of a CA's certificate, or a gradoracle.TLS", tls)
+    if not isinstance(token, str | None):
+        raise _not("token", "a text", token)
+    if not isinstance(channels, int):
+        raise _not("channels", "a whole number, 1 or more", channels)
+
+
+def _not(argument: str, expected: str, given: object) -> TypeError:
+    """The error for an argument of another type. It does not show what was given, which may be secret."""
+    return TypeError(f"{argument}: expected {expected}, got {type(given).__name__}")
 
 
 def _no_timeout(given: float) -> ValueError:

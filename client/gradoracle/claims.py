@@ -66,7 +66,8 @@ def claimed_by(claimed: Any, inputs: Sequence[Any]) -> Any:
 def host_array(value: ArrayLike, place: str) -> Array:
     """A numpy array from whatever the caller has, from the memory of another device too. Raises TensorError."""
     if hasattr(value, "detach") and hasattr(value, "cpu"):  # torch
-        value = value.detach().cpu()
+        value = value.detach()
+        value = value if value.device.type == "meta" else value.cpu()  # that has nothing to bring, and is refused
     elif not isinstance(value, np.ndarray) and hasattr(value, "__dlpack_device__") and _device(value) != _CPU:
         with contextlib.suppress(BufferError, RuntimeError, TypeError, ValueError):  # the next one says what to do
             value = np.from_dlpack(value, device="cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
@@ -336,14 +337,25 @@ def _head(method: Method[Any], device: str | None, seed: int | None, **names: Na
         key: found for key, value in names.items() if value is not None and (found := chosen(value, key))
     }
     if device is not None:
-        options["device"] = device
+        options["device"] = device if type(device) is str else _device(device)
     if seed is not None:
         options["seed"] = _seed(seed)
     return method.request(**options).SerializeToString() if options else b""
 
 
+def _device(device: object) -> str:
+    """The name of a device, of a torch.device too."""
+    if isinstance(device, str) or (type(device).__module__, type(device).__name__) == ("torch", "device"):
+        return str(device)
+    raise TypeError(f'device: expected a text, "cpu", "cuda" or "cuda:1", or a torch.device, got {device!r}')
+
+
 def _seed(seed: int) -> int:
     """What torch.manual_seed takes: 64 bits, negative numbers counting from the end."""
+    try:
+        seed = operator.index(seed)  # numpy's whole numbers are some, too
+    except TypeError:
+        raise TypeError(f"seed: expected a whole number, got {seed!r}") from None
     if not -(2**63) <= seed < 2**64:
         raise InvalidRequestError(
             f"seed: expected a number from -2**63 to 2**64 - 1, got {seed}", metadata={"field": "seed"}

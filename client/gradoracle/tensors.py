@@ -120,8 +120,20 @@ def _from_dlpack(value: Any, place: str) -> Array:
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         array = _without_dlpack(value)
         if array is None:
-            raise _fault(place, "a tensor in the CPU's memory (x.cpu() makes one)", f"{error}") from error
+            raise _fault(place, *_fitting(value, f"{error}")) from error
         return array
+
+
+def _fitting(value: Any, error: str) -> tuple[str, str]:
+    """What was expected, and got, in the place of a tensor that has no elements here to be taken."""
+    layout = str(getattr(value, "layout", "")).removeprefix("torch.")
+    if getattr(getattr(value, "device", None), "type", "") == "meta":
+        return "a tensor that holds numbers", "one on the meta device, which has a shape alone"
+    if layout.startswith("sparse"):
+        return "a dense tensor (x.to_dense() makes one)", f"one of layout {layout}"
+    if getattr(value, "is_nested", False):
+        return "a dense tensor", "a nested one"
+    return "a tensor in the CPU's memory (x.cpu() makes one)", error
 
 
 def _without_dlpack(value: Any) -> Array | None:
@@ -129,7 +141,7 @@ def _without_dlpack(value: Any) -> Array | None:
     torch = sys.modules.get("torch")  # there, if the value is torch's; never imported here
     if torch is not None and isinstance(value, torch.Tensor):
         name = str(value.dtype).removeprefix("torch.")
-        if value.device.type != "cpu" or value.layout is not torch.strided:
+        if value.device.type != "cpu" or value.layout is not torch.strided or value.is_nested:
             return None
         value = value.resolve_conj().resolve_neg().contiguous()
         extended = getattr(ml_dtypes, name, None)
