@@ -153,3 +153,67 @@ def test_a_claim_that_is_a_little_too_large_everywhere(dtype, factor, seed):
     (right,) = torch.autograd.grad(function(tracked, b), tracked)
     report = check(function, a, b, claimed={"a": right * factor})
     assert report.verdict is (Verdict.PASS if factor == 1 else Verdict.FAIL)
+
+
+# ---- Single elements of many
+
+
+@pytest.mark.parametrize(("rows", "fault"), [(20, 1e-4), (40, 1e-3), (100, 3e-3)])
+def test_one_element_of_many_is_not_what_rounding_does_to_all(rows, fault):
+    """What rounding may do to every element along a direction is hundreds of times what it may do to one."""
+    place = rows // 2, rows // 3
+
+    def off(inputs, u, right):
+        (found,) = right
+        found = found.clone()
+        found[place] *= 1 + fault
+        return (found,)
+
+    x = draw(rows, rows)
+    softmax = planted(lambda x: x.softmax(-1), off)
+    report = check(softmax, x, cotangents={"out0": draw(rows, rows, seed=1)})
+    assert report.verdict is Verdict.FAIL
+    assert report.inputs[0].worst[0].index == place
+    right = planted(lambda x: x.softmax(-1), lambda inputs, u, right: right)
+    assert check(right, x, cotangents={"out0": draw(rows, rows, seed=1)}).verdict is Verdict.PASS
+
+
+# ---- Functions that cancel at the point
+
+
+@LOW
+@pytest.mark.parametrize("size", [1.0, 3.0])
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: 1 - x.cos(), lambda x: (1 + x * x).sqrt() - 1, lambda x: x.cosh().log()],
+    ids=["1 - cos", "pseudo-Huber", "log cosh"],
+)
+def test_a_value_that_is_all_rounding_is_no_other_function(function, size, dtype):
+    """Its gradient is right to the last places, though nothing is left of the value itself."""
+    x = draw(8, dtype=dtype) * {F32: 1e-4, BF16: 1e-2, F16: 1e-2}[dtype] * size
+    assert check(function, x).verdict in (Verdict.PASS, Verdict.INCONCLUSIVE)
+    wrong = planted(function, lambda inputs, u, right: (-right[0],))
+    assert check(wrong, x).verdict is Verdict.FAIL
+
+
+# ---- What answers to other cotangents, and to tangents, may be off by
+
+
+def test_several_cotangents_at_once_may_be_off_by_what_one_may():
+    x = draw(20, 30, seed=1)
+    report = check(lambda x: torch.linalg.matrix_exp(0.1 * (x @ x.T)), x, batched_gradients=True)
+    assert {one.name: one.verdict for one in report.opinions}["batched"] is Verdict.PASS
+
+
+@pytest.mark.parametrize("seed", range(3))
+@LOW
+def test_forward_mode_may_be_off_by_what_rounding_does_to_the_gradient(dtype, seed):
+    """Of a softmax of large numbers more than a few last places."""
+    report = check(lambda x: torch.softmax(x / 0.01, -1), draw(4, 8, dtype=dtype, seed=seed), forward_mode=True)
+    assert {one.name: one.verdict for one in report.opinions}["forward_mode"] is Verdict.PASS
+
+
+def test_a_gradient_that_is_nothing_beside_the_function_has_a_verdict():
+    """It is judged along the axes, of which the directions before know nothing."""
+    report = check(lambda x: torch.softmax(x / 0.01, -1), 4 * draw(7, 30, seed=2))
+    assert report.verdict in (Verdict.PASS, Verdict.INCONCLUSIVE)

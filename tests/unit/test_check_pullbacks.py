@@ -86,3 +86,33 @@ def test_a_transposed_cotangent_that_is_misread(read, shape):
     else:
         assert report.verdict is Verdict.PASS
         assert "linear_transposed" in {one.name for one in report.opinions}
+
+
+class Counting(torch.autograd.Function):
+    """x^3, whose pull-backs of one run are numbered; `wrong` says which of them are half too large."""
+
+    @staticmethod
+    def forward(ctx, x, wrong):
+        ctx.save_for_backward(x)
+        ctx.pulled, ctx.wrong = 0, wrong
+        return x**3
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        (x,) = ctx.saved_tensors
+        ctx.pulled += 1
+        return 3 * cotangent * x * x * (1.5 if ctx.wrong(ctx.pulled) else 1.0), None
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda number: number == 2, lambda number: number % 2 == 0, lambda number: number % 3 == 2],
+    ids=["the second", "every other", "a ring of three buffers"],
+)
+def test_a_pull_back_that_was_wrong_is_not_asked_again_until_it_is_right(wrong, mode):
+    report = check(lambda x: Counting.apply(x, wrong), X, mode=mode)
+    assert report.verdict is Verdict.NON_DETERMINISTIC
+    text = "A second pull-back of the same run, as retain_graph=True allows, gave other gradients."
+    assert [one.explanation for one in report.inputs] == [text]
+    assert check(lambda x: Counting.apply(x, lambda number: False), X, mode=mode).verdict is Verdict.PASS

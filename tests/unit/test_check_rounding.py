@@ -379,3 +379,24 @@ def test_nothing_but_rounding_is_no_fault(seed):
     """Two observations are correlated by 1 or -1, whatever they are: all that is left of derivatives is rounding."""
     x = torch.tensor([[-4.8270, -7.5824], [-0.6047, -1.5412], [-1.9719, -4.1460]], dtype=F64)
     assert check(torch.corrcoef, x, order=2, seed=seed).verdict is not Verdict.FAIL
+
+
+# ---- Removable singularities, and zeros that are left of 1 - 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("function", [torch.sinc, lambda x: x.sin() / x], ids=["sinc", "sin x / x"])
+def test_elements_of_any_size_may_be_off_by_rounding_inside(function, seed):
+    """Of sin(x) / x by a trillionth at a thousandth, where all elements are about as large."""
+    assert check(function, 0.005 * draw(16, 16, seed=seed)).verdict is Verdict.PASS
+    wrong = planted(function, lambda inputs, u, right: (right[0] * (1 + 1e-8),))
+    assert check(wrong, 0.005 * draw(16, 16, seed=seed)).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("function", [F.gelu, torch.special.ndtr], ids=["gelu", "ndtr"])
+def test_what_is_left_of_1_less_1_has_no_slope_that_counts(function):
+    """Far below 0 the values are 0, and the derivative is not, by 22 orders of magnitude."""
+    x = torch.tensor([-14.0, -12.0, 0.5, 1.0], dtype=F64)
+    assert check(function, x, mode=Mode.FULL).verdict is Verdict.PASS
+    wrong = planted(function, lambda inputs, u, right: (right[0] + 1e-10,))
+    assert check(wrong, x, mode=Mode.FULL).verdict is Verdict.FAIL

@@ -118,7 +118,7 @@ def _judgement(
     reports, ladder, remainder = _judged(case, passes, heard, options)
     heard.append(remainder)
     if options.forward_mode:  # not a fault of the gradients' own: it decides the whole, and no input
-        heard.append(forward.forward_mode(subject, tape, chosen, first, phases, rounding))
+        heard.append(forward.forward_mode(subject, tape, chosen, first, phases))
     power = max([one.detection_power for one in reports], default=0.0)
     failed = [Verdict.FAIL for one in heard if one.verdict is Verdict.FAIL]
     verdict = worst_verdict([*(one.verdict for one in reports), *failed])

@@ -16,7 +16,7 @@ import torch
 from gradoracle_server.engine import autodiff, shadow, structure
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import seed_everything
-from gradoracle_server.engine.opinions import Cotangents, Rounding, add, inner, slack
+from gradoracle_server.engine.opinions import Cotangents, add, inner, slack
 from gradoracle_server.engine.phases import Phases
 from gradoracle_server.engine.program import is_refusal
 from gradoracle_server.engine.raising import raised
@@ -28,6 +28,7 @@ _EPSILON = torch.finfo(torch.float64).eps
 _UNITS = 64.0  # in the last place, of the largest of what is summed up
 _AGREED = RELATIVE / 100  # between the pull-back and its own: only then is the latter believed, element by element
 _ROUNDED = 16.0  # times what a few runs of Monte Carlo arithmetic show
+_NEARBY = 4  # points, in low precision, at which rounding is another
 _ILL = 1e-6  # of the largest tangent, that rounding is believed to make at the most
 
 Tangents = Sequence[torch.Tensor | None]
@@ -52,16 +53,37 @@ class _Push:
         """The terms of <u, J v>, a tensor an output."""
         return _weighted(self.cotangents, tangents)
 
-    def nothing(self) -> list[torch.Tensor]:
+    def nothing(self, epsilon: float = _EPSILON) -> list[torch.Tensor]:
         """What is left of a tangent that is nothing beside the values, element by element: numbers as large as these
         cancel in it, or where they are 0 themselves, numbers near 1."""
         base, pushed = (float(raised(one).abs().square().mean().sqrt()) for one in (self._base, self.tangent))
         sizes = [raised(one.detach()).abs() for one in self.tape.outputs]
-        return [_UNITS * _EPSILON * pushed / (base or 1.0) * torch.where(one > 0, one, 1.0) for one in sizes]
+        return [_UNITS * epsilon * pushed / (base or 1.0) * torch.where(one > 0, one, 1.0) for one in sizes]
+
+    def summed(self, off: Sequence[torch.Tensor]) -> float:
+        """What tangents that are off by so much, element by element, make of <u, J v>."""
+        pairs = zip(self.cotangents, off, strict=True)
+        return sum(float((raised(u).abs() * one).sum()) for u, one in pairs if u is not None)
 
     @property
     def _base(self) -> torch.Tensor:
         return self.tape.targets[self.place].detach()
+
+    def scatter(self, here: float, epsilon: float) -> float:
+        """How far the difference of the two modes, which is so much here, moves when the input does by a unit in the
+        last place: rounding inside differs then, and a fault stays as it is."""
+        generator = torch.Generator().manual_seed(self.subject.seed ^ 0xF1)
+        widest = 0.0
+        for _ in range(_NEARBY):
+            inputs = list(self.subject.inputs)
+            where = self.subject.places[self.place]
+            inputs[where] = _nearby(inputs[where], epsilon, generator)
+            there = dataclasses.replace(self.subject, inputs=inputs)
+            forward = self.weighted(_moved(there, where, self.tangent, self.phases))
+            reverse = inner(there.tape().pull(self.cotangents)[self.place], self.tangent)
+            apart = sum(float(one.sum()) for one in forward) - float(reverse.sum())
+            widest = max(widest, abs(apart - here))
+        return widest
 
     def rounding(self, moved: Tangents) -> list[torch.Tensor]:
         """What rounding anywhere in the function, and in its forward formulas, may do to each element of tangents."""
@@ -77,16 +99,21 @@ class _Push:
         return widest
 
 
+@torch.no_grad()
+def _nearby(base: torch.Tensor, epsilon: float, generator: torch.Generator) -> torch.Tensor:
+    """A tensor, each of whose elements is the next one, or the one before, in its precision."""
+    signs = torch.randint(0, 2, base.shape, generator=generator).to(base.device) * 2 - 1
+    return (raised(base) * (1 + signs * epsilon)).to(base.dtype)
+
+
 def forward_mode(
     subject: Subject,
     tape: Tape,
     cotangents: Cotangents,
     gradients: Sequence[torch.Tensor],
     phases: Phases,
-    rounding: Rounding,
 ) -> Opinion:
-    """J v by forward mode, for a random v of each input in turn, against reverse mode: `gradients` of the run `tape`;
-    `rounding` as for `opinions.linearity`.
+    """J v by forward mode, for a random v of each input in turn, against reverse mode: `gradients` of the run `tape`.
 
     Nothing is found where an operator has no forward formula, or both are no number: at an edge slopes may be infinite.
     """
@@ -101,7 +128,7 @@ def forward_mode(
             if not is_refusal(error):
                 raise
             return _unanswered(found, error, len(gradients))
-        judged = _judged(push, moved, inner(gradient, tangent), torch.finfo(gradient.dtype).eps, rounding)
+        judged = _judged(push, moved, inner(gradient, tangent), torch.finfo(gradient.dtype).eps)
         if judged is None:
             found.verdicts.append(Verdict.INCONCLUSIVE)
         else:
@@ -109,9 +136,7 @@ def forward_mode(
     return found
 
 
-def _judged(
-    push: _Push, moved: Tangents, reverse: torch.Tensor, epsilon: float, rounding: Rounding
-) -> tuple[float, float] | None:
+def _judged(push: _Push, moved: Tangents, reverse: torch.Tensor, epsilon: float) -> tuple[float, float] | None:
     """How far forward mode is off, and what it may be off by; None where nothing can be said. `reverse` are the terms
     of <J^T u, v>."""
     terms, backward = push.weighted(moved), float(reverse.sum())
@@ -123,12 +148,10 @@ def _judged(
     off, bound = abs(forward - backward), _bound([*terms, reverse], epsilon)
     if epsilon > _EPSILON:
         if off > bound and math.isfinite(off):
-            size = float(torch.linalg.vector_norm(raised(push.tangent)))
-            bound = max(bound, _ROUNDED * rounding(push.place) * size)
+            bound = max(bound, _ROUNDED * push.scatter(forward - backward, epsilon), push.summed(push.nothing(epsilon)))
         return off, bound
     if off > bound and math.isfinite(off):
-        pairs = zip(push.cotangents, push.rounding(moved), strict=True)
-        bound += sum(float((raised(u).abs() * one).sum()) for u, one in pairs if u is not None)
+        bound += push.summed(push.rounding(moved))
     if off > bound or not math.isfinite(off):
         return off, bound
     return _by_elements(push, moved, backward) or (off, bound)

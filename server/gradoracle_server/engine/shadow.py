@@ -175,7 +175,7 @@ def _is_rounding(tape: Tape, twin: Subject, twin_tape: Tape, coarse: float) -> b
             continue
         apart = _typical(raised(low.detach()) - high)
         far = max(_typical(one[place] - high) for one in runs)
-        if apart > min(_EXPLAINED * far, _RECOGNIZED * _typical(high)):
+        if apart > _EXPLAINED * far:
             return False
     return True
 
