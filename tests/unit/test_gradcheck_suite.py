@@ -87,6 +87,19 @@ def test_wrong_second_gradients_that_torch_passes(factors: tuple[float, float], 
     assert go.gradgradcheck(second_order_off(1.0, 1.0), x) is True
 
 
+def test_nothing_is_said_of_cotangents_that_nobody_can_give() -> None:
+    """Not of gradcheck, which takes none, and not where gradgradcheck was given some; the report itself knows."""
+    for check, func, more in (
+        (go.gradcheck, wrong(lambda g, x: 3.001 * g * x**2), ()),
+        (go.gradgradcheck, second_order_off(1.0001, 1.0), (leaf(3),)),
+    ):
+        with pytest.raises(go.GradcheckError, match="Worst elements of") as caught:
+            check(func, leaf(3), *more)
+        assert "No cotangents were given" not in str(caught.value)
+        assert caught.value.report is not None
+        assert caught.value.report.random_cotangents
+
+
 RIGHT_WHERE_TORCH_FAILS = [
     ("float32", torch.tanh, leaf(5, dtype=torch.float32)),
     ("bfloat16", torch.tanh, leaf(5, dtype=torch.bfloat16)),

@@ -33,6 +33,7 @@ _TORCHS_ATOL, _TORCHS_RTOL = 1e-5, 1e-3  # the defaults of the signatures
 class GradcheckError(TorchGradcheckError):
     """A gradient is wrong: torch's GradcheckError, a RuntimeError, with the report as its message.
 
+    The report's figures are of gradients pulled back from random cotangents, where an output is no real scalar.
     `report` is the CheckReport, or None where the fault is none of numbers: a backward that cannot take undefined
     gradients, say.
     """
@@ -273,9 +274,9 @@ def _doubts(
         if wrong and not asked.masked and any(is_sparse(one) for one in run.tensors):
             wrong.append("elements that a sparse input leaves out are on trial, too, unless masked=True")
         if wrong:
-            raise GradcheckError(f"{head}: {'; '.join(wrong)}\n{report.render()}", report)
+            raise GradcheckError(f"{head}: {'; '.join(wrong)}\n{_told(report)}", report)
         if unsure:
-            doubts.append(f"{head}: {'; '.join(unsure)}\n{report.render()}")
+            doubts.append(f"{head}: {'; '.join(unsure)}\n{_told(report)}")
     run = Originals(func, given, names=names, masked=asked.masked)
     with left_alone(run.tensors):
         for check in (
@@ -290,6 +291,11 @@ def _doubts(
 
 
 # ---- What a report says
+
+
+def _told(report: CheckReport) -> str:
+    """The report as text; without the advice on cotangents, which nobody can give here."""
+    return dataclasses.replace(report, random_cotangents=False).render()
 
 
 def _sorted(report: CheckReport, asked: _Asked) -> tuple[list[str], list[str]]:
