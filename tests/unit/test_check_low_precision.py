@@ -8,7 +8,7 @@ from check_cases import F64, check, planted
 
 import gradoracle as go
 from gradoracle_server.engine.products import Products
-from gradoracle_server.engine.report import Verdict
+from gradoracle_server.engine.report import Diagnosis, Verdict
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 LOW = pytest.mark.parametrize("dtype", [F32, BF16, F16])
@@ -217,3 +217,26 @@ def test_a_gradient_that_is_nothing_beside_the_function_has_a_verdict():
     """It is judged along the axes, of which the directions before know nothing."""
     report = check(lambda x: torch.softmax(x / 0.01, -1), 4 * draw(7, 30, seed=2))
     assert report.verdict in (Verdict.PASS, Verdict.INCONCLUSIVE)
+
+
+# ---- What is wrong in many elements
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, torch.complex128, torch.complex64])
+@pytest.mark.parametrize(
+    ("factor", "diagnosis"), [(2.0, Diagnosis.SCALED), (0.5, Diagnosis.SCALED), (-1.0, Diagnosis.SIGN_FLIPPED)]
+)
+def test_a_factor_has_its_name_whatever_the_precision(factor, diagnosis, dtype):
+    """Slopes along a few directions tell, where elements are too many to be moved alone."""
+    parts = torch.complex128 if dtype.is_complex else F64
+    x = torch.randn(20, 30, dtype=parts, generator=torch.Generator().manual_seed(0)).to(dtype)
+    (found,) = check(planted(lambda x: x**3, lambda inputs, u, right: (factor * right[0],)), x).inputs
+    assert found.diagnosis is diagnosis
+    assert factor == -1.0 or abs(found.factor - factor) < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.complex128, torch.complex64])
+def test_a_conjugate_has_its_name_among_many_elements(dtype):
+    x = torch.randn(20, 30, dtype=torch.complex128, generator=torch.Generator().manual_seed(0)).to(dtype)
+    (found,) = check(planted(lambda x: x**3, lambda inputs, u, right: (right[0].conj().resolve_conj(),)), x).inputs
+    assert found.diagnosis is Diagnosis.CONJUGATED

@@ -116,3 +116,51 @@ def test_a_pull_back_that_was_wrong_is_not_asked_again_until_it_is_right(wrong, 
     text = "A second pull-back of the same run, as retain_graph=True allows, gave other gradients."
     assert [one.explanation for one in report.inputs] == [text]
     assert check(lambda x: Counting.apply(x, lambda number: False), X, mode=mode).verdict is Verdict.PASS
+
+
+# ---- Cotangents of another size
+
+
+def clipped(inputs, u, right):
+    """As training code clips gradients, in the wrong place."""
+    return tuple(one.clamp(-100, 100) for one in right)
+
+
+def flushed(inputs, u, right):
+    """As a kernel does that takes small numbers for 0."""
+    return tuple(torch.where(one.abs() < 2e-3, 0.0, one) for one in right)
+
+
+def halved(inputs, u, right):
+    """A backward that goes through half precision, and has no room for a loss scale."""
+    return tuple(torch.where(one.abs() > 65504, torch.inf, one) for one in right)
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 4)])
+@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wrong", [clipped, flushed])
+def test_the_size_of_the_cotangent_does_not_matter(wrong, dtype, shape):
+    x = X.reshape(shape).to(dtype)
+    report = check(planted(torch.exp, wrong), x)
+    assert report.verdict is Verdict.FAIL
+    assert {one.name for one in report.opinions if one.verdict is Verdict.FAIL} == {"linear_scaled"}
+    (found,) = report.inputs
+    said = "It is not linear in its cotangent: the size of the cotangent must not matter but as a factor."
+    assert found.explanation == said
+    passing = check(torch.exp, x)
+    assert passing.verdict is Verdict.PASS
+    assert {one.name: one.verdict for one in passing.opinions}["linear_scaled"] is Verdict.PASS
+
+
+def test_what_leaves_the_range_of_numbers_by_size_alone_is_no_fault():
+    """Of float32 times 1,024; and what goes through half precision keeps its range."""
+    x = torch.tensor([80.0, 81.0], dtype=torch.float32)
+    assert check(torch.exp, x).verdict is Verdict.PASS
+    report = check(planted(torch.exp, halved), X)
+    assert report.verdict is Verdict.PASS
+
+
+def test_float16_has_no_room_for_other_sizes():
+    report = check(torch.exp, X.half())
+    assert report.verdict is Verdict.PASS
+    assert "linear_scaled" not in {one.name for one in report.opinions}

@@ -74,7 +74,7 @@ def check(
     again = subject.tape()
     alike = _repeatable(tape.outputs, again.outputs)
     answers = opinions.asked_again(again, chosen) if alike and not claims and options.order == 1 else None
-    steady = answers is not None and _repeatable([-2 * one for one in first], answers.doubled)
+    steady = answers is not None and _repeatable(first, answers.small) and _repeatable(first, answers.large)
     if not steady and (why := _unsteady(subject, chosen, first) if alike else _RUNS):
         return _non_deterministic(subject, skipped, why)
     case = _case(subject, tape, chosen, first, claims, options)

@@ -70,22 +70,32 @@ def diagnose(evidence: Evidence) -> Finding:
 
 
 def by_slopes(
-    claimed: torch.Tensor, numerical: torch.Tensor, bar: torch.Tensor, wrong: Sequence[tuple[complex, complex]] = ()
+    claimed: torch.Tensor,
+    numerical: torch.Tensor,
+    bar: torch.Tensor,
+    wrong: Sequence[tuple[complex, complex]] = (),
+    *,
+    conjugate: torch.Tensor | None = None,
+    rounding: torch.Tensor | None = None,
 ) -> Finding:
     """The same from slopes along a few directions alone, each of shape (P,): for gradients wrong in many elements.
-    `wrong`: some of these, claimed and numerical."""
+    `wrong`: some of these, claimed and numerical. `conjugate`: what the claim's conjugate says of the directions, where
+    there is one. `rounding`: what rounding may do to what the claim says of them, (P,)."""
     if bool(claimed.isnan().any()):
         return Finding(Diagnosis.NAN, "It has elements that are NaN.")
     if bool((claimed == 0).all()):
         return Finding(Diagnosis.ZEROED, "It is zero along every direction that was tried.")
     power = numerical.square().sum()
     factor = float((claimed * numerical).sum() / power) if bool(power > 0) else 0.0
-    explained = (claimed - factor * numerical).abs() <= abs(factor) * bar + _CLOSE * claimed.abs()
+    slack = _CLOSE * claimed.abs() if rounding is None else rounding
+    explained = (claimed - factor * numerical).abs() <= abs(factor) * bar + slack
     if claimed.numel() > 1 and bool(explained.all()):
-        unsure = float((numerical.abs() * bar).sum() / power)
+        unsure = float((numerical.abs() * (bar + slack)).sum() / power)
         if abs(factor + 1) <= max(_CLOSE, unsure):
             return Finding(Diagnosis.SIGN_FLIPPED, "It is the negative of the right gradient.")
         return Finding(Diagnosis.SCALED, f"It is {factor:.9g} times the right gradient.", factor)
+    if conjugate is not None and bool(((conjugate - numerical).abs() <= bar + slack).all()):
+        return Finding(Diagnosis.CONJUGATED, "It is the complex conjugate of the right gradient.")
     if wrong and all(mine == 0 != true for mine, true in wrong):
         return Finding(Diagnosis.ZEROED, f"It is zero in elements where the right gradient is not{_MORE}.")
     if wrong and all(abs(mine + true) <= _CLOSE * abs(true) for mine, true in wrong):

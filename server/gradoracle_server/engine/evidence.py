@@ -6,14 +6,17 @@ from collections.abc import Sequence
 
 import torch
 
+from gradoracle_server.engine import diagnose
 from gradoracle_server.engine.autodiff import pull_back
 from gradoracle_server.engine.case import Case
-from gradoracle_server.engine.diagnose import Evidence
+from gradoracle_server.engine.diagnose import Evidence, Finding
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import check_outputs, leaves, seed_everything
+from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.probes import Space
 
 _INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
+_UNITS = 8.0  # in the last place, that each element may be off by
 _LARGEST = 1 << 22  # elements of an expanded input
 
 
@@ -32,6 +35,21 @@ def of(
         unreduced=lambda: _unreduced(case, place),
         indices=[one for one in values if one.dtype in _INDEX_DTYPES and one.numel() > 1],
     )
+
+
+def along(
+    examiner: Examiner, claimed: torch.Tensor, epsilon: float, wrong: Sequence[tuple[complex, complex]]
+) -> Finding:
+    """The diagnosis of a claim, (C,), computed with that machine epsilon, from the slopes along directions alone; some
+    elements are known to be wrong, claimed and numerical."""
+    terms = examiner.directions * claimed
+    said = terms.sum(1)
+    conjugate = None
+    if examiner.space.base.dtype.is_complex:
+        conjugate = (examiner.directions * (claimed.view(-1, 2) * claimed.new_tensor([1.0, -1.0])).view(-1)).sum(1)
+    rounding = torch.maximum(1e-6 * said.abs(), _UNITS * epsilon * torch.linalg.vector_norm(terms, dim=1))
+    slopes = examiner.slopes
+    return diagnose.by_slopes(said, slopes.value, slopes.bar, wrong, conjugate=conjugate, rounding=rounding)
 
 
 @torch.inference_mode(False)

@@ -27,6 +27,13 @@ _ULPS_LOW = 16.0
 """Units in the last place within which low-precision answers agree that differ only in the order of additions; in
 float64 it is `tolerances.RELATIVE`, because logcumsumexp's backward goes through the logarithm of its cotangent."""
 
+_FACTOR = 2.0**10
+"""What cotangents are multiplied by, and divided by: what is cast to float16 on the way stays in its range, mostly."""
+
+_FACTOR_16 = 0.5
+"""The same where they are of float16 themselves: so that twice as much is what is asked first."""
+
+_SCALED, _SCALE = "linear_scaled", "the size of the cotangent must not matter but as a factor"
 _ROUNDED = 16.0  # times what rounding was seen to do to the gradient; doubled cotangents double it
 
 Rounding = Callable[[int], float]
@@ -74,20 +81,26 @@ class Again(NamedTuple):
     """What another run gives, which is pulled back a few times: a later answer tells if an earlier one spoiled it."""
 
     ones: list[torch.Tensor]  # for cotangents of ones
-    doubled: list[torch.Tensor]  # for -2 times the cotangents, not contiguous
-    transposed: list[torch.Tensor] | None  # for the cotangents, axes laid out in reverse; None: there is one order only
+    small: list[torch.Tensor]  # for a `factor`th of the negated cotangents, not contiguous; scaled back
+    large: list[torch.Tensor]  # for the cotangents times that, axes laid out in reverse; scaled back
+    factor: float  # a power of two
 
 
 def asked_again(tape: Tape, cotangents: Cotangents) -> Again | None:
     """The answers of a run that has given none. None where it raises."""
+    factor = _factor(cotangents)
     try:
         ones = tape.pull(_changed(cotangents, torch.ones_like))
-        doubled = tape.pull(_changed(cotangents, lambda u: _strided(-2 * u)))
-        flat = all(u is None or u.dim() < 2 for u in cotangents)
-        transposed = None if flat else tape.pull(_changed(cotangents, _transposed))
+        small = [g * -factor for g in tape.pull(_changed(cotangents, lambda u: _strided(u / -factor)))]
+        large = [g / factor for g in tape.pull(_changed(cotangents, lambda u: _transposed(u * factor)))]
     except Fault:
         return None
-    return Again(ones, doubled, transposed)
+    return Again(ones, small, large, factor)
+
+
+def _factor(cotangents: Cotangents) -> float:
+    """What cotangents are multiplied by, and divided by, to see whether their size matters."""
+    return _FACTOR_16 if any(u is not None and u.dtype is torch.float16 for u in cotangents) else _FACTOR
 
 
 def linearity(
@@ -103,7 +116,9 @@ def linearity(
     where a few units in the last place are not all."""
     ask = functools.partial(_asked, tape, cotangents, gradients, rounding)
     found = [ask(_ZERO)]
-    together = _compared("", "", again.doubled, [-2 * g for g in gradients], gradients, rounding) if again else None
+    small = _compared("", "", again.small, gradients, gradients, rounding) if again else None
+    large = _compared(*_TRANSPOSED[:2], again.large, gradients, gradients, rounding) if again else None
+    together = small
     if together is None or together.verdict is Verdict.FAIL:
         together = ask(_Change("", "", lambda u: _strided(-2 * u), -2.0))
     if together.verdict is Verdict.PASS:  # then each alone is right, too
@@ -111,12 +126,25 @@ def linearity(
         found += [dataclasses.replace(together, name=name, explanation=text) for name, text in said]
     else:
         found += [ask(one) for one in _TOGETHER]
-    if again:
-        name, sentence = _TRANSPOSED.name, _TRANSPOSED.sentence
-        found.append(_compared(name, sentence, again.transposed or gradients, gradients, gradients, rounding))
-    else:
-        found.append(ask(_TRANSPOSED))
-    return [*found, _expanded(tape, cotangents, gradients, rounding, again.ones if again else None)]
+    found.append(large if large is not None and large.verdict is Verdict.PASS else ask(_TRANSPOSED))
+    found.append(_expanded(tape, cotangents, gradients, rounding, again.ones if again else None))
+    if again and small is not None and large is not None and again.factor == _FACTOR:
+        alike = small.verdict is Verdict.PASS and large.verdict is Verdict.PASS
+        found.append(dataclasses.replace(small, name=_SCALED, explanation=_SCALE) if alike else _scaled(ask, again))
+    return found
+
+
+def _scaled(ask: Callable[[_Change], Opinion], again: Again) -> Opinion:
+    """Whether the size of the cotangents matters, which another run says: very large ones, or very small ones, by
+    themselves. Where they leave the range of numbers that is no fault of theirs."""
+    factor = again.factor
+    sizes = factor, 1 / factor
+    answers = [ask(_Change(_SCALED, _SCALE, functools.partial(torch.mul, other=one), one)) for one in sizes]
+    known = [one for one in answers if math.isfinite(one.error)]
+    if not known:
+        text = f"{_SCALE}, which cannot be asked: its multiples leave the range of numbers"
+        return Opinion(_SCALED, [Verdict.INCONCLUSIVE] * len(answers[0].verdicts), 0.0, 0.0, text)
+    return max(known, key=lambda one: one.error / (one.bound or 1.0))
 
 
 def _asked(
@@ -129,7 +157,10 @@ def _asked(
     """The answers to changed cotangents; to a quarter of them where twice as much overflows."""
     changed = _changed(cotangents, change.of)
     expected = [change.factor * g for g in gradients]
-    found = _answered(change.name, change.sentence, tape, changed, expected, gradients, rounding)
+    size = abs(change.factor or 1.0)
+    usual = [size * g for g in gradients]
+    moved = None if rounding is None else lambda place: max(1.0, size) * rounding(place)  # what is added stays
+    found = _answered(change.name, change.sentence, tape, changed, expected, usual, moved)
     if abs(change.factor) == 2 and not math.isfinite(found.error):
         changed = [None if u is None else u / 4 for u in changed]
         expected = [g / 4 for g in expected]

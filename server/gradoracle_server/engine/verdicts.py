@@ -343,12 +343,8 @@ class Judge:
         if rows:
             report.max_error, report.error_bound = rows[0].error, rows[0].error_bound
         if trusted is None:
-            finding = diagnose.by_slopes(
-                (examiner.directions * gradients.claimed).sum(1),
-                examiner.slopes.value,
-                examiner.slopes.bar,
-                [(one.claimed, one.numerical) for one in rows if not one.error <= one.error_bound],
-            )
+            wrong = [(one.claimed, one.numerical) for one in rows if not one.error <= one.error_bound]
+            finding = evidence.along(examiner, gradients.claimed, gradients.epsilon, wrong)
         else:
             allowance = gradients.allowance if blur is None else gradients.allowance + blur.nan_to_num(0.0, 0.0)
             known = evidence.of(self._case, place, examiner.space, gradients.claimed, trusted, allowance)
