@@ -400,3 +400,15 @@ def test_what_is_left_of_1_less_1_has_no_slope_that_counts(function):
     assert check(function, x, mode=Mode.FULL).verdict is Verdict.PASS
     wrong = planted(function, lambda inputs, u, right: (right[0] + 1e-10,))
     assert check(wrong, x, mode=Mode.FULL).verdict is Verdict.FAIL
+
+
+def test_a_float64_gradient_that_went_through_float32_is_told():
+    """Which is off by less than anything else that is wrong in so many elements."""
+    x = 1.5 + 0.1 * draw(40, 10)
+    kernel = planted(torch.exp, lambda inputs, u, right: (right[0].float().double(),))
+    (found,) = check(kernel, x).inputs
+    assert found.verdict is Verdict.FAIL
+    assert found.explanation.endswith("All of its elements are numbers of float32: it was rounded to that on the way.")
+    (found,) = check(planted(torch.exp, lambda inputs, u, right: (right[0].round(),)), x).inputs
+    assert found.verdict is Verdict.FAIL
+    assert "float32" not in found.explanation

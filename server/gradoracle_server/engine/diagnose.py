@@ -88,8 +88,11 @@ def by_slopes(
     power = numerical.square().sum()
     factor = float((claimed * numerical).sum() / power) if bool(power > 0) else 0.0
     slack = _CLOSE * claimed.abs() if rounding is None else rounding
-    explained = (claimed - factor * numerical).abs() <= abs(factor) * bar + slack
-    if claimed.numel() > 1 and bool(explained.all()):
+    left = claimed - factor * numerical
+    explained = bool((left.abs() <= abs(factor) * bar + slack).all()) and bool(
+        torch.linalg.vector_norm(left) <= _APART * torch.linalg.vector_norm(claimed - numerical)
+    )
+    if claimed.numel() > 1 and explained:
         unsure = float((numerical.abs() * (bar + slack)).sum() / power)
         if abs(factor + 1) <= max(_CLOSE, unsure):
             return Finding(Diagnosis.SIGN_FLIPPED, "It is the negative of the right gradient.")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gradoracle_server.engine import diagnose
+from gradoracle_server.engine import diagnose, shadow
 from gradoracle_server.engine.autodiff import pull_back
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.diagnose import Evidence, Finding
@@ -14,8 +14,10 @@ from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import check_outputs, leaves, seed_everything
 from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.probes import Space
+from gradoracle_server.engine.report import Mismatch
 
 _INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
+_CAST = 1e-6  # of an element, that rounding to float32 and a few sums in it may be
 _UNITS = 8.0  # in the last place, that each element may be off by
 _LARGEST = 1 << 22  # elements of an expanded input
 
@@ -35,6 +37,14 @@ def of(
         unreduced=lambda: _unreduced(case, place),
         indices=[one for one in values if one.dtype in _INDEX_DTYPES and one.numel() > 1],
     )
+
+
+def is_cast(case: Case, claimed: torch.Tensor, rows: Sequence[Mismatch]) -> bool:
+    """Whether a float64 gradient, (C,), of which these are wrong elements, is off by no more than if it had been one of
+    float32, and looks like one."""
+    fine = case.epsilon <= torch.finfo(torch.float64).eps
+    near = all(one.error <= _CAST * abs(one.claimed) for one in rows)
+    return fine and near and shadow.is_rounded([claimed])
 
 
 def along(

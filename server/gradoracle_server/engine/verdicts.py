@@ -352,6 +352,8 @@ class Judge:
             finding = diagnose.diagnose(known)
             report.errors = (known.claimed - known.true).abs()
         report.diagnosis, report.explanation, report.factor = finding.diagnosis, finding.sentence, finding.factor
+        if finding.diagnosis is Diagnosis.UNKNOWN and evidence.is_cast(self._case, gradients.claimed, rows):
+            report.explanation += " All of its elements are numbers of float32: it was rounded to that on the way."
         return report
 
     def _misheard(self, report: InputReport, place: int, failed: list[Opinion]) -> InputReport:
