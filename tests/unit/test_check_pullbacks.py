@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from check_cases import F64, check, planted
@@ -164,3 +166,30 @@ def test_float16_has_no_room_for_other_sizes():
     report = check(torch.exp, X.half())
     assert report.verdict is Verdict.PASS
     assert "linear_scaled" not in {one.name for one in report.opinions}
+
+
+# ---- Layouts in which cotangents come back
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        ((3, 4), lambda g: g.t().is_contiguous()),
+        ((2, 3, 4), lambda g: g.transpose(1, 2).is_contiguous()),
+        ((2, 3, 4, 5), lambda g: g.is_contiguous(memory_format=torch.channels_last)),
+        ((2, 3, 2, 4, 5), lambda g: g.is_contiguous(memory_format=torch.channels_last_3d)),
+        ((2, 3, 2, 2, 2, 2), lambda g: g.permute(5, 4, 3, 2, 1, 0).is_contiguous()),
+    ],
+    ids=["a matrix transposed", "heads", "channels last", "channels last in 3d", "six axes reversed"],
+)
+def test_a_kernel_that_is_wrong_for_one_layout_alone(shape, layout):
+    """A fast path for memory as it often comes."""
+
+    def fast(inputs, u, right):
+        return (right[0] * (1.1 if layout(u) and not u.is_contiguous() else 1.0),)
+
+    x = torch.linspace(-1, 1, math.prod(shape), dtype=F64).reshape(shape)
+    report = check(planted(torch.exp, fast), x)
+    assert report.verdict is Verdict.FAIL
+    assert {one.name for one in report.opinions if one.verdict is Verdict.FAIL} == {"linear_transposed"}
+    assert check(torch.exp, x).verdict is Verdict.PASS

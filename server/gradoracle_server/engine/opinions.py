@@ -36,6 +36,9 @@ _FACTOR_16 = 0.5
 _SCALED, _SCALE = "linear_scaled", "the size of the cotangent must not matter but as a factor"
 _ROUNDED = 16.0  # times what rounding was seen to do to the gradient; doubled cotangents double it
 
+_ORDERS = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
+"""Of so many axes, those of the memory, the slowest first; of others in reverse."""
+
 Rounding = Callable[[int], float]
 Cotangents = Sequence[torch.Tensor | None]
 
@@ -50,9 +53,13 @@ def _strided(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _transposed(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values without gaps, the axes laid out in reverse: as they come back through a transposition."""
-    axes = range(tensor.dim() - 1, -1, -1)
-    return tensor.permute(*axes).contiguous().permute(*axes) if tensor.dim() > 1 else tensor
+    """The same values without gaps, the axes laid out in another order, as they come back through a transposition: of
+    images, with the channels last; of three axes, the last two exchanged, as attention has its heads."""
+    if tensor.dim() < 2:
+        return tensor
+    axes = _ORDERS.get(tensor.dim()) or tuple(range(tensor.dim() - 1, -1, -1))
+    back = sorted(range(tensor.dim()), key=axes.__getitem__)
+    return tensor.permute(axes).contiguous().permute(back)
 
 
 class _Change(NamedTuple):
@@ -82,7 +89,7 @@ class Again(NamedTuple):
 
     ones: list[torch.Tensor]  # for cotangents of ones
     small: list[torch.Tensor]  # for a `factor`th of the negated cotangents, not contiguous; scaled back
-    large: list[torch.Tensor]  # for the cotangents times that, axes laid out in reverse; scaled back
+    large: list[torch.Tensor]  # for the cotangents times that, axes laid out in another order; scaled back
     factor: float  # a power of two
 
 
