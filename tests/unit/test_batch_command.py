@@ -20,6 +20,7 @@ from batch_command import (
     judged,
 )
 
+from gradoracle import cli
 from gradoracle.batch import report
 from gradoracle.errors import ServerUnavailableError
 
@@ -60,6 +61,14 @@ def _link(path: Path) -> str:
         (
             ["--out", "{shard}", "--shard", "1/2", "--report", "1"],
             "--report 1: expected a file of its own, got that of --out;",
+        ),
+        (
+            ["--out", "{shard}", "--shard", "1/2", "--report", "{shard}"],
+            "--report 1: expected a file of its own, got that of --out;",
+        ),
+        (
+            ["--out", "r", "--shard", "1/2", "--junit", "{shard}.x", "--json-summary", "1.x"],
+            "--json-summary 1.x: expected a file of its own, got that of --junit;",
         ),
         (["--out", "r", "--report", _hard_link], "expected a file of its own, got that of CASES (c.jsonl);"),
         (["--out", _link], "expected a file of its own, got that of CASES (c.jsonl);"),
@@ -103,6 +112,28 @@ def test_what_is_no_file_may_stand_twice(batch: Batch) -> None:
     write(batch.folder / "c.jsonl", case("a"))
     code, text = batch("c.jsonl", "--out", "r.jsonl", "--report", "/dev/null", "--junit", "/dev/null")
     assert (0, ["a"]) == (code, batch.ids()), text
+
+
+def test_shards_with_the_same_options_write_files_of_their_own(batch: Batch) -> None:
+    """{shard} in the name of any file is the shard's number."""
+    write(batch.folder / "c.jsonl", case("a"), case("b"))
+    reports = ["--report", "{shard}.html", "--junit", "x-{shard}/{shard}.xml", "--json-summary", "s{shard}.json"]
+    for k, name in enumerate(("a", "b")):
+        (batch.folder / f"x-{k}").mkdir()
+        code, text = batch("c.jsonl", "--out", "r{shard}.jsonl", *reports, "--shard", f"{k}/2")
+        assert (0, [name]) == (code, batch.ids(f"r{k}.jsonl")), text
+    assert ["0.html", "1.html", "r0.jsonl", "r1.jsonl", "s0.json", "s1.json"] == sorted(
+        one.name for one in batch.folder.iterdir() if one.is_file() and one.name != "c.jsonl"
+    )
+    for k, name in enumerate(("a", "b")):
+        assert f'name="{name}"' in (batch.folder / f"x-{k}" / f"{k}.xml").read_text()
+
+
+def test_help_says_in_which_names_the_shard_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the results, and of every report."""
+    assert 0 == cli.main(["batch", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--out, --report, --junit and --json-summary, {shard} stands for the shard's number" in said
 
 
 # ---- Reports that cannot be written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import threading
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from gradoracle.batch.progress import Progress
     from gradoracle.batch.results import ResultsFile
     from gradoracle.batch.runner import Run
-    from gradoracle.batch.shards import Plan
+    from gradoracle.batch.shards import Plan, Shard
     from gradoracle.batch.survey import Survey
     from gradoracle.client import Client
 
@@ -59,6 +60,9 @@ def command(cases: str, **given: Any) -> int:
     --resume goes on with what was interrupted, in whatever way. Cases that have changed since run again; a file that a
     case names is not looked into. Results of cases that are not in CASES stay in FILE, but count nowhere. Without
     --resume, results that are there already are set aside as FILE.old, FILE.old.2 and so on.
+
+    In the FILE of --out, --report, --junit and --json-summary, {shard} stands for the shard's number, so that shards
+    with the same options write files of their own.
     """
     from gradoracle.batch.survey import BadCasesError
 
@@ -77,12 +81,29 @@ def _batch(cases: str, options: BatchOptions, where: dict[str, Any]) -> int:
     from gradoracle.batch.case_files import CaseFile
 
     plan = options.plan()
-    out = Path(options.out.replace("{shard}", str(plan.shard.index)))
+    options = _of_shard(options, plan.shard)
+    out = Path(options.out)
     batch_files.check(cases, out, options)
     with batch_files.used(cases):
         file = CaseFile(cases, options.form)
     with contextlib.closing(file):
         return _over(file, plan, out, options, where)
+
+
+def _of_shard(options: BatchOptions, shard: Shard) -> BatchOptions:
+    """The options with the shard's number for {shard} in the names of files."""
+    number = str(shard.index)
+
+    def named(path: Path | None) -> Path | None:
+        return None if path is None else Path(str(path).replace("{shard}", number))
+
+    return dataclasses.replace(
+        options,
+        out=options.out.replace("{shard}", number),
+        report=named(options.report),
+        junit=named(options.junit),
+        json_summary=named(options.json_summary),
+    )
 
 
 def _over(file: CaseFile, plan: Plan, out: Path, options: BatchOptions, where: dict[str, Any]) -> int:
