@@ -114,6 +114,33 @@ def test_a_candidate_without_results_is_told(tmp_path: Path, text: str, reason: 
     assert message in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def forward(x, k)\n    return x\n", "File \"{folder}/mine.py\", line 1: SyntaxError: expected ':'"),
+        ("\nimport helper\n", "File \"{folder}/helper.py\", line 2: SyntaxError: '(' was never closed"),
+        (
+            "import no_such_module\n",
+            "File \"{folder}/mine.py\", line 1: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
+        (
+            "def forward(x, k):\n    return f(x)\ndef f(x):\n    raise ValueError('no')\ndef backward(*a): pass\n",
+            'File "{folder}/mine.py", line 4: ValueError: no',
+        ),
+        ("\0", "SyntaxError: source code string cannot contain null bytes"),
+        ("import torch\n", "TypeError: expected mine.py to define forward and backward, one torch.autograd.Function, "),
+        ("import sys\nsys.exit('no')\n", "no"),
+        ("import sys\nsys.exit(3)\n", "exit code 3"),
+    ],
+)
+def test_what_a_candidate_raised_is_told_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+    """The file and line where the traceback ends; none where Python or the judge itself raised it."""
+    (tmp_path / "helper.py").write_text("y = 1\nx = (\n")
+    with pytest.raises(CandidateError) as told:
+        candidates.results(candidate(tmp_path, text), TASK)
+    assert str(told.value).startswith(f"mine.py: {said.format(folder=tmp_path)}")
+
+
 def test_a_candidate_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None:
     """The time is told, and no process is left."""
     pid = tmp_path / "pid"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,10 @@ from gradoracle.kernels import handover
 from gradoracle.tensors import Array
 
 SUFFIXES = (".py", ".npz", ".safetensors")
+
+_PLACE = re.compile(r'[ |]*(?P<place>File "(?P<file>(?!<frozen ).+)", line \d+)')
+"""A line of a traceback that says where; what Python imports with is left out."""
+_PACKAGE = Path(__file__).parent.parent
 
 
 class CandidateError(Exception):
@@ -98,8 +103,17 @@ def _wait(command: list[str], stderr: int, path: Path, timeout: float, log: Path
     if code < 0:
         raise CandidateError(f"{path.name}: {signal.Signals(-code).name} ended it", "CANDIDATE_CRASHED")
     if code:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise CandidateError(f"{path.name}: {lines[-1][:500] if lines else f'exit code {code}'}", "CANDIDATE_FAILED")
+        said = _last(log.read_text(encoding="utf-8", errors="replace"))
+        raise CandidateError(f"{path.name}: {said or f'exit code {code}'}", "CANDIDATE_FAILED")
+
+
+def _last(text: str) -> str:
+    """What a process said last, after the place where it was raised; a place in this package tells nothing."""
+    lines = text.strip().splitlines() or [""]
+    last, places = lines[-1][:500], list(filter(None, map(_PLACE.match, lines)))
+    if not places or Path(places[-1]["file"]).is_relative_to(_PACKAGE):
+        return last
+    return f"{places[-1]['place']}: {last}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
