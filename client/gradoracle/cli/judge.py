@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradoracle.cli import connection, output, request, tables, values
+from gradoracle.cli.batch_files import _are_one
 from gradoracle.cli.failures import InputError
 
 if TYPE_CHECKING:
@@ -97,6 +99,10 @@ def command(
         raise InputError(f"{folder}: expected a folder of candidates, got: {error.strerror}") from error
     if not paths:
         raise InputError(f"{folder}: expected candidates ({', '.join(candidates.SUFFIXES)}), got none")
+    _check_files(
+        [*_given(reference, inputs_file, [*inputs, *cotangents]), *(("CANDIDATES", one) for one in _code(folder))],
+        [(flag, path) for flag, path in (("--out", out), ("--report", report)) if path is not None],
+    )
     with connection.client(**where) as client:
         judge = Judge(
             client,
@@ -119,6 +125,38 @@ def command(
     else:
         _show(records)
     return tally.exit_code(allow_inconclusive=allow_inconclusive)
+
+
+def _given(reference: str, inputs_file: Path | None, typed: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """The files that arguments name, which have been read."""
+    if reference.endswith((request._JSON, *request._BINARY)):
+        yield "REFERENCE", Path(reference)
+    if inputs_file is not None:
+        yield "--inputs", inputs_file
+    for text in typed:
+        name, _, value = (part.strip() for part in text.partition("="))
+        if value.startswith("@"):
+            path = Path(value[1:])
+            yield name, path if path.exists() else Path(value[1:].rpartition(":")[0])
+
+
+def _code(folder: Path) -> list[Path]:
+    """The candidates, and what they may import."""
+    from gradoracle.kernels import candidates
+
+    return sorted(path for path in folder.iterdir() if path.suffix in candidates.SUFFIXES)
+
+
+def _check_files(given: Sequence[tuple[str, Path]], written: Sequence[tuple[str, Path]]) -> None:
+    """Whether what is written takes no place of what is read, or of each other. Raises InputError."""
+    for (one, first), (other, second) in itertools.chain(
+        itertools.product(given, written), itertools.combinations(written, 2)
+    ):
+        if _are_one(first, second):
+            raise InputError(
+                f"{other} {second}: expected a file of its own, got that of {one}"
+                f"{'' if first == second else f' ({first})'}; nothing was run, give one of them another name"
+            )
 
 
 def _write(records: list[Record], out: Path | None, report: Path | None, title: str) -> None:
