@@ -82,3 +82,16 @@ def test_other_files_may_be_written(folder: Path) -> None:
     assert ["a.py"] == [one.id for one in read_results(folder / "x*y")]
     assert "a.py" in (folder / "mine" / "r.html").read_text()
     assert 0 == cli.main(["judge", "x*y", *GIVEN, "--out", "/dev/null", "--report", "/dev/null"])
+
+
+def test_results_from_before_are_set_aside(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As batches do it: what was there keeps its bytes, and where it is now is told; an empty file holds nothing."""
+    results = folder / "r.jsonl"
+    for before, old in ((b"", None), (b"first\n", "r.jsonl.old"), (b"second\n", "r.jsonl.old.2")):
+        results.write_bytes(before)
+        assert 0 == cli.main(["judge", "x*y", *GIVEN, "--out", "r.jsonl"])
+        assert ["a.py"] == [one.id for one in read_results(results)]
+        told = f"r.jsonl: the results from before are in {old} now\n" if old else ""
+        assert told == capsys.readouterr().err
+    assert b"first\n" == (folder / "r.jsonl.old").read_bytes()
+    assert b"second\n" == (folder / "r.jsonl.old.2").read_bytes()

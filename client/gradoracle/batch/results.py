@@ -68,11 +68,11 @@ class ResultsFile:
                     os.close(file)
                     file = _locked(self.lines)
             elif os.fstat(file).st_size:
-                self.set_aside = _set_aside(self.lines)
+                self.set_aside = set_aside(self.lines)
                 os.close(file)
                 file = _locked(self.lines)
             if self.is_parquet and not resume and self.path.exists():
-                self.set_aside = _set_aside(self.path)
+                self.set_aside = set_aside(self.path)
         except BaseException:
             os.close(file)
             raise
@@ -191,7 +191,7 @@ def _locked(path: Path) -> int:
     return file
 
 
-def _set_aside(path: Path) -> Path:
+def set_aside(path: Path) -> Path:
     """Gives a file a name that none has, and returns it."""
     names = itertools.chain([".old"], (f".old.{number}" for number in itertools.count(2)))
     old = next(one for one in (path.with_name(f"{path.name}{name}") for name in names) if not os.path.lexists(one))

@@ -83,7 +83,7 @@ def command(
 
     The best come first. An output is right where it is as near to the reference in double precision as torch's own,
     twice over; a gradient, where gradoracle check says so. Exit codes: 0 all right, 1 one is wrong, 2 one gave no
-    results, 4 no verdict.
+    results, 4 no verdict. Results that are there already are set aside as FILE.old, FILE.old.2 and so on.
     """
     from gradoracle.batch.tally import Tally
     from gradoracle.kernels import candidates
@@ -162,6 +162,7 @@ def _check_files(given: Sequence[tuple[str, Path]], written: Sequence[tuple[str,
 def _write(records: list[Record], out: Path | None, report: Path | None, title: str) -> None:
     try:
         if out is not None:
+            _make_room(out)
             out.write_bytes(b"".join(record.to_line() for record in records))
         if report is not None:
             from gradoracle.batch.report import write_report
@@ -169,6 +170,14 @@ def _write(records: list[Record], out: Path | None, report: Path | None, title: 
             write_report(iter(records), report, title=title)
     except OSError as error:
         raise InputError(f"{error.filename}: expected a file that can be written, got: {error.strerror}") from error
+
+
+def _make_room(out: Path) -> None:
+    """Sets aside results that are there already, as a batch does."""
+    from gradoracle.batch.results import set_aside
+
+    if out.is_file() and out.stat().st_size:
+        click.echo(f"{out}: the results from before are in {set_aside(out).name} now", err=True)
 
 
 def _show(records: list[Record]) -> None:
