@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from gradoracle.cli import failures, output
+from gradoracle.cli import distinct, failures, output
 from gradoracle.cli.batch_options import BatchOptions
 from gradoracle.cli.failures import InputError
 
@@ -36,12 +35,7 @@ def check(cases: str, out: Path, options: BatchOptions) -> None:
     from gradoracle.batch import report_text
 
     named = [("CASES", _cases(cases)), *_results(out), *_reports(options)]
-    for (one, first), (other, second) in itertools.combinations(named, 2):
-        if one != other and _are_one(first, second):
-            raise InputError(
-                f"{other} {second}: expected a file of its own, got that of {one}"
-                f"{'' if first == second else f' ({first})'}; nothing was run, give one of them another name"
-            )
+    distinct.check((one, other) for one, other in itertools.combinations(named, 2) if one[0] != other[0])
     for flag, path in _reports(options):
         try:
             report_text.check_writable(path)
@@ -68,13 +62,6 @@ def _results(out: Path) -> list[tuple[str, Path]]:
 def _reports(options: BatchOptions) -> list[tuple[str, Path]]:
     given = (("--report", options.report), ("--junit", options.junit), ("--json-summary", options.json_summary))
     return [(flag, path) for flag, path in given if path is not None]
-
-
-def _are_one(first: Path, second: Path) -> bool:
-    """Whether two paths lead to one file, which need not be there. Pipes, terminals and /dev/null take from many."""
-    with contextlib.suppress(OSError):
-        return first.samefile(second) and first.is_file()
-    return os.path.realpath(first) == os.path.realpath(second)
 
 
 # ---- After

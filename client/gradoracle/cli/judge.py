@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradoracle.cli import connection, output, request, tables, values
-from gradoracle.cli.batch_files import _are_one
+from gradoracle.cli import connection, distinct, output, request, tables, values
 from gradoracle.cli.failures import InputError
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ def command(
 
 def _given(reference: str, inputs_file: Path | None, typed: Sequence[str]) -> Iterator[tuple[str, Path]]:
     """The files that arguments name, which have been read."""
-    if reference.endswith((request._JSON, *request._BINARY)):
+    if reference.endswith((request.JSON, *request.BINARY)):
         yield "REFERENCE", Path(reference)
     if inputs_file is not None:
         yield "--inputs", inputs_file
@@ -149,14 +148,7 @@ def _code(folder: Path) -> list[Path]:
 
 def _check_files(given: Sequence[tuple[str, Path]], written: Sequence[tuple[str, Path]]) -> None:
     """Whether what is written takes no place of what is read, or of each other. Raises InputError."""
-    for (one, first), (other, second) in itertools.chain(
-        itertools.product(given, written), itertools.combinations(written, 2)
-    ):
-        if _are_one(first, second):
-            raise InputError(
-                f"{other} {second}: expected a file of its own, got that of {one}"
-                f"{'' if first == second else f' ({first})'}; nothing was run, give one of them another name"
-            )
+    distinct.check(itertools.chain(itertools.product(given, written), itertools.combinations(written, 2)))
 
 
 def _write(records: list[Record], out: Path | None, report: Path | None, title: str) -> None:

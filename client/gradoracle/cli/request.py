@@ -15,7 +15,7 @@ from gradoracle.cli.failures import InputError
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
-_JSON, _BINARY = ".json", (".pb", ".binpb", ".protobuf")
+JSON, BINARY = ".json", (".pb", ".binpb", ".protobuf")
 """How the names of files of graphs end, which no expression does."""
 
 
@@ -49,7 +49,7 @@ def options(function: Function) -> Function:
 
 def program(text: str, no_grad_inputs: Sequence[str]) -> go.Graph:
     """The graph: an expression, or a file of a graph. The inputs named get requires_grad=False."""
-    graph = from_file(Path(text)) if text.endswith((_JSON, *_BINARY)) else go.Graph.parse(text)
+    graph = from_file(Path(text)) if text.endswith((JSON, *BINARY)) else go.Graph.parse(text)
     if not no_grad_inputs:
         return graph
     message = graph.message
@@ -65,7 +65,7 @@ def program(text: str, no_grad_inputs: Sequence[str]) -> go.Graph:
 
 def from_file(path: Path) -> go.Graph:
     """The graph in a file: the proto's JSON in one that ends so, else its bytes."""
-    is_json = path.name.endswith(_JSON)
+    is_json = path.name.endswith(JSON)
     form = "JSON" if is_json else "the proto's bytes"
     try:
         contents = path.read_bytes()
