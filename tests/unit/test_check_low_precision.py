@@ -240,3 +240,82 @@ def test_a_conjugate_has_its_name_among_many_elements(dtype):
     x = torch.randn(20, 30, dtype=torch.complex128, generator=torch.Generator().manual_seed(0)).to(dtype)
     (found,) = check(planted(lambda x: x**3, lambda inputs, u, right: (right[0].conj().resolve_conj(),)), x).inputs
     assert found.diagnosis is Diagnosis.CONJUGATED
+
+
+# ---- float16 inside, and beyond its range
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_half_precision_inside_may_lose_small_cotangents(seed):
+    """As autocast does, for which training scales its losses up."""
+    target = draw(256, 4, seed=seed)
+
+    def loss(x, first, second):
+        with torch.autocast("cpu", dtype=F16):
+            y = torch.nn.functional.linear(torch.tanh(torch.nn.functional.linear(x, first)), second)
+        return torch.nn.functional.mse_loss(y.float(), target)
+
+    report = check(loss, draw(256, 16, seed=10 + seed), draw(32, 16, seed=1) / 10, draw(4, 32, seed=2) / 10)
+    assert {one.name: one.verdict for one in report.opinions}["linear_scaled"] is Verdict.PASS
+
+
+def test_a_backward_that_is_wrong_where_twice_as_much_overflows():
+    x = draw(3, 4, dtype=F16)
+    ones = {"out0": torch.ones(3, 4, dtype=F16)}
+
+    def misread(inputs, u, right):
+        return (right[0] if u.is_contiguous() else right[0].flip(0) * 0.5,)
+
+    assert check(planted(lambda x: x * 40000, misread), x / 8, cotangents=ones).verdict is Verdict.FAIL
+    assert check(lambda x: x * 40000, x / 8, cotangents=ones).verdict is not Verdict.FAIL
+
+
+def test_points_nearby_that_a_function_refuses_tell_forward_mode_nothing():
+    """A probability of 1 has no neighbour above."""
+
+    class Entropy(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            return torch.nn.functional.binary_cross_entropy(x, torch.ones_like(x), reduction="none")
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs)
+            ctx.save_for_forward(*inputs)
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            return -cotangent / ctx.saved_tensors[0]
+
+        @staticmethod
+        def jvp(ctx, tangent):
+            return -2 * tangent / ctx.saved_tensors[0]
+
+    x = torch.tensor([0.5, 1.0, 0.25], dtype=F32)
+    report = check(Entropy.apply, x, forward_mode=True)
+    assert {one.name: one.verdict for one in report.opinions}["forward_mode"] is Verdict.FAIL
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-5])
+@pytest.mark.parametrize("factor", [0.0, 3.0, 1.001])
+def test_forward_mode_is_held_to_more_than_what_is_left_of_nothing(factor, size):
+    class Pushed(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            return x.exp()
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(output)
+            ctx.save_for_forward(output)
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            return cotangent * ctx.saved_tensors[0]
+
+        @staticmethod
+        def jvp(ctx, tangent):
+            return factor * tangent * ctx.saved_tensors[0]
+
+    report = check(Pushed.apply, size * draw(8), forward_mode=True)
+    assert {one.name: one.verdict for one in report.opinions}["forward_mode"] is Verdict.FAIL

@@ -412,3 +412,16 @@ def test_a_float64_gradient_that_went_through_float32_is_told():
     (found,) = check(planted(torch.exp, lambda inputs, u, right: (right[0].round(),)), x).inputs
     assert found.verdict is Verdict.FAIL
     assert "float32" not in found.explanation
+
+
+def test_a_shadow_that_draws_other_numbers_is_none():
+    """However much is rounded on the way, which alone would explain it."""
+    x = draw(4, 4, dtype=torch.bfloat16)
+    coarse = torch.finfo(torch.bfloat16).eps
+
+    def is_faithful(function):
+        subject = trial.Subject(plan_of(function, {"x": x}), [x], [0], 0)
+        return shadow.is_faithful(shadow.recorded(subject, subject.tape(), coarse)[2], coarse)
+
+    assert is_faithful(lambda x: (x * 0.5 + 100) - 100)
+    assert not is_faithful(lambda x: (x * (torch.rand_like(x) < 0.5) + 100) - 100)

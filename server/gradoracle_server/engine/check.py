@@ -74,7 +74,11 @@ def check(
     again = subject.tape()
     alike = _repeatable(tape.outputs, again.outputs)
     answers = opinions.asked_again(again, chosen) if alike and not claims and options.order == 1 else None
-    steady = answers is not None and _repeatable(first, answers.small) and _repeatable(first, answers.large)
+    steady = (
+        answers is not None
+        and _repeatable([-2 * one for one in first], answers.doubled)
+        and _repeatable(first, answers.large)
+    )
     if not steady and (why := _unsteady(subject, chosen, first) if alike else _RUNS):
         return _non_deterministic(subject, skipped, why)
     case = _case(subject, tape, chosen, first, claims, options)
@@ -203,7 +207,7 @@ def _unsteady(subject: Subject, cotangents: Sequence[torch.Tensor | None], gradi
     if not _repeatable(gradients, tape.pull(cotangents)):
         return _RUNS
     try:
-        second = tape.pull(cotangents)
+        second = [one.clone() for one in tape.pull(cotangents)]
         tape.pull([None if one is None else -2 * one for one in cotangents])
         alike = _repeatable(gradients, second) and _repeatable(gradients, tape.pull(cotangents))
         return "" if alike else f"{_PULLS}, gave other gradients."

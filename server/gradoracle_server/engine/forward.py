@@ -71,7 +71,8 @@ class _Push:
 
     def scatter(self, here: float, epsilon: float) -> float:
         """How far the difference of the two modes, which is so much here, moves when the input does by a unit in the
-        last place: rounding inside differs then, and a fault stays as it is."""
+        last place: rounding inside differs then, and a fault stays as it is. Points that the function refuses, or where
+        a slope is infinite, tell nothing."""
         generator = torch.Generator().manual_seed(self.subject.seed ^ 0xF1)
         widest = 0.0
         for _ in range(_NEARBY):
@@ -79,10 +80,16 @@ class _Push:
             where = self.subject.places[self.place]
             inputs[where] = _nearby(inputs[where], epsilon, generator)
             there = dataclasses.replace(self.subject, inputs=inputs)
-            forward = self.weighted(_moved(there, where, self.tangent, self.phases))
-            reverse = inner(there.tape().pull(self.cotangents)[self.place], self.tangent)
+            try:
+                forward = self.weighted(_moved(there, where, self.tangent, self.phases))
+                reverse = inner(there.tape().pull(self.cotangents)[self.place], self.tangent)
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                continue
             apart = sum(float(one.sum()) for one in forward) - float(reverse.sum())
-            widest = max(widest, abs(apart - here))
+            if math.isfinite(apart):
+                widest = max(widest, abs(apart - here))
         return widest
 
     def rounding(self, moved: Tangents) -> list[torch.Tensor]:
@@ -148,7 +155,10 @@ def _judged(push: _Push, moved: Tangents, reverse: torch.Tensor, epsilon: float)
     off, bound = abs(forward - backward), _bound([*terms, reverse], epsilon)
     if epsilon > _EPSILON:
         if off > bound and math.isfinite(off):
-            bound = max(bound, _ROUNDED * push.scatter(forward - backward, epsilon), push.summed(push.nothing(epsilon)))
+            bound = max(bound, _ROUNDED * push.scatter(forward - backward, epsilon))
+            nothing = push.summed(push.nothing(epsilon))
+            if max(sum(float(one.abs().sum()) for one in terms), float(reverse.abs().sum())) <= nothing:
+                bound = max(bound, nothing)
         return off, bound
     if off > bound and math.isfinite(off):
         bound += push.summed(push.rounding(moved))

@@ -42,7 +42,9 @@ def singly(
     claimed = gradients.claimed[kinks]
     slack = bar + gradients.allowance[kinks] + tolerances.RELATIVE * claimed.abs().nan_to_num(0.0, 0.0)
     inside = ((claimed >= low - slack) & (claimed <= high + slack)) | (claimed == low) | (claimed == high)
-    outside = torch.where(inside, 0.0, torch.maximum(low - claimed, claimed - high).nan_to_num(torch.inf, torch.inf))
+    outside = torch.where(
+        inside & slack.isfinite(), 0.0, torch.maximum(low - claimed, claimed - high).nan_to_num(torch.inf, torch.inf)
+    )
     shown = int(outside.argmax())
     report.kink = (float(low[shown]), float(high[shown]))
     # Infinite slopes have no sum, and each has been looked at.

@@ -27,11 +27,9 @@ _ULPS_LOW = 16.0
 """Units in the last place within which low-precision answers agree that differ only in the order of additions; in
 float64 it is `tolerances.RELATIVE`, because logcumsumexp's backward goes through the logarithm of its cotangent."""
 
-_FACTOR = 2.0**10
-"""What cotangents are multiplied by, and divided by: what is cast to float16 on the way stays in its range, mostly."""
-
-_FACTOR_16 = 0.5
-"""The same where they are of float16 themselves: so that twice as much is what is asked first."""
+_LARGER = 2.0**10
+"""What cotangents are multiplied by, to see whether their size matters: what is cast to float16 on the way stays in its
+range, mostly. They are not divided by it: what goes through that would lose digits, as it does in training."""
 
 _SCALED, _SCALE = "linear_scaled", "the size of the cotangent must not matter but as a factor"
 _ROUNDED = 16.0  # times what rounding was seen to do to the gradient; doubled cotangents double it
@@ -57,7 +55,12 @@ def _transposed(tensor: torch.Tensor) -> torch.Tensor:
     images, with the channels last; of three axes, the last two exchanged, as attention has its heads."""
     if tensor.dim() < 2:
         return tensor
-    axes = _ORDERS.get(tensor.dim()) or tuple(range(tensor.dim() - 1, -1, -1))
+    reverse = tuple(range(tensor.dim() - 1, -1, -1))
+    found = _laid_out(tensor, _ORDERS.get(tensor.dim(), reverse))
+    return _laid_out(tensor, reverse) if found.is_contiguous() else found  # axes of 1 are in no order
+
+
+def _laid_out(tensor: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
     back = sorted(range(tensor.dim()), key=axes.__getitem__)
     return tensor.permute(axes).contiguous().permute(back)
 
@@ -88,26 +91,21 @@ class Again(NamedTuple):
     """What another run gives, which is pulled back a few times: a later answer tells if an earlier one spoiled it."""
 
     ones: list[torch.Tensor]  # for cotangents of ones
-    small: list[torch.Tensor]  # for a `factor`th of the negated cotangents, not contiguous; scaled back
-    large: list[torch.Tensor]  # for the cotangents times that, axes laid out in another order; scaled back
-    factor: float  # a power of two
+    doubled: list[torch.Tensor]  # for -2 times the cotangents, not contiguous
+    large: list[torch.Tensor]  # for `factor` times them, axes laid out in another order; divided by that
+    factor: float  # 1 in float16, which has no room for more
 
 
 def asked_again(tape: Tape, cotangents: Cotangents) -> Again | None:
     """The answers of a run that has given none. None where it raises."""
-    factor = _factor(cotangents)
-    try:
-        ones = tape.pull(_changed(cotangents, torch.ones_like))
-        small = [g * -factor for g in tape.pull(_changed(cotangents, lambda u: _strided(u / -factor)))]
+    factor = 1.0 if any(u is not None and u.dtype is torch.float16 for u in cotangents) else _LARGER
+    try:  # of what a kernel keeps, and may write to in its next pull-back, only copies last
+        ones = [g.clone() for g in tape.pull(_changed(cotangents, torch.ones_like))]
+        doubled = [g.clone() for g in tape.pull(_changed(cotangents, lambda u: _strided(-2 * u)))]
         large = [g / factor for g in tape.pull(_changed(cotangents, lambda u: _transposed(u * factor)))]
     except Fault:
         return None
-    return Again(ones, small, large, factor)
-
-
-def _factor(cotangents: Cotangents) -> float:
-    """What cotangents are multiplied by, and divided by, to see whether their size matters."""
-    return _FACTOR_16 if any(u is not None and u.dtype is torch.float16 for u in cotangents) else _FACTOR
+    return Again(ones, doubled, large, factor)
 
 
 def linearity(
@@ -123,9 +121,8 @@ def linearity(
     where a few units in the last place are not all."""
     ask = functools.partial(_asked, tape, cotangents, gradients, rounding)
     found = [ask(_ZERO)]
-    small = _compared("", "", again.small, gradients, gradients, rounding) if again else None
+    together = _compared("", "", again.doubled, [-2 * g for g in gradients], gradients, rounding) if again else None
     large = _compared(*_TRANSPOSED[:2], again.large, gradients, gradients, rounding) if again else None
-    together = small
     if together is None or together.verdict is Verdict.FAIL:
         together = ask(_Change("", "", lambda u: _strided(-2 * u), -2.0))
     if together.verdict is Verdict.PASS:  # then each alone is right, too
@@ -135,23 +132,20 @@ def linearity(
         found += [ask(one) for one in _TOGETHER]
     found.append(large if large is not None and large.verdict is Verdict.PASS else ask(_TRANSPOSED))
     found.append(_expanded(tape, cotangents, gradients, rounding, again.ones if again else None))
-    if again and small is not None and large is not None and again.factor == _FACTOR:
-        alike = small.verdict is Verdict.PASS and large.verdict is Verdict.PASS
-        found.append(dataclasses.replace(small, name=_SCALED, explanation=_SCALE) if alike else _scaled(ask, again))
+    if again and large is not None and again.factor > 1:
+        alike = large.verdict is Verdict.PASS
+        found.append(dataclasses.replace(large, name=_SCALED, explanation=_SCALE) if alike else _scaled(ask))
     return found
 
 
-def _scaled(ask: Callable[[_Change], Opinion], again: Again) -> Opinion:
-    """Whether the size of the cotangents matters, which another run says: very large ones, or very small ones, by
-    themselves. Where they leave the range of numbers that is no fault of theirs."""
-    factor = again.factor
-    sizes = factor, 1 / factor
-    answers = [ask(_Change(_SCALED, _SCALE, functools.partial(torch.mul, other=one), one)) for one in sizes]
-    known = [one for one in answers if math.isfinite(one.error)]
-    if not known:
-        text = f"{_SCALE}, which cannot be asked: its multiples leave the range of numbers"
-        return Opinion(_SCALED, [Verdict.INCONCLUSIVE] * len(answers[0].verdicts), 0.0, 0.0, text)
-    return max(known, key=lambda one: one.error / (one.bound or 1.0))
+def _scaled(ask: Callable[[_Change], Opinion]) -> Opinion:
+    """Whether cotangents may be large, which another run says they may not, by this alone. Where they leave the range
+    of numbers that is no fault of theirs."""
+    found = ask(_Change(_SCALED, _SCALE, lambda u: _LARGER * u, _LARGER))
+    if math.isfinite(found.error):
+        return found
+    text = f"{_SCALE}, which cannot be asked: its multiples leave the range of numbers"
+    return Opinion(_SCALED, [Verdict.INCONCLUSIVE] * len(found.verdicts), 0.0, 0.0, text)
 
 
 def _asked(
@@ -164,11 +158,9 @@ def _asked(
     """The answers to changed cotangents; to a quarter of them where twice as much overflows."""
     changed = _changed(cotangents, change.of)
     expected = [change.factor * g for g in gradients]
-    size = abs(change.factor or 1.0)
+    size = max(1.0, abs(change.factor) / 2)  # twice as much is as good as once
     usual = [size * g for g in gradients]
-    # What cancels on the way is as large whatever the cotangent; in low precision it is rounding of this above all.
-    fine = all(torch.finfo(g.dtype).eps <= torch.finfo(torch.float64).eps for g in gradients)
-    moved = None if rounding is None else lambda place: (max(1.0, size) if fine else size) * rounding(place)
+    moved = None if rounding is None else lambda place: size * rounding(place)
     found = _answered(change.name, change.sentence, tape, changed, expected, usual, moved)
     if abs(change.factor) == 2 and not math.isfinite(found.error):
         changed = [None if u is None else u / 4 for u in changed]
@@ -208,7 +200,7 @@ def _expanded(
     for change in (_ones, functools.partial(_alike, axis=0), functools.partial(_alike, axis=-1)):
         expanded = _changed(cotangents, change)
         given = ones if change is _ones else None
-        expected = given or tape.pull([None if u is None else u.contiguous() for u in expanded])
+        expected = given or [g.clone() for g in tape.pull([None if u is None else u.contiguous() for u in expanded])]
         found = _answered("linear_expanded", sentence, tape, expanded, expected, gradients, rounding)
         sizes = [
             (float(torch.linalg.vector_norm(one, math.inf)), float(torch.linalg.vector_norm(g, math.inf)))

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradoracle_server.engine.errors import Fault
-from gradoracle_server.engine.evaluate import has_gradient
+from gradoracle_server.engine.evaluate import RandomState, has_gradient, seed_everything
 from gradoracle_server.engine.graph import Argument, GraphSpec, NodeSpec
 from gradoracle_server.engine.plan import CHALF, Plan
 from gradoracle_server.engine.program import is_refusal
@@ -162,7 +162,10 @@ def _is_another_choice(off: torch.Tensor, size: torch.Tensor, coarse: float) -> 
 
 def _is_rounding(tape: Tape, twin: Subject, twin_tape: Tape, coarse: float) -> bool:
     """Whether a shadow's outputs move as far as they are from those in low precision when what operators read and make
-    is rounded to that; and not so far that it would be another function."""
+    is rounded to that; and where random numbers are drawn, which are others in another precision, not so far that it
+    would be another function."""
+    seed_everything(twin.seed, twin.plan.device)
+    state = RandomState(twin.plan.device)
     runs: list[list[torch.Tensor]] = []
     for context in roundings(coarse, twin.seed):
         try:
@@ -170,12 +173,14 @@ def _is_rounding(tape: Tape, twin: Subject, twin_tape: Tape, coarse: float) -> b
                 runs.append(twin.tape().outputs)
         except (Fault, RuntimeError):  # it refuses moved numbers
             return False
+    twin.tape()
+    drawn = not state.is_current
     for place, (low, high) in enumerate(zip(tape.outputs, twin_tape.outputs, strict=True)):
         if not has_gradient(high) or not high.numel():
             continue
         apart = _typical(raised(low.detach()) - high)
         far = max(_typical(one[place] - high) for one in runs)
-        if apart > _EXPLAINED * far:
+        if apart > _EXPLAINED * far or (drawn and apart > _RECOGNIZED * _typical(high)):
             return False
     return True
 

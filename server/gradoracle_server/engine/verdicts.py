@@ -36,6 +36,7 @@ from gradoracle_server.engine.refinement import ALL_UNITS
 from gradoracle_server.engine.report import Diagnosis, InputReport, Mismatch, Opinion, Rung, Verdict
 from gradoracle_server.engine.slopes import Slopes
 
+_SMALL = 1e-3  # of the largest element: what a claim is off in less may be rounding inside, where autograd's is right
 _LEAST_PROBES = 2  # of a small input, where elements are not moved one by one
 
 
@@ -220,12 +221,18 @@ class Judge:
         return report
 
     def _wrong(
-        self, place: int, examiner: Examiner, gradients: Gradients, chosen: Sequence[int]
+        self, place: int, examiner: Examiner, gradients: Gradients, chosen: Sequence[int], *, least: float = 0.0
     ) -> tuple[list[Mismatch], list[Mismatch]]:
-        """Elements where the whole is right: each as it was measured, and those that are wrong by more than rounding
-        inside of the function explains."""
+        """Elements where the whole is right: each as it was measured, and those that are wrong; by more than rounding
+        inside of the function explains, but for those of more than `least` of the largest, where that is given."""
         rows = mismatches.measured(examiner, gradients, chosen, small=True)
-        apart = [k for k, one in enumerate(rows) if not one.error <= one.error_bound]
+        size = gradients.claimed.abs()
+        large = size >= least * size.max() if least else torch.zeros_like(size, dtype=torch.bool)
+        apart = [
+            k
+            for k, one in enumerate(rows)
+            if not (one.error <= one.error_bound or bool(large[mismatches.coordinates(examiner, [chosen[k]])].any()))
+        ]
         if apart:
             inside = roundings(self._case, self._passes, place, examiner.space)
             again = mismatches.measured(examiner, gradients, [chosen[k] for k in apart], small=True, inside=inside)
@@ -233,7 +240,7 @@ class Judge:
                 rows[k] = one
         wrong = [one for one in rows if not one.error <= one.error_bound]
         if wrong and examiner.listen(gradients.claimed):
-            return self._wrong(place, examiner, gradients, chosen)
+            return self._wrong(place, examiner, gradients, chosen, least=least)
         return rows, wrong
 
     def _single(self, place: int, examiner: Examiner, gradients: Gradients, found: Assessment) -> list[Mismatch]:
@@ -267,7 +274,7 @@ class Judge:
         excess = torch.where(apart, excess.nan_to_num(nan=torch.inf), -1.0)
         count = min(mismatches.NAMED, int(apart.sum()))
         elements = mismatches.elements(examiner, excess.topk(count).indices.tolist())
-        rows, wrong = self._wrong(place, examiner, gradients, elements)
+        rows, wrong = self._wrong(place, examiner, gradients, elements, least=_SMALL)
         if not wrong and self._case.weights is None:
             inside, _ = roundings(self._case, self._passes, place, examiner.space)
             if tied := ties.by_forward_mode(self._case, place, examiner, gradients, elements, inside):
