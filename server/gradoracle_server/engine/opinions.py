@@ -31,6 +31,7 @@ _LARGER = 2.0**10
 """What cotangents are multiplied by, to see whether their size matters: what is cast to float16 on the way stays in its
 range, mostly. They are not divided by it: what goes through that would lose digits, as it does in training."""
 
+_GROSS = 1e-3  # of the largest element: what cotangents that are large make of that is no loss of digits
 _SCALED, _SCALE = "linear_scaled", "the size of the cotangent must not matter but as a factor"
 _ROUNDED = 16.0  # times what rounding was seen to do to the gradient; doubled cotangents double it
 
@@ -134,18 +135,36 @@ def linearity(
     found.append(_expanded(tape, cotangents, gradients, rounding, again.ones if again else None))
     if again and large is not None and again.factor > 1:
         alike = large.verdict is Verdict.PASS
-        found.append(dataclasses.replace(large, name=_SCALED, explanation=_SCALE) if alike else _scaled(ask))
+        found.append(
+            dataclasses.replace(large, name=_SCALED, explanation=_SCALE)
+            if alike
+            else _scaled(tape, cotangents, gradients)
+        )
     return found
 
 
-def _scaled(ask: Callable[[_Change], Opinion]) -> Opinion:
-    """Whether cotangents may be large, which another run says they may not, by this alone. Where they leave the range
-    of numbers that is no fault of theirs."""
-    found = ask(_Change(_SCALED, _SCALE, lambda u: _LARGER * u, _LARGER))
-    if math.isfinite(found.error):
-        return found
-    text = f"{_SCALE}, which cannot be asked: its multiples leave the range of numbers"
-    return Opinion(_SCALED, [Verdict.INCONCLUSIVE] * len(found.verdicts), 0.0, 0.0, text)
+def _scaled(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor]) -> Opinion:
+    """Whether cotangents may be large, which another run says they may not. Where they leave the range of numbers that
+    is no fault of theirs, nor is it if some digits are lost, as by matrix_exp, whose backward takes an exponential of
+    the cotangent, too."""
+    try:
+        answers = tape.pull(_changed(cotangents, lambda u: _LARGER * u))
+    except Fault as fault:
+        text = f"{_SCALE}; it raised: {fault.message.rstrip('.')}"
+        return Opinion(_SCALED, [Verdict.FAIL] * len(gradients), math.inf, 0.0, text)
+    found = Opinion(_SCALED, [], 0.0, 0.0, _SCALE)
+    for answer, gradient in zip(answers, gradients, strict=True):
+        if not gradient.numel():
+            add(found, 0.0, 0.0)
+            continue
+        known = gradient.isfinite()
+        error = float(torch.where(known, (answer / _LARGER - gradient).abs(), 0.0).max())
+        size = float(torch.where(known, gradient.abs(), 0.0).max())
+        if math.isfinite(error):
+            add(found, error, max(_GROSS, slack(torch.finfo(gradient.dtype).eps)) * size)
+        else:
+            found.verdicts.append(Verdict.INCONCLUSIVE)
+    return found
 
 
 def _asked(
