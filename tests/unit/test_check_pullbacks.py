@@ -156,6 +156,32 @@ def test_what_leaves_the_range_of_numbers_by_size_alone_is_no_fault():
     assert report.verdict is Verdict.PASS
 
 
+def refused(inputs, u, right):
+    """A guard against exploding gradients, inside of a formula."""
+    if bool((u.abs() > 100).any()):
+        raise RuntimeError("the gradient explodes")
+    return right
+
+
+def test_a_backward_that_raises_for_large_cotangents_alone():
+    report = check(planted(torch.exp, refused), X)
+    assert report.verdict is Verdict.FAIL
+    (scaled,) = [one for one in report.opinions if one.name == "linear_scaled"]
+    start = "the size of the cotangent must not matter but as a factor; it raised: "
+    assert scaled.explanation.startswith(start)
+    assert scaled.explanation.endswith("the gradient explodes")
+
+
+def test_multiples_beyond_the_range_of_numbers_cannot_be_asked():
+    """Of a gradient of 1e35 times 1,024 in float32."""
+    x = torch.tensor([83.0, 84.0], dtype=torch.float32)
+    report = check(torch.exp, x)
+    assert report.verdict is Verdict.PASS
+    (scaled,) = [one for one in report.opinions if one.name == "linear_scaled"]
+    assert scaled.verdict is Verdict.INCONCLUSIVE
+    assert scaled.explanation.endswith(", which cannot be asked: its multiples leave the range of numbers")
+
+
 def test_float16_has_no_room_for_other_sizes():
     report = check(torch.exp, X.half())
     assert report.verdict is Verdict.PASS

@@ -67,7 +67,10 @@ def test_autograds_own_gradient_is_zero_there():
     assert one(report).diagnosis is Diagnosis.ZEROED
     assert check(lambda x: torch.floor(x.detach() + 0.5), torch.ones(3, dtype=F64)).verdict is Verdict.PASS
     assert check(lambda x: x.detach() * 2, draw(3), order=2).verdict is Verdict.PASS
-    assert check(lambda x: x.detach().argmax(), draw(3)).verdict is Verdict.NON_DIFFERENTIABLE  # no such output has one
+    report = check(lambda x: x.detach().argmax(), draw(3))  # no such output could have one
+    assert report.verdict is Verdict.NON_DIFFERENTIABLE
+    said = "No output is a floating or complex tensor: there is no gradient to check."
+    assert one(report).explanation == said
 
 
 def both(x):

@@ -77,6 +77,7 @@ def check(
     steady = (
         answers is not None
         and _repeatable([-2 * one for one in first], answers.doubled)
+        and answers.large is not None
         and _repeatable(first, answers.large)
     )
     if not steady and (why := _unsteady(subject, chosen, first) if alike else _RUNS):

@@ -93,7 +93,8 @@ class Again(NamedTuple):
 
     ones: list[torch.Tensor]  # for cotangents of ones
     doubled: list[torch.Tensor]  # for -2 times the cotangents, not contiguous
-    large: list[torch.Tensor]  # for `factor` times them, axes laid out in another order; divided by that
+    large: list[torch.Tensor] | None
+    """For `factor` times them, axes laid out in another order; divided by that. None where it raises for these."""
     factor: float  # 1 in float16, which has no room for more
 
 
@@ -103,9 +104,12 @@ def asked_again(tape: Tape, cotangents: Cotangents) -> Again | None:
     try:  # of what a kernel keeps, and may write to in its next pull-back, only copies last
         ones = [g.clone() for g in tape.pull(_changed(cotangents, torch.ones_like))]
         doubled = [g.clone() for g in tape.pull(_changed(cotangents, lambda u: _strided(-2 * u)))]
-        large = [g / factor for g in tape.pull(_changed(cotangents, lambda u: _transposed(u * factor)))]
     except Fault:
         return None
+    try:
+        large = [g / factor for g in tape.pull(_changed(cotangents, lambda u: _transposed(u * factor)))]
+    except Fault:
+        return Again(ones, doubled, None, factor)
     return Again(ones, doubled, large, factor)
 
 
@@ -123,7 +127,9 @@ def linearity(
     ask = functools.partial(_asked, tape, cotangents, gradients, rounding)
     found = [ask(_ZERO)]
     together = _compared("", "", again.doubled, [-2 * g for g in gradients], gradients, rounding) if again else None
-    large = _compared(*_TRANSPOSED[:2], again.large, gradients, gradients, rounding) if again else None
+    large = None
+    if again and again.large is not None:
+        large = _compared(*_TRANSPOSED[:2], again.large, gradients, gradients, rounding)
     if together is None or together.verdict is Verdict.FAIL:
         together = ask(_Change("", "", lambda u: _strided(-2 * u), -2.0))
     if together.verdict is Verdict.PASS:  # then each alone is right, too
@@ -133,11 +139,10 @@ def linearity(
         found += [ask(one) for one in _TOGETHER]
     found.append(large if large is not None and large.verdict is Verdict.PASS else ask(_TRANSPOSED))
     found.append(_expanded(tape, cotangents, gradients, rounding, again.ones if again else None))
-    if again and large is not None and again.factor > 1:
-        alike = large.verdict is Verdict.PASS
+    if again and again.factor > 1:
         found.append(
             dataclasses.replace(large, name=_SCALED, explanation=_SCALE)
-            if alike
+            if large is not None and large.verdict is Verdict.PASS
             else _scaled(tape, cotangents, gradients)
         )
     return found
@@ -164,6 +169,7 @@ def _scaled(tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor
             add(found, error, max(_GROSS, slack(torch.finfo(gradient.dtype).eps)) * size)
         else:
             found.verdicts.append(Verdict.INCONCLUSIVE)
+            found.explanation = f"{_SCALE}, which cannot be asked: its multiples leave the range of numbers"
     return found
 
 

@@ -168,7 +168,7 @@ class Judge:
         if found.kinked:
             return self._at_kink(place, examiner, gradients)
         if belief.coarsely is not None and not apart.any():
-            if wrong := self._alone(place, examiner, gradients, belief.off):
+            if wrong := self._alone(examiner, gradients, belief.off):
                 return self._failing(
                     place, examiner, gradients, wrong, trusted=mismatches.mended(examiner, gradients, wrong)
                 )
@@ -256,7 +256,7 @@ class Judge:
         chosen = suspects.found if suspects.are_all else []
         return self._wrong(place, examiner, gradients, mismatches.elements(examiner, chosen))[1]
 
-    def _alone(self, place: int, examiner: Examiner, gradients: Gradients, off: torch.Tensor) -> list[Mismatch]:
+    def _alone(self, examiner: Examiner, gradients: Gradients, off: torch.Tensor) -> list[Mismatch]:
         """The elements, if any, that are wrong by more than each is allowed to be off by, (C,), where a direction that
         moves all of them is not: what is allowed there may be the fault of one."""
         if examiner.units:
