@@ -65,11 +65,6 @@ class Connections:
         self._next_attempt = 0.0
         self._closed = False
 
-    def __del__(self) -> None:
-        """A client that was forgotten, not closed, is no cause for warnings of its sockets."""
-        for connection in self.idle:
-            connection.close()
-
     @property
     def may(self) -> bool:
         """Whether a call may go this way. A child that was forked off has its parent's connections."""

@@ -37,11 +37,6 @@ class _Link:
         self.socket = quiet.Socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.process = os.getpid()
 
-    def __del__(self) -> None:
-        """A client that was forgotten, not closed, is no cause for warnings of its socket."""
-        with contextlib.suppress(AttributeError):  # there never was one
-            self.socket.close()
-
     def take_back(self, token: bytes) -> None:
         """Tells the server that a file is its no more."""
         if os.getpid() == self.process:  # else it is the parent's to use
