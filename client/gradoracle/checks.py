@@ -145,8 +145,8 @@ class Opinion:
 
     name: str
     """ "linear_zero", "linear_negative", "linear_doubled", "linear_strided", "linear_transposed", "linear_expanded",
-    "linear_scaled", "linear_cotangent", "second_by_cotangent", "forward_mode", "batched" or "taylor"; check.proto says
-    what each is."""
+    "linear_scaled", "linear_cotangent", "linear_outputs", "frozen", "second_by_cotangent", "forward_mode", "batched" or
+    "taylor"; check.proto says what each is."""
     verdict: Verdict
     """PASS, FAIL, or INCONCLUSIVE where the operators have no such derivative, or where "taylor" does not show."""
     error: float

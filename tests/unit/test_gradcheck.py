@@ -162,7 +162,20 @@ def test_non_determinism() -> None:
 
 
 class TakesNoNone(torch.autograd.Function):
-    """Two outputs, whose backward fails where a cotangent is None."""
+    """A backward that fails where a cotangent is None."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.set_materialize_grads(False)
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+        return 2 * g
+
+
+class TwoTakeNoNone(torch.autograd.Function):
+    """The same with two outputs."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,10 +188,19 @@ class TakesNoNone(torch.autograd.Function):
 
 
 def test_undefined_gradients() -> None:
-    """A backward must take None for a cotangent, unless that is not asked for."""
+    """A backward must take None for its only cotangent, unless that is not asked for."""
     with pytest.raises(go.GradcheckError, match=r"that of every output is undefined, it raised TypeError"):
         go.gradcheck(TakesNoNone.apply, leaf(3))
     assert go.gradcheck(TakesNoNone.apply, leaf(3), check_undefined_grad=False) is True
+
+
+@pytest.mark.parametrize("undefined", [True, False])
+def test_undefined_gradients_of_some_outputs(undefined: bool) -> None:
+    """It must take None for one of two, as torch asks in any case, which pulls back through each output by itself."""
+    with pytest.raises(TypeError):
+        torch.autograd.gradcheck(TwoTakeNoNone.apply, leaf(3), check_undefined_grad=undefined)
+    with pytest.raises(go.GradcheckError, match=r"linear_outputs: (.|\n)*; without one it raised: unsupported operand"):
+        go.gradcheck(TwoTakeNoNone.apply, leaf(3), check_undefined_grad=undefined)
 
 
 class NoBatches(torch.autograd.Function):

@@ -112,6 +112,7 @@ class _Fresh:
         inputs = [leaf for leaf in leaves if not leaf.is_buffer]
         raised = any(one.dtype != leaf.tensor.dtype for one, leaf in zip(point, inputs, strict=True))
         given = iter(point)
+        differentiated = any(one.requires_grad for one in point)  # then what requires none is frozen
         tensors = []
         for leaf, layout in zip(leaves, self._layouts, strict=True):
             if leaf.is_buffer:
@@ -120,7 +121,7 @@ class _Fresh:
                 continue
             one = next(given)
             # Functions that call autograd themselves need what they are given to require grad, also for values alone.
-            if not one.requires_grad and not _is_dual(one):
+            if not differentiated and not one.requires_grad and not _is_dual(one):
                 one = one.detach().requires_grad_(leaf.requires_grad)
             tensors.append(layout.copy(one))
         return self._call.run(tensors)

@@ -143,17 +143,31 @@ class Originals:
             for place, one in zip(self.places, self._elements, strict=True):
                 self.arguments[place] = one.put_back()
 
-    def recorded(self, point: list[torch.Tensor]) -> Tape:
-        """One run under autograd."""
-        known = self._memory.tape_at(point) if self._memory is not None else None
+    def recorded(self, point: list[torch.Tensor], wanted: Sequence[bool] | None = None) -> Tape:
+        """One run under autograd. `wanted`: which of the tensors require grad, where not all do that are on trial."""
+        known = self._memory.tape_at(point) if self._memory is not None and wanted is None else None
         if known is not None:
             return known
-        with self.placed(point):
+        with self.placed(point), self._frozen(wanted):
             # Not the tensors themselves: another dtype in between gives a tensor another place in autograd's graph.
             tape = Tape(point, self.results(), [edge_of(self.arguments[place]) for place in self.places])
-        if self._memory is not None:
+        if self._memory is not None and wanted is None:
             self._memory.tapes.append(tape)
         return tape
+
+    @contextlib.contextmanager
+    def _frozen(self, wanted: Sequence[bool] | None) -> Iterator[None]:
+        """Those that are not wanted require no grad, for a while."""
+        frozen = []
+        for place, yes in zip(self.places, wanted or (), strict=wanted is not None):
+            one = self.arguments[place]
+            if not yes and one.requires_grad and one.is_leaf:
+                frozen.append(one.requires_grad_(False))
+        try:
+            yield
+        finally:
+            for one in frozen:
+                one.requires_grad_()
 
     def pulled(self, tape: Tape, cotangents: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
         """Gradients by the elements; None where there is no dependence."""
@@ -276,7 +290,9 @@ class _Reverse(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Originals, *point: torch.Tensor) -> Any:
         ctx.run = run
-        ctx.tape = run.recorded([one.detach() for one in point])
+        wanted = ctx.needs_input_grad[1:]
+        some = any(one.requires_grad and not yes for one, yes in zip(run.tensors, wanted, strict=True))
+        ctx.tape = run.recorded([one.detach() for one in point], wanted if some else None)
         ctx.set_materialize_grads(False)
         return tuple(_values(one) for one in ctx.tape.outputs)
 

@@ -8,7 +8,18 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from gradoracle_server.engine import balance, forward, gradients, opinions, raising, shadow, tolerances, trial, verdicts
+from gradoracle_server.engine import (
+    alone,
+    balance,
+    forward,
+    gradients,
+    opinions,
+    raising,
+    shadow,
+    tolerances,
+    trial,
+    verdicts,
+)
 from gradoracle_server.engine.autodiff import pull_back
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.errors import Fault
@@ -108,8 +119,11 @@ def _judgement(
     passes = _passes(case, options)
     rounding = functools.partial(gradients.largest_rounding, case, passes)
     heard: list[Opinion] = []
+    runs = 0
     if case.own and case.weights is None:
         heard = opinions.linearity(tape, chosen, first, again=again, rounding=rounding)
+        frozen, runs = alone.inputs(subject, tape.outputs, chosen, first, rounding)
+        heard += [one for one in (frozen, alone.outputs(tape, chosen, first, rounding)) if one is not None]
         doubted = again is not None and any(one.verdict is Verdict.FAIL for one in heard)
         if doubted and (why := _unsteady(subject, chosen, first)):
             return _non_deterministic(subject, skipped, why)
@@ -127,7 +141,7 @@ def _judgement(
     power = max([one.detection_power for one in reports], default=0.0)
     failed = [Verdict.FAIL for one in heard if one.verdict is Verdict.FAIL]
     verdict = worst_verdict([*(one.verdict for one in reports), *failed])
-    return Report(verdict, _in_order(subject, [*reports, *skipped]), power, passes.count + 2, ladder, heard)
+    return Report(verdict, _in_order(subject, [*reports, *skipped]), power, passes.count + 2 + runs, ladder, heard)
 
 
 def _unrounded(case: Case, tape: Tape) -> Case | None:

@@ -126,10 +126,10 @@ def linearity(
     where a few units in the last place are not all."""
     ask = functools.partial(_asked, tape, cotangents, gradients, rounding)
     found = [ask(_ZERO)]
-    together = _compared("", "", again.doubled, [-2 * g for g in gradients], gradients, rounding) if again else None
+    together = compared("", "", again.doubled, [-2 * g for g in gradients], gradients, rounding) if again else None
     large = None
     if again and again.large is not None:
-        large = _compared(*_TRANSPOSED[:2], again.large, gradients, gradients, rounding)
+        large = compared(*_TRANSPOSED[:2], again.large, gradients, gradients, rounding)
     if together is None or together.verdict is Verdict.FAIL:
         together = ask(_Change("", "", lambda u: _strided(-2 * u), -2.0))
     if together.verdict is Verdict.PASS:  # then each alone is right, too
@@ -260,7 +260,7 @@ def second_linearity(
         return found  # it raised for the cotangents on trial, too
     sentence = "-2 times the cotangent, not contiguous, must give -2 times the second gradient"
     expected = [-2 * one for one in lowered]
-    found.append(_compared("linear_cotangent", sentence, answers, expected, lowered, rounding))
+    found.append(compared("linear_cotangent", sentence, answers, expected, lowered, rounding))
     return found
 
 
@@ -313,7 +313,7 @@ def _answered(
     except Fault as fault:
         raised = f"{sentence}; it raised: {fault.message.rstrip('.')}"
         return Opinion(name, [Verdict.FAIL] * len(expected), math.inf, 0.0, raised)
-    return _compared(name, sentence, answers, expected, typical, rounding)
+    return compared(name, sentence, answers, expected, typical, rounding)
 
 
 def ignores_cotangent(opinions: Sequence[Opinion], place: int) -> bool:
@@ -342,7 +342,7 @@ def batched(
     pairs = [tape.projected([one[k] for one in full]) for k in range(2)]
     both = [torch.stack(rows) for rows in zip(*pairs, strict=True)]
     expected = [torch.stack([one, -2 * one]) for one in gradients]
-    return _compared("batched", sentence, both, expected, expected, rounding)
+    return compared("batched", sentence, both, expected, expected, rounding)
 
 
 def inner(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -355,7 +355,7 @@ def slack(epsilon: float) -> float:
     return RELATIVE if epsilon <= torch.finfo(torch.float64).eps else _ULPS_LOW * epsilon
 
 
-def _compared(
+def compared(
     name: str,
     sentence: str,
     answers: Sequence[torch.Tensor],
@@ -363,6 +363,7 @@ def _compared(
     typical: Sequence[torch.Tensor],
     rounding: Rounding | None = None,
 ) -> Opinion:
+    """An opinion on answers, one an input, against what is `expected`, within rounding of the `typical` gradients."""
     found = Opinion(name, [], 0.0, 0.0, sentence)
     for place, (answer, want, size) in enumerate(zip(answers, expected, typical, strict=True)):
         if torch.equal(answer, want):  # as nearly always, doubling and negating being exact

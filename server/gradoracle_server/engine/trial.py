@@ -76,9 +76,13 @@ class Subject:
     def kinds(self) -> list[str]:
         return [self.plan.spec.inputs[place].structure for place in self.places]
 
-    def tape(self, inputs: Sequence[torch.Tensor] | None = None) -> Tape:
-        """Runs the graph, with the random numbers that every run of this subject draws."""
+    def tape(self, inputs: Sequence[torch.Tensor] | None = None, only: Sequence[int] | None = None) -> Tape:
+        """Runs the graph, with the random numbers that every run of this subject draws. `only`: of the places of the
+        inputs to differentiate by, those that are not frozen."""
         tracked = leaves(self.plan, inputs if inputs is not None else self.inputs)
+        if only is not None:
+            for place in set(self.places).difference(only):
+                tracked[place].requires_grad_(False)
         seed_everything(self.seed, self.plan.device)
         with torch.enable_grad():
             returned = self.plan.program()(tracked)

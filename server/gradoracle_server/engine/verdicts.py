@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from gradoracle_server.engine import (
+    alone,
     curves,
     diagnose,
     evidence,
@@ -364,14 +365,15 @@ class Judge:
         return report
 
     def _misheard(self, report: InputReport, place: int, failed: list[Opinion]) -> InputReport:
-        """Right for the cotangent on trial, and wrong for another."""
+        """Right for the cotangent on trial, with all inputs, and wrong for another, or without them."""
         worst = failed[0]
         report.verdict = Verdict.FAIL
         report.max_error, report.error_bound = worst.error, worst.bound
         report.diagnosis = Diagnosis.UNKNOWN
         if ignores_cotangent(failed, place):
             report.diagnosis = Diagnosis.IGNORES_COTANGENT
-        report.explanation = f"It is not linear in its cotangent: {worst.explanation}."
+        what = "depends on what else is wanted" if worst.name == alone.FROZEN else "is not linear in its cotangent"
+        report.explanation = f"It {what}: {worst.explanation}."
         return report
 
     def _at_kink(self, place: int, examiner: Examiner, gradients: Gradients) -> InputReport:

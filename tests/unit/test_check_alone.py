@@ -1,0 +1,212 @@
+"""Gradients while other inputs are frozen, and of single outputs, the others having no cotangent."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from check_cases import F64, check
+
+import gradoracle as go
+from gradoracle_server.engine.report import Verdict
+
+A, B = torch.tensor([0.3, -0.7, 1.1], dtype=F64), torch.tensor([0.9, 0.4, -1.3], dtype=F64)
+
+
+def product(gradients):
+    """a * b, whose backward is `gradients` of which of the two are wanted, a, b, and the cotangent."""
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, a, b):
+            ctx.save_for_backward(a, b)
+            return a * b
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            return gradients(ctx.needs_input_grad, *ctx.saved_tensors, cotangent)
+
+    return Product.apply
+
+
+def masked(wanted, a, b, g):
+    return g * b if wanted[0] else None, g * a if wanted[1] else None
+
+
+def nested(wanted, a, b, g):
+    """Without the first, the second is forgotten."""
+    return (g * b, g * a if wanted[1] else None) if wanted[0] else (None, None)
+
+
+def shifted(wanted, a, b, g):
+    """What is wanted comes first, wherever it belongs."""
+    found = [one for one, yes in zip((g * b, g * a), wanted, strict=True) if yes]
+    return (*found, *[g for _ in range(2 - len(found))])
+
+
+def raising(wanted, a, b, g):
+    if not all(wanted):
+        raise IndexError("one gradient is missing")
+    return g * b, g * a
+
+
+def named(report):
+    return {one.name: one for one in report.opinions}
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16, torch.complex128])
+def test_a_backward_that_leaves_out_what_is_not_wanted_passes(dtype):
+    def conjugated(wanted, a, b, g):
+        return masked(wanted, a.conj(), b.conj(), g)
+
+    report = check(product(conjugated), A.to(dtype), B.to(dtype))
+    assert report.verdict is Verdict.PASS
+    assert named(report)["frozen"].verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(("gradients", "wrong"), [(nested, ["x1"]), (shifted, ["x1"]), (raising, ["x0", "x1"])])
+def test_a_backward_that_is_wrong_where_an_input_is_frozen(gradients, wrong):
+    """It is right while all are on trial, as gradcheck asks it."""
+    inputs = [one.clone().requires_grad_() for one in (A, B)]
+    assert torch.autograd.gradcheck(product(gradients), inputs)
+    report = check(product(gradients), A, B)
+    assert [one.name for one in report.inputs if one.verdict is Verdict.FAIL] == wrong
+    assert {one.name for one in report.opinions if one.verdict is Verdict.FAIL} == {"frozen"}
+    text = "It depends on what else is wanted: where the other inputs are frozen, the gradient must be the same"
+    assert report.inputs[1].explanation.startswith(text)
+    assert report.inputs[1].max_error > 0.1
+    told = "; it raised: one gradient is missing." if gradients is raising else "."
+    assert report.inputs[1].explanation == text + told
+
+
+def test_it_is_asked_of_what_runs_in_the_callers_process_and_by_gradcheck():
+    """In the caller's own tensors, which are as before."""
+    a, b = A.clone().requires_grad_(), B.clone().requires_grad_()
+    report = go.check(product(nested), a, b)
+    assert {one.name for one in report.opinions if one.verdict is go.Verdict.FAIL} == {"frozen"}
+    assert go.check(product(masked), a, b).verdict is go.Verdict.PASS
+    with pytest.raises(go.GradcheckError, match=r"FAIL {2}frozen: where the other inputs are frozen"):
+        go.gradcheck(product(nested), (a, b))
+    assert go.gradcheck(product(masked), (a, b)) is True
+    assert a.requires_grad
+    assert b.requires_grad
+
+
+def test_inputs_that_are_many_are_frozen_in_groups():
+    """A backward that is wrong unless the last two of twenty are wanted, of which each is in another group."""
+
+    class Sum(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            return torch.stack(inputs).sum(0)
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            wanted = ctx.needs_input_grad
+            return tuple(cotangent * (1.0 if wanted[-1] and wanted[-2] else 0.5) for _ in wanted)
+
+    before = check(Sum.apply, *[A * k for k in range(1, 9)])
+    report = check(Sum.apply, *[A * k for k in range(1, 21)])
+    for one in (before, report):
+        assert all(one.verdict is Verdict.FAIL for one in one.inputs)
+        assert named(one)["frozen"].verdict is Verdict.FAIL
+
+
+def test_one_input_alone_is_not_asked():
+    assert "frozen" not in named(check(torch.sin, A))
+
+
+def test_a_function_that_differentiates_itself():
+    """It cannot be asked where it raises for what requires no grad."""
+
+    def slope(a, b):
+        found = torch.autograd.grad((product(masked)(a**3, b)).sum(), (a, b), create_graph=True)
+        return found[0] + found[1]
+
+    report = go.check(slope, A.clone().requires_grad_(), B.clone().requires_grad_())
+    assert report.verdict is go.Verdict.PASS
+    opinion = named(report)["frozen"]
+    assert opinion.verdict is go.Verdict.INCONCLUSIVE
+    assert "which cannot be asked: " in opinion.explanation
+    assert "does not require grad" in opinion.explanation
+
+
+def test_a_function_that_is_another_one_where_an_input_is_frozen():
+    def both(a, b):
+        return product(masked)(a, b) if a.requires_grad and b.requires_grad else product(masked)(a, b) + 1
+
+    report = go.check(both, A.clone().requires_grad_(), B.clone().requires_grad_())
+    assert named(report)["frozen"].explanation.endswith("which cannot be asked: its outputs are others then")
+    assert report.verdict is go.Verdict.PASS
+
+
+# ---- Outputs
+
+
+def pair(gradient):
+    """x**2 and sin(x), whose backward is `gradient` of x and the two cotangents, None where there is none."""
+
+    class Pair(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(x)
+            return x * x, x.sin()
+
+        @staticmethod
+        def backward(ctx, g, h):
+            return gradient(*ctx.saved_tensors, g, h)
+
+    return Pair.apply
+
+
+def careful(x, g, h):
+    terms = [one * slope for one, slope in ((g, 2 * x), (h, x.cos())) if one is not None]
+    return sum(terms)
+
+
+def hurried(x, g, h):
+    """What is there is passed on as it is."""
+    return h if g is None else g if h is None else careful(x, g, h)
+
+
+def careless(x, g, h):
+    return 2 * x * g + x.cos() * h
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.float16])
+def test_a_backward_that_takes_single_cotangents_passes(dtype):
+    report = check(pair(careful), A.to(dtype))
+    assert report.verdict is Verdict.PASS
+    assert named(report)["linear_outputs"].verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(("gradient", "error"), [(hurried, 0.1), (careless, math.inf)])
+def test_a_backward_that_is_wrong_for_single_cotangents(gradient, error):
+    report = check(pair(gradient), A)
+    assert {one.name for one in report.opinions if one.verdict is Verdict.FAIL} == {"linear_outputs"}
+    text = "It is not linear in its cotangent: what single outputs give, the others having no cotangent, must add up"
+    assert report.inputs[0].explanation.startswith(text)
+    assert report.inputs[0].max_error >= error
+    assert ("without one it raised: unsupported operand" in report.inputs[0].explanation) == (gradient is careless)
+
+
+def test_outputs_that_have_no_gradient_by_themselves():
+    """As singular vectors of complex matrices, whose phases only both together are free of: it raises for zeros, too,
+    so that undefined cotangents are not the reason."""
+
+    def both(x, g, h):
+        if g is None or h is None or not bool(g.any()) or not bool(h.any()):
+            raise RuntimeError("this depends on the phase")
+        return careful(x, g, h)
+
+    report = check(pair(both), A)
+    opinion = named(report)["linear_outputs"]
+    assert opinion.verdict is Verdict.INCONCLUSIVE
+    assert opinion.explanation.endswith(", which cannot be asked: this depends on the phase")
+
+
+def test_one_output_alone_is_not_asked():
+    report = check(pair(hurried), A, cotangents={"out1": torch.ones(3, dtype=F64)})
+    assert "linear_outputs" not in named(report)
