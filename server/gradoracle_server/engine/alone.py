@@ -73,8 +73,8 @@ def _frozen(subject: Subject, outputs: Sequence[torch.Tensor], group: Sequence[i
     itself, or asks what requires grad and so is another one."""
     try:
         run = subject.tape(only=[subject.places[k] for k in group])
-    except Fault as fault:
-        return fault.message.rstrip(".")
+    except Exception as error:  # a function of the caller's own raises what it likes
+        return str(error).rstrip(".") or type(error).__name__
     for one, other in zip(run.outputs, outputs, strict=True):
         wide, like = raised(one.detach()), raised(other.detach())
         if wide.shape != like.shape or not torch.allclose(wide, like, *_SAME, equal_nan=True):
