@@ -71,7 +71,8 @@ def right_case(subject: Subject) -> Case:
 def backwards(subject: Subject) -> Iterator[Case]:
     """Wrong backwards of a subject."""
     for fault, wrong in wrongs.faults(subject).items():
-        yield Case(fault, planted(subject.function, wrong), subject.inputs, subject, wrong)
+        asked = None if fault == wrongs.FROZEN else wrong  # nothing is frozen in jax
+        yield Case(fault, planted(subject.function, wrong), subject.inputs, subject, asked)
 
 
 def claims(subject: Subject) -> Iterator[Case]:

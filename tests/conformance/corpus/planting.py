@@ -11,7 +11,7 @@ from conformance.corpus.subjects import pulled
 
 Forward = Callable[..., torch.Tensor]
 Wrong = Callable[[Sequence[torch.Tensor], torch.Tensor, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
-"""(inputs, cotangent, right gradients) -> gradients."""
+"""(inputs, which require grad where they do for the caller, cotangent, right gradients) -> gradients."""
 
 
 def right(inputs: Sequence[torch.Tensor], cotangent: torch.Tensor, found: Any) -> Any:
@@ -35,7 +35,8 @@ def planted(forward: Forward, wrong: Wrong) -> Forward:
 
         @staticmethod
         def backward(ctx: Any, cotangent: torch.Tensor) -> Any:
-            inputs = [one.detach().requires_grad_() for one in ctx.saved_tensors]
+            pairs = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
+            inputs = [one.detach().requires_grad_(wanted) for one, wanted in pairs]
             return wrong(inputs, cotangent, pulled(forward, inputs, cotangent))
 
     return Planted.apply

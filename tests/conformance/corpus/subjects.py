@@ -40,11 +40,13 @@ class Subject:
 def pulled(
     function: Callable[..., torch.Tensor], tracked: Sequence[torch.Tensor], cotangent: torch.Tensor, **options: Any
 ) -> tuple[torch.Tensor, ...]:
-    """Autograd's gradients of a function by inputs that require grad; zeros where there is no dependence."""
+    """Autograd's gradients of a function by inputs; zeros where there is no dependence, or no grad is required."""
+    live = [one for one in tracked if one.requires_grad]
     with torch.enable_grad():
         output = function(*tracked)
-        found = torch.autograd.grad(output, tracked, cotangent, allow_unused=True, **options)
-    return tuple(torch.zeros_like(a) if b is None else b for a, b in zip(tracked, found, strict=True))
+        found = iter(torch.autograd.grad(output, live, cotangent, allow_unused=True, **options))
+    pulled = [next(found) if one.requires_grad else None for one in tracked]
+    return tuple(torch.zeros_like(a) if b is None else b for a, b in zip(tracked, pulled, strict=True))
 
 
 def subjects(name: str, dtype: torch.dtype, *, seeded: bool = True) -> Iterator[Subject]:

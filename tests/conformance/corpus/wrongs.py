@@ -20,6 +20,8 @@ _ROUNDING = 1e-13  # of the largest element of a gradient
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
+FROZEN = "wrong while another input is frozen"
+
 TINY = "negligible element * (1 + 1e-8)"
 """Reported, and not wanted."""
 
@@ -81,7 +83,18 @@ def faults(subject: Subject) -> dict[str, Wrong]:
     for name, wrong in _of_some(subject, place):
         if bites(subject, wrong):
             wrongs[name] = wrong
+    if len(subject.inputs) > 1 and (half := wrongs.get("factor 0.5")) is not None:
+        wrongs[FROZEN] = _frozen(half)
     return wrongs
+
+
+def _frozen(wrong: Wrong) -> Wrong:
+    """Only where not all inputs require grad."""
+
+    def otherwise(inputs: Sequence[torch.Tensor], cotangent: torch.Tensor, right: Any) -> tuple[torch.Tensor, ...]:
+        return tuple(right) if all(one.requires_grad for one in inputs) else wrong(inputs, cotangent, right)
+
+    return otherwise
 
 
 def _everywhere(subject: Subject, place: int, sizes: torch.Tensor) -> Iterator[tuple[str, Wrong]]:
