@@ -29,7 +29,8 @@ def gradient(minimal: Minimal) -> torch.Tensor:
     """Eager torch's."""
     tracked = [one.clone().requires_grad_() for one in minimal.inputs]
     value = minimal.function(*tracked)
-    found = torch.autograd.grad(value, tracked, torch.ones_like(value), create_graph=minimal.order == 2)
+    ones, again = torch.ones_like(value), minimal.order == 2
+    found = torch.autograd.grad(value, tracked, ones, create_graph=again, materialize_grads=True)
     if minimal.order == 2:
         found = torch.autograd.grad(found[0].sum(), tracked)
     return found[minimal.place]

@@ -20,6 +20,9 @@ KNOWN = (
     Known("as_strided_scatter", "the source's places have a gradient by the overwritten input, too"),
     Known("as_strided.partial_views", "elements beside the view that as_strided is called on have a gradient of 0"),
     Known("nn.functional.hardsigmoid", "its slope is float32's 1/6", dtypes=("float64",)),
+    Known(
+        "native_group_norm", "without a cotangent of the output, its mean and deviation have no gradient", orders=(1,)
+    ),
     Known("normal*", "0 by its mean and its standard deviation, by decision, though its samples move with them"),
     Known("nn.functional.max_unpool[123]d", "of copies that overwrite each other, each gets a gradient"),
     Known("nn.functional.linear_cross_entropy.chunked*", "the second derivative is lost", orders=(2,)),

@@ -119,6 +119,16 @@ MINIMAL = (
         lambda x: x[0] / 6 + mpmath.mpf(1) / 2,
     ),
     Minimal(
+        "native_group_norm, its mean",
+        "`native_group_norm(x, None, None, 1, 1, 2, 1, 0.0)[1]`",
+        "where the normalized output has no cotangent, the mean has no gradient, and neither has the deviation",
+        lambda x: torch.native_group_norm(x, None, None, 1, 1, 2, 1, 0.0)[1],
+        (_f64([[[1.0, 3.0]]]),),
+        0,
+        [[[0.0, 0.0]]],
+        lambda x: (x[0] + x[1]) / 2,
+    ),
+    Minimal(
         "celu",
         "`celu(x, 1.3)` at -0.7 in float64",
         "alpha is taken in single precision",
