@@ -57,7 +57,7 @@ def inputs(
             why = why or f"{_INPUTS}; it raised: {fault.message.rstrip('.')}"
             found = [torch.full_like(one, math.nan) for one in gradients]
         for k in group:
-            answers[k] = found[k]
+            answers[k] = found[k].clone()  # of what a kernel keeps, and may write to in its next run
     opinion = compared(FROZEN, _INPUTS, answers, gradients, gradients, rounding)
     if opinion.verdict is Verdict.FAIL:
         if why:
