@@ -76,6 +76,8 @@ def gradcheck(
       that is not proven passes without that warning.
     - float32 and lower precisions are judged by their own rounding.
     - Faults are not looked for in elements of less than a ten-thousandth of the largest of their input.
+    - The gradient by each input must be the same while the others require no grad, as in a net of which layers are
+      frozen. Where a run says that it is another function then, that is not asked.
     - What draws random numbers draws the same ones in every run, and is differentiated as it is then.
     - Of a sparse input every element is on trial, those too that it leaves out, and with `masked=True` its values only,
       whatever the gradient says elsewhere. The values are named "x.values".
