@@ -22,6 +22,9 @@ from gradoracle.tracing.originals import Originals
 _LAYOUTS = frozenset({"linear_strided", "linear_transposed", "linear_expanded", "linear_cotangent"})
 """The opinions on what a backward makes of cotangents that are not contiguous."""
 
+_PARTS = frozenset({"frozen", "linear_outputs"})
+"""Those on what it makes of inputs and outputs one at a time, which no recorded gradient tells."""
+
 
 def report(run: Originals, *, batched: bool) -> CheckReport:
     """The report on a function's gradients."""
@@ -36,18 +39,19 @@ def report(run: Originals, *, batched: bool) -> CheckReport:
     found = _of_graph(graph, run)
     if not graph.message.functions:
         return found
-    # A gradient is recorded for contiguous cotangents. What the function makes of others, it is asked itself.
+    # A gradient is recorded for contiguous cotangents of all outputs, by all inputs. What the function makes of others,
+    # it is asked itself.
     own = _in_process(run, raisable=False)
-    if _stumbles(own):
+    if _stumbles(own, _LAYOUTS | _PARTS):
         return own
     if not _stumbles(found):
         return found
     return _of_graph(Graph.from_message(with_contiguous_cotangents(graph.message)), run)
 
 
-def _stumbles(found: CheckReport) -> set[str]:
-    """Which cotangents that are not contiguous give something else, or an error."""
-    return {one.name for one in found.opinions if one.name in _LAYOUTS and one.verdict is Verdict.FAIL}
+def _stumbles(found: CheckReport, asked: frozenset[str] = _LAYOUTS) -> set[str]:
+    """Which of these opinions say that the gradients are wrong; by default, of those on cotangents' layouts."""
+    return {one.name for one in found.opinions if one.name in asked and one.verdict is Verdict.FAIL}
 
 
 def _in_process(run: Originals, *, raisable: bool, batched: bool = False) -> CheckReport:

@@ -150,24 +150,29 @@ class Originals:
             return known
         with self.placed(point), self._frozen(wanted):
             # Not the tensors themselves: another dtype in between gives a tensor another place in autograd's graph.
-            tape = Tape(point, self.results(), [edge_of(self.arguments[place]) for place in self.places])
+            tape = Tape(point, self.results(), [edge_of(self.arguments[place]) for place in self.places], wanted)
         if self._memory is not None and wanted is None:
             self._memory.tapes.append(tape)
         return tape
 
     @contextlib.contextmanager
     def _frozen(self, wanted: Sequence[bool] | None) -> Iterator[None]:
-        """Those that are not wanted require no grad, for a while."""
+        """Those that are not wanted require no grad, for a while; what is no leaf has a stand-in."""
         frozen = []
         for place, yes in zip(self.places, wanted or (), strict=wanted is not None):
             one = self.arguments[place]
-            if not yes and one.requires_grad and one.is_leaf:
+            if yes or not one.requires_grad:
+                continue
+            if one.is_leaf:
                 frozen.append(one.requires_grad_(False))
+            else:
+                self.arguments[place] = one.detach()
         try:
             yield
         finally:
             for one in frozen:
-                one.requires_grad_()
+                # A function may have written into it, as it may not into a leaf that requires grad.
+                (one if one.is_leaf else one.detach_()).requires_grad_()
 
     def pulled(self, tape: Tape, cotangents: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
         """Gradients by the elements; None where there is no dependence."""
@@ -179,7 +184,7 @@ class Originals:
         roots, weights = [o for o, _ in pairs], [u for _, u in pairs]
 
         def attempt() -> list[torch.Tensor | None]:
-            with self.placed(tape.point):
+            with self.placed(tape.point), self._frozen(tape.wanted):  # which a backward may run the function again for
                 # What torch.autograd.grad calls in the end. Around that, torch takes away the modes that hold.
                 found = torch.autograd.Variable._execution_engine.run_backward(
                     tuple(roots),
@@ -235,6 +240,7 @@ class Tape:
     point: list[torch.Tensor]
     outputs: list[torch.Tensor]
     edges: list[Any]
+    wanted: Sequence[bool] | None = None
 
 
 class _Memory:

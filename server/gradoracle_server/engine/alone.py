@@ -9,15 +9,13 @@ leaves out.
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from collections.abc import Sequence
 
 import torch
 
-from gradoracle_server.engine.errors import Fault
-from gradoracle_server.engine.opinions import Cotangents, Rounding, compared
+from gradoracle_server.engine.errors import Fault, listed
+from gradoracle_server.engine.opinions import ROUNDED, Cotangents, Rounding, compared
 from gradoracle_server.engine.raising import raised
 from gradoracle_server.engine.report import Opinion, Verdict
 from gradoracle_server.engine.trial import Subject, Tape
@@ -25,12 +23,12 @@ from gradoracle_server.engine.trial import Subject, Tape
 FROZEN = "frozen"
 """The name of the opinion on inputs."""
 
+_SINGLE = "linear_outputs"
+
 _GROUPS = 8  # that inputs, or outputs, are asked for in, at the most
 
-_SAME = 1e-2, 1e-5  # relative and absolute, within which outputs are those of the same function, in float16, too
-
-_INPUTS = "where the other inputs are frozen, the gradient must be the same"
-_OUTPUTS = "what single outputs give, the others having no cotangent, must add up to what all give"
+_INPUTS = "where other inputs are frozen, the gradient must be the same"
+_OUTPUTS = "what some outputs give, the others having no cotangent, must be what they give while theirs are 0"
 
 
 def inputs(
@@ -39,74 +37,130 @@ def inputs(
     cotangents: Cotangents,
     gradients: Sequence[torch.Tensor],
     rounding: Rounding | None,
+    *,
+    thorough: bool = False,
 ) -> tuple[Opinion | None, int]:
-    """Gradients of runs in which only one of the inputs requires grad, against `outputs` and `gradients`, those of a
-    run in which all do; and how many such runs there were. None where there is one input only."""
+    """Gradients of runs in which only some of the inputs require grad, against `outputs` and `gradients`, those of a
+    run in which all do; and how many such runs there were. None where there is one input only.
+
+    Each input is asked for by itself, or, where there are more than eight, every eighth together; if `thorough`, all
+    but those, too.
+    """
     if len(subject.places) < 2:
         return None, 0
-    answers, unasked, why = list(gradients), "", ""
-    groups = _groups(range(len(subject.places)))
+    every = range(len(subject.places))
+    groups = _groups(every)
+    if thorough and len(every) > 2:
+        groups += [[k for k in every if k not in group] for group in groups]
+    opinion, unasked = Opinion(FROZEN, [Verdict.PASS] * len(every), 0.0, 0.0, _INPUTS), ""
     for group in groups:
         run = _frozen(subject, outputs, group)
         if isinstance(run, str):
             unasked = unasked or run
             continue
+        answers, why = list(gradients), ""
         try:
-            found = run.pull(cotangents)
+            for k, answer in enumerate(run.pull(cotangents)):
+                if k in group:
+                    answers[k] = answer
         except Fault as fault:
-            why = why or f"{_INPUTS}; it raised: {fault.message.rstrip('.')}"
-            found = [torch.full_like(one, math.nan) for one in gradients]
-        for k in group:
-            answers[k] = found[k].clone()  # of what a kernel keeps, and may write to in its next run
-    opinion = compared(FROZEN, _INPUTS, answers, gradients, gradients, rounding)
-    if opinion.verdict is Verdict.FAIL:
-        if why:
-            opinion.explanation, opinion.error, opinion.bound = why, math.inf, 0.0
-    elif unasked:
-        opinion.verdicts = [Verdict.INCONCLUSIVE] * len(gradients)
+            why = f"{_INPUTS}; by {listed([subject.names[k] for k in group])} alone it raised: {fault.message}"
+            for k in group:
+                answers[k] = torch.full_like(gradients[k], math.inf)
+        found = compared(FROZEN, why.rstrip(".") or _INPUTS, answers, gradients, gradients, _wider(gradients, rounding))
+        _take(opinion, found)
+    if unasked and opinion.verdict is Verdict.PASS:
+        opinion.verdicts = [Verdict.INCONCLUSIVE] * len(every)
         opinion.explanation = f"{_INPUTS}, which cannot be asked: {unasked}"
     return opinion, len(groups)
 
 
+def _take(opinion: Opinion, found: Opinion) -> None:
+    """Adds what one run says to the opinion; its figures and words are those of the first that fails."""
+    if opinion.verdict is Verdict.PASS and (found.verdict is Verdict.FAIL or found.error > opinion.error):
+        opinion.error, opinion.bound, opinion.explanation = found.error, found.bound, found.explanation
+    pairs = zip(opinion.verdicts, found.verdicts, strict=True)
+    opinion.verdicts = [Verdict.FAIL if Verdict.FAIL in pair else pair[0] for pair in pairs]
+
+
+def _wider(gradients: Sequence[torch.Tensor], rounding: Rounding | None) -> Rounding:
+    """In low precision another kernel may run where an input is frozen, as `scaled_dot_product_attention` has one,
+    which rounds in another way: half of the digits then have to be the same."""
+
+    def allowed(place: int) -> float:
+        usual = rounding(place) if rounding is not None else 0.0
+        gradient = gradients[place]
+        epsilon = torch.finfo(gradient.dtype).eps
+        if epsilon <= torch.finfo(torch.float64).eps:
+            return usual
+        size = torch.where(gradient.isfinite(), gradient.abs(), 0.0).max()
+        return max(usual, math.sqrt(epsilon) * float(size) / ROUNDED)
+
+    return allowed
+
+
 def _frozen(subject: Subject, outputs: Sequence[torch.Tensor], group: Sequence[int]) -> Tape | str:
     """A run in which only inputs of a group require grad; why there is none, as of a function that calls autograd
-    itself, or asks what requires grad and so is another one."""
+    itself, or asks what requires grad and so computes something else, or in another way: only the same bits say that it
+    is the same function."""
+    other = "its outputs are others then, if only in their last places"
     try:
         run = subject.tape(only=[subject.places[k] for k in group])
+        pairs = list(zip(run.outputs, outputs, strict=True))
+        return run if all(_is_same(one.detach(), two.detach()) for one, two in pairs) else other
+    except ValueError:
+        return "it has other outputs then"
     except Exception as error:  # a function of the caller's own raises what it likes
         return str(error).rstrip(".") or type(error).__name__
-    for one, other in zip(run.outputs, outputs, strict=True):
-        if torch.equal(one, other):  # as nearly always
-            continue
-        wide, like = raised(one.detach()), raised(other.detach())
-        if wide.shape != like.shape or not torch.allclose(wide, like, *_SAME, equal_nan=True):
-            return "its outputs are others then"
-    return run
+
+
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if torch.equal(one, other):
+        return True
+    wide, like = raised(one), raised(other)
+    return wide.shape == like.shape and bool(((wide == like) | (wide.isnan() & like.isnan())).all())
 
 
 def outputs(
     tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor], rounding: Rounding | None
 ) -> Opinion | None:
-    """The sum of what the cotangents of single outputs give, against `gradients`, which all of them give together. None
-    where one output alone has one."""
-    name = "linear_outputs"
+    """Pull-backs of the cotangents of single outputs, the others having none: their sum against `gradients`, which all
+    give together, and where that is another one, against that for cotangents of 0 in place of none, because what
+    cancels in the sum may round in its parts. None where one output alone has a cotangent.
+
+    Each output is asked for by itself, or, where there are more than eight, every eighth together.
+    """
     pairs = enumerate(zip(tape.outputs, cotangents, strict=True))
     live = [place for place, (output, one) in pairs if one is not None and output.requires_grad]
     if len(live) < 2:
         return None
-    parts = []
-    for group in _groups(live):
-        part = [one if place in group else None for place, one in enumerate(cotangents)]
+    parts = [[one if place in group else None for place, one in enumerate(cotangents)] for group in _groups(live)]
+    sums, sizes = [torch.zeros_like(g) for g in gradients], [torch.zeros_like(g) for g in gradients]
+    for part in parts:
         try:
-            # Of what a kernel keeps, and may write to in its next pull-back, only copies last.
-            parts.append([one.clone() for one in tape.pull(part)])
+            answers = tape.pull(part)
         except Fault as fault:
-            return Opinion(name, *_raised(tape, cotangents, part, fault))
-    sums, sizes = (
-        [functools.reduce(operator.add, of_input) for of_input in zip(*terms, strict=True)]
-        for terms in (parts, [[one.abs() for one in part] for part in parts])
-    )
-    return compared(name, _OUTPUTS, sums, gradients, sizes, rounding)
+            return Opinion(_SINGLE, *_raised(tape, cotangents, part, fault))
+        sums = [one + answer for one, answer in zip(sums, answers, strict=True)]
+        sizes = [one + answer.abs() for one, answer in zip(sizes, answers, strict=True)]
+    found = compared(_SINGLE, _OUTPUTS, sums, gradients, sizes, rounding)
+    if found.verdict is not Verdict.FAIL:
+        return found
+    zeros = [torch.zeros_like(g) for g in gradients]
+    for part in parts:
+        try:
+            zeros = [one + more for one, more in zip(zeros, tape.pull(_zeroed(cotangents, part)), strict=True)]
+        except Fault as fault:
+            text = f"{_OUTPUTS}, which cannot be asked: {fault.message.rstrip('.')}"
+            return Opinion(_SINGLE, [Verdict.INCONCLUSIVE] * len(gradients), 0.0, 0.0, text)
+    return compared(_SINGLE, _OUTPUTS, sums, zeros, sizes, rounding)
+
+
+def _zeroed(cotangents: Cotangents, part: Cotangents) -> list[torch.Tensor | None]:
+    return [
+        torch.zeros_like(whole) if one is None and whole is not None else one
+        for one, whole in zip(part, cotangents, strict=True)
+    ]
 
 
 def _raised(
@@ -114,12 +168,8 @@ def _raised(
 ) -> tuple[list[Verdict], float, float, str]:
     """What is said where single outputs make the backward raise: nothing where it raises for zeros in place of no
     cotangents as well, as that of singular vectors does, of which one without the other has no gradient."""
-    zeros = [
-        torch.zeros_like(whole) if one is None and whole is not None else one
-        for one, whole in zip(part, cotangents, strict=True)
-    ]
     try:
-        tape.pull(zeros)
+        tape.pull(_zeroed(cotangents, part))
     except Fault:
         text = f"{_OUTPUTS}, which cannot be asked: {fault.message.rstrip('.')}"
         return [Verdict.INCONCLUSIVE] * len(tape.targets), 0.0, 0.0, text

@@ -122,7 +122,8 @@ def _judgement(
     runs = 0
     if case.own and case.weights is None:
         heard = opinions.linearity(tape, chosen, first, again=again, rounding=rounding)
-        frozen, runs = alone.inputs(subject, tape.outputs, chosen, first, rounding)
+        thorough = options.mode is Mode.FULL
+        frozen, runs = alone.inputs(subject, tape.outputs, chosen, first, rounding, thorough=thorough)
         heard += [one for one in (frozen, alone.outputs(tape, chosen, first, rounding)) if one is not None]
         doubted = again is not None and any(one.verdict is Verdict.FAIL for one in heard)
         if doubted and (why := _unsteady(subject, chosen, first)):
