@@ -158,21 +158,26 @@ class Originals:
     @contextlib.contextmanager
     def _frozen(self, wanted: Sequence[bool] | None) -> Iterator[None]:
         """Those that are not wanted require no grad, for a while; what is no leaf has a stand-in."""
+        if wanted is None:
+            yield
+            return
         frozen = []
-        for place, yes in zip(self.places, wanted or (), strict=wanted is not None):
-            one = self.arguments[place]
-            if yes or not one.requires_grad:
-                continue
-            if one.is_leaf:
-                frozen.append(one.requires_grad_(False))
-            else:
-                self.arguments[place] = one.detach()
+        with _no_modes() if torch._C._len_torch_function_stack() else _AS_IT_IS:
+            for place, yes in zip(self.places, wanted, strict=True):
+                one = self.arguments[place]
+                if yes or not one.requires_grad:
+                    continue
+                if one.is_leaf:
+                    frozen.append(one.requires_grad_(False))
+                else:
+                    self.arguments[place] = one.detach()
         try:
             yield
         finally:
-            for one in frozen:
-                # A function may have written into it, as it may not into a leaf that requires grad.
-                (one if one.is_leaf else one.detach_()).requires_grad_()
+            with _no_modes() if torch._C._len_torch_function_stack() else _AS_IT_IS:
+                for one in frozen:
+                    # A function may have written into it, as it may not into a leaf that requires grad.
+                    (one if one.is_leaf else one.detach_()).requires_grad_()
 
     def pulled(self, tape: Tape, cotangents: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
         """Gradients by the elements; None where there is no dependence."""

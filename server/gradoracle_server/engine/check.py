@@ -26,7 +26,7 @@ from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import bind, has_gradient
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.phases import Phases
-from gradoracle_server.engine.plan import Plan
+from gradoracle_server.engine.plan import NOTHING_AROUND, Plan
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.report import InputReport, Mode, Opinion, Report, Rung, Verdict, worst_verdict
 from gradoracle_server.engine.selection import dtype_name
@@ -122,8 +122,7 @@ def _judgement(
     runs = 0
     if case.own and case.weights is None:
         heard = opinions.linearity(tape, chosen, first, again=again, rounding=rounding)
-        thorough = options.mode is Mode.FULL
-        frozen, runs = alone.inputs(subject, tape.outputs, chosen, first, rounding, thorough=thorough)
+        frozen, runs = _while_frozen(case, tape, first, rounding, thorough=options.mode is Mode.FULL)
         heard += [one for one in (frozen, alone.outputs(tape, chosen, first, rounding)) if one is not None]
         doubted = again is not None and any(one.verdict is Verdict.FAIL for one in heard)
         if doubted and (why := _unsteady(subject, chosen, first)):
@@ -143,6 +142,23 @@ def _judgement(
     failed = [Verdict.FAIL for one in heard if one.verdict is Verdict.FAIL]
     verdict = worst_verdict([*(one.verdict for one in reports), *failed])
     return Report(verdict, _in_order(subject, [*reports, *skipped]), power, passes.count + 2 + runs, ladder, heard)
+
+
+def _while_frozen(
+    case: Case, tape: Tape, first: list[torch.Tensor], rounding: opinions.Rounding, *, thorough: bool
+) -> tuple[Opinion | None, int]:
+    """What is said of frozen inputs, and the runs for it. In low precision it is asked of the float64 shadow, where
+    there is one: what a backward leaves out, it leaves out there, too, and where another kernel runs for frozen inputs,
+    as torch's attention has one, those round alike. Not of one that torch raises on the way, which is not itself there."""
+    if case.twin is case.subject or not case.faithful or case.twin.plan.around is not NOTHING_AROUND:
+        return alone.inputs(case.subject, tape.outputs, case.cotangents, first, rounding, thorough=thorough)
+
+    def moved(place: int) -> float:
+        return float(case.spread(place, inside=True, epsilon=torch.finfo(torch.float64).eps).max())
+
+    run = case.twin.tape()
+    found, runs = alone.inputs(case.twin, run.outputs, case.twin_cotangents, case.reference, moved, thorough=thorough)
+    return found, runs + 1
 
 
 def _unrounded(case: Case, tape: Tape) -> Case | None:
