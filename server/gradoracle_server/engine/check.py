@@ -149,7 +149,7 @@ def _while_frozen(
 ) -> tuple[Opinion | None, int]:
     """What is said of frozen inputs, and the runs for it. In low precision it is asked of the float64 shadow, where
     there is one: what a backward leaves out, it leaves out there, too, and where another kernel runs for frozen inputs,
-    as torch's attention has one, those round alike. Not of one that torch raises on the way, which is not itself there."""
+    as torch's attention has one, those round alike. Not of one that torch raises on the way."""
     if case.twin is case.subject or not case.faithful or case.twin.plan.around is not NOTHING_AROUND:
         return alone.inputs(case.subject, tape.outputs, case.cotangents, first, rounding, thorough=thorough)
 
