@@ -148,7 +148,8 @@ class Opinion:
     "linear_scaled", "linear_cotangent", "linear_outputs", "frozen", "second_by_cotangent", "forward_mode", "batched" or
     "taylor"; check.proto says what each is."""
     verdict: Verdict
-    """PASS, FAIL, or INCONCLUSIVE where the operators have no such derivative, or where "taylor" does not show."""
+    """PASS, FAIL, or INCONCLUSIVE where the operators have no such derivative, where "taylor" does not show, or where
+    the function is another one while inputs are "frozen"."""
     error: float
     """How far the gradients are from obeying it."""
     error_bound: float

@@ -46,6 +46,11 @@ def shifted(wanted, a, b, g):
     return (*found, *[g for _ in range(2 - len(found))])
 
 
+def asking(wanted, a, b, g):
+    """What it has saved says whether a is frozen."""
+    return g * b, g * a if a.requires_grad else None
+
+
 def raising(wanted, a, b, g):
     if not all(wanted):
         raise IndexError("one gradient is missing")
@@ -176,21 +181,7 @@ def test_a_checkpoint_is_run_again_with_the_same_inputs_frozen():
 
 @pytest.mark.parametrize("mode", ["float32", "cast", "no leaf", "saved"])
 def test_gradcheck_finds_it_in_whatever_it_is_given(mode):
-    wrong = product(nested)
-    if mode == "saved":
-
-        class Product(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, a, b):
-                ctx.save_for_backward(a, b)
-                return a * b
-
-            @staticmethod
-            def backward(ctx, g):
-                a, b = ctx.saved_tensors
-                return g * b, g * a if a.requires_grad else None
-
-        wrong = Product.apply
+    wrong = product(asking if mode == "saved" else nested)
     a, b = leaves()
     function = wrong
     if mode in ("float32", "cast"):
@@ -221,7 +212,20 @@ def test_a_function_that_returns_less_where_an_input_is_frozen():
 
     report = go.check(penalized, *leaves())
     assert report.verdict is go.Verdict.PASS
-    assert named(report)["frozen"].verdict is go.Verdict.INCONCLUSIVE
+    opinion = named(report)["frozen"]
+    assert opinion.verdict is go.Verdict.INCONCLUSIVE
+    assert opinion.explanation.endswith("which cannot be asked: it has 1 outputs then, not 2")
+
+
+def test_what_a_function_raises_while_an_input_is_frozen_is_told():
+    def stern(a, b):
+        if not (a.requires_grad and b.requires_grad):
+            raise ValueError("both must require grad.")
+        return product(masked)(a, b)
+
+    opinion = named(go.check(stern, *leaves()))["frozen"]
+    assert opinion.verdict is go.Verdict.INCONCLUSIVE
+    assert opinion.explanation.endswith("which cannot be asked: both must require grad")
 
 
 def test_what_is_written_into_a_frozen_leaf():
@@ -247,6 +251,23 @@ def test_another_kernel_for_frozen_inputs_is_no_fault(dtype, seed):
     attention = torch.nn.functional.scaled_dot_product_attention
     report = check(lambda q, k, v, mask: attention(q, k, v, attn_mask=mask), q, k, v, mask)
     assert named(report)["frozen"].verdict is not Verdict.FAIL
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nor_where_a_function_casts_on_its_way(seed):
+    """It has no float64 shadow that is itself."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = [(4 * torch.randn(1, 2, 5, 4, generator=generator)).requires_grad_() for _ in range(3)]
+    inputs.append(torch.randn(5, 5, generator=generator).requires_grad_())
+    attention, same = torch.nn.functional.scaled_dot_product_attention, product(masked)
+
+    def function(q, k, v, mask):
+        q, k, v, mask = (one.bfloat16() for one in (q, k, v, mask))
+        found = attention(q, k, v, attn_mask=mask)
+        return same(found, torch.ones_like(found))
+
+    report = go.check(function, *inputs)
+    assert named(report)["frozen"].verdict is not go.Verdict.FAIL
 
 
 # ---- Outputs
@@ -325,6 +346,19 @@ def test_rounding_that_cancels_in_the_sum_of_outputs_is_no_fault(seed):
 
     x = torch.randn(7, generator=torch.Generator().manual_seed(seed))
     assert named(check(function, x))["linear_outputs"].verdict is Verdict.PASS
+
+
+def test_what_cannot_be_asked_with_zeros_is_not_said_to_be_wrong():
+    """Other numbers for none, and an error for zeros."""
+
+    def strict(x, g, h):
+        if any(one is not None and not bool(one.any()) for one in (g, h)):
+            raise RuntimeError("a cotangent is zero.")
+        return hurried(x, g, h)
+
+    opinion = named(check(pair(strict), A))["linear_outputs"]
+    assert opinion.verdict is Verdict.INCONCLUSIVE
+    assert opinion.explanation.endswith(", which cannot be asked: a cotangent is zero")
 
 
 def test_one_output_alone_is_not_asked():

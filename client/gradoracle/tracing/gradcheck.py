@@ -329,7 +329,7 @@ def _forgiven(one: InputReport, report: CheckReport, asked: _Asked) -> bool:
         return one.max_error <= asked.nondet_tol
     # Not Taylor's remainder, which says once more that the numbers are off.
     failed = [two for two in report.opinions if two.verdict is Verdict.FAIL]
-    crooked = [two for two in failed if two.name.startswith("linear_") or two.name == "frozen"]
+    crooked = [two for two in failed if two.name.startswith("linear_") or two.name in judged.PARTS]
     if one.diagnosis is Diagnosis.IGNORES_COTANGENT or any(two.error > asked.nondet_tol for two in crooked):
         return False
     return all(row.error <= max(asked.nondet_tol, asked.atol + asked.rtol * abs(row.numerical)) for row in one.worst)

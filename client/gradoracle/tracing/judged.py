@@ -22,7 +22,7 @@ from gradoracle.tracing.originals import Originals
 _LAYOUTS = frozenset({"linear_strided", "linear_transposed", "linear_expanded", "linear_cotangent"})
 """The opinions on what a backward makes of cotangents that are not contiguous."""
 
-_PARTS = frozenset({"frozen", "linear_outputs"})
+PARTS = frozenset({"frozen", "linear_outputs"})
 """Those on what it makes of inputs and outputs one at a time, which no recorded gradient tells."""
 
 
@@ -42,7 +42,7 @@ def report(run: Originals, *, batched: bool) -> CheckReport:
     # A gradient is recorded for contiguous cotangents of all outputs, by all inputs. What the function makes of others,
     # it is asked itself.
     own = _in_process(run, raisable=False)
-    if _stumbles(own, _LAYOUTS | _PARTS):
+    if _stumbles(own, _LAYOUTS | PARTS):
         return own
     if not _stumbles(found):
         return found

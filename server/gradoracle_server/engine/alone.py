@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from gradoracle_server.engine.errors import Fault, listed
-from gradoracle_server.engine.opinions import ROUNDED, Cotangents, Rounding, compared
+from gradoracle_server.engine.opinions import Cotangents, Rounding, compared
 from gradoracle_server.engine.raising import raised
 from gradoracle_server.engine.report import Opinion, Verdict
 from gradoracle_server.engine.trial import Subject, Tape
@@ -58,21 +58,31 @@ def inputs(
         if isinstance(run, str):
             unasked = unasked or run
             continue
-        answers, why = list(gradients), ""
-        try:
-            for k, answer in enumerate(run.pull(cotangents)):
-                if k in group:
-                    answers[k] = answer
-        except Fault as fault:
-            why = f"{_INPUTS}; by {listed([subject.names[k] for k in group])} alone it raised: {fault.message}"
-            for k in group:
-                answers[k] = torch.full_like(gradients[k], math.inf)
-        found = compared(FROZEN, why.rstrip(".") or _INPUTS, answers, gradients, gradients, _wider(gradients, rounding))
+        answers, why = _answers(subject, run, group, cotangents, gradients)
+        found = compared(FROZEN, why.rstrip(".") or _INPUTS, answers, gradients, gradients, rounding)
+        if found.verdict is Verdict.FAIL and not why and _may_be_rounding(found, answers, gradients, group):
+            unasked = unasked or "in this precision another gradient may be rounding of another kernel"
+            continue
         _take(opinion, found)
     if unasked and opinion.verdict is Verdict.PASS:
         opinion.verdicts = [Verdict.INCONCLUSIVE] * len(every)
         opinion.explanation = f"{_INPUTS}, which cannot be asked: {unasked}"
     return opinion, len(groups)
+
+
+def _answers(
+    subject: Subject, run: Tape, group: Sequence[int], cotangents: Cotangents, gradients: Sequence[torch.Tensor]
+) -> tuple[list[torch.Tensor], str]:
+    """The gradients, those by inputs of the group being the run's; infinite, with what is said, where it raises."""
+    answers, why = list(gradients), ""
+    try:
+        found = run.pull(cotangents)
+    except Fault as fault:
+        why = f"{_INPUTS}; by {listed([subject.names[k] for k in group])} alone it raised: {fault.message}"
+        found = [torch.full_like(one, math.inf) for one in gradients]
+    for k in group:
+        answers[k] = found[k]
+    return answers, why
 
 
 def _take(opinion: Opinion, found: Opinion) -> None:
@@ -83,20 +93,15 @@ def _take(opinion: Opinion, found: Opinion) -> None:
     opinion.verdicts = [Verdict.FAIL if Verdict.FAIL in pair else pair[0] for pair in pairs]
 
 
-def _wider(gradients: Sequence[torch.Tensor], rounding: Rounding | None) -> Rounding:
-    """In low precision another kernel may run where an input is frozen, as `scaled_dot_product_attention` has one,
-    which rounds in another way: half of the digits then have to be the same."""
-
-    def allowed(place: int) -> float:
-        usual = rounding(place) if rounding is not None else 0.0
-        gradient = gradients[place]
-        epsilon = torch.finfo(gradient.dtype).eps
-        if epsilon <= torch.finfo(torch.float64).eps:
-            return usual
-        size = torch.where(gradient.isfinite(), gradient.abs(), 0.0).max()
-        return max(usual, math.sqrt(epsilon) * float(size) / ROUNDED)
-
-    return allowed
+def _may_be_rounding(
+    found: Opinion, answers: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], group: Sequence[int]
+) -> bool:
+    """Whether what differs may be nothing else: in low precision another kernel may run where an input is frozen, as
+    `scaled_dot_product_attention` has one, and of a saturated function's gradient it leaves other digits, or none that
+    are the same. A gradient that is missing altogether is not rounded."""
+    wrong = [k for k in group if found.verdicts[k] is Verdict.FAIL]
+    low = all(torch.finfo(gradients[k].dtype).eps > torch.finfo(torch.float64).eps for k in wrong)
+    return low and all(bool(answers[k].any()) for k in wrong)
 
 
 def _frozen(subject: Subject, outputs: Sequence[torch.Tensor], group: Sequence[int]) -> Tape | str:
@@ -106,10 +111,10 @@ def _frozen(subject: Subject, outputs: Sequence[torch.Tensor], group: Sequence[i
     other = "its outputs are others then, if only in their last places"
     try:
         run = subject.tape(only=[subject.places[k] for k in group])
-        pairs = list(zip(run.outputs, outputs, strict=True))
+        if len(run.outputs) != len(outputs):
+            return f"it has {len(run.outputs)} outputs then, not {len(outputs)}"
+        pairs = zip(run.outputs, outputs, strict=True)
         return run if all(_is_same(one.detach(), two.detach()) for one, two in pairs) else other
-    except ValueError:
-        return "it has other outputs then"
     except Exception as error:  # a function of the caller's own raises what it likes
         return str(error).rstrip(".") or type(error).__name__
 
@@ -140,7 +145,7 @@ def outputs(
         try:
             answers = tape.pull(part)
         except Fault as fault:
-            return Opinion(_SINGLE, *_raised(tape, cotangents, part, fault))
+            return _raised(tape, cotangents, part, fault)
         sums = [one + answer for one, answer in zip(sums, answers, strict=True)]
         sizes = [one + answer.abs() for one, answer in zip(sizes, answers, strict=True)]
     found = compared(_SINGLE, _OUTPUTS, sums, gradients, sizes, rounding)
@@ -151,8 +156,7 @@ def outputs(
         try:
             zeros = [one + more for one, more in zip(zeros, tape.pull(_zeroed(cotangents, part)), strict=True)]
         except Fault as fault:
-            text = f"{_OUTPUTS}, which cannot be asked: {fault.message.rstrip('.')}"
-            return Opinion(_SINGLE, [Verdict.INCONCLUSIVE] * len(gradients), 0.0, 0.0, text)
+            return _unaskable(tape, fault)
     return compared(_SINGLE, _OUTPUTS, sums, zeros, sizes, rounding)
 
 
@@ -163,18 +167,20 @@ def _zeroed(cotangents: Cotangents, part: Cotangents) -> list[torch.Tensor | Non
     ]
 
 
-def _raised(
-    tape: Tape, cotangents: Cotangents, part: Cotangents, fault: Fault
-) -> tuple[list[Verdict], float, float, str]:
+def _raised(tape: Tape, cotangents: Cotangents, part: Cotangents, fault: Fault) -> Opinion:
     """What is said where single outputs make the backward raise: nothing where it raises for zeros in place of no
     cotangents as well, as that of singular vectors does, of which one without the other has no gradient."""
     try:
         tape.pull(_zeroed(cotangents, part))
     except Fault:
-        text = f"{_OUTPUTS}, which cannot be asked: {fault.message.rstrip('.')}"
-        return [Verdict.INCONCLUSIVE] * len(tape.targets), 0.0, 0.0, text
+        return _unaskable(tape, fault)
     text = f"{_OUTPUTS}; without one it raised: {fault.message.rstrip('.')}"
-    return [Verdict.FAIL] * len(tape.targets), math.inf, 0.0, text
+    return Opinion(_SINGLE, [Verdict.FAIL] * len(tape.targets), math.inf, 0.0, text)
+
+
+def _unaskable(tape: Tape, fault: Fault) -> Opinion:
+    text = f"{_OUTPUTS}, which cannot be asked: {fault.message.rstrip('.')}"
+    return Opinion(_SINGLE, [Verdict.INCONCLUSIVE] * len(tape.targets), 0.0, 0.0, text)
 
 
 def _groups(places: Sequence[int]) -> list[Sequence[int]]:

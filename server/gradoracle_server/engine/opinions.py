@@ -33,7 +33,7 @@ range, mostly. They are not divided by it: what goes through that would lose dig
 
 _GROSS = 1e-3  # of the largest element: what cotangents that are large make of that is no loss of digits
 _SCALED, _SCALE = "linear_scaled", "the size of the cotangent must not matter but as a factor"
-ROUNDED = 16.0  # times what rounding was seen to do to the gradient; doubled cotangents double it
+_ROUNDED = 16.0  # times what rounding was seen to do to the gradient; doubled cotangents double it
 
 _ORDERS = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 """Of so many axes, those of the memory, the slowest first; of others in reverse."""
@@ -293,7 +293,7 @@ def by_cotangent(tape: Tape, cotangents: Cotangents, weights: Cotangents, roundi
             continue
         bound = scale * RELATIVE
         if error > bound and rounding is not None:
-            bound = max(bound, ROUNDED * rounding(place) * float(raised(weight).abs().sum()))
+            bound = max(bound, _ROUNDED * rounding(place) * float(raised(weight).abs().sum()))
         add(found, error, bound)
     return found
 
@@ -374,7 +374,7 @@ def compared(
         bound = float(slack(precision.eps) * torch.where(known, size.abs(), 0.0).max()) + precision.tiny
         error = float(torch.where(known, (answer - want).abs(), 0.0).max())
         if error > bound and rounding is not None:
-            bound = max(bound, ROUNDED * rounding(place))
+            bound = max(bound, _ROUNDED * rounding(place))
         add(found, error, bound)
     return found
 

@@ -46,9 +46,9 @@ def pulled(
         output = function(*tracked)
         if not output.requires_grad:  # it depends on none of those that do
             return tuple(torch.zeros_like(one) for one in tracked)
-        found = iter(torch.autograd.grad(output, live, cotangent, allow_unused=True, **options))
-    pulled = [next(found) if one.requires_grad else None for one in tracked]
-    return tuple(torch.zeros_like(a) if b is None else b for a, b in zip(tracked, pulled, strict=True))
+        slopes = iter(torch.autograd.grad(output, live, cotangent, allow_unused=True, **options))
+    found = [next(slopes) if one.requires_grad else None for one in tracked]
+    return tuple(torch.zeros_like(a) if b is None else b for a, b in zip(tracked, found, strict=True))
 
 
 def subjects(name: str, dtype: torch.dtype, *, seeded: bool = True) -> Iterator[Subject]:
