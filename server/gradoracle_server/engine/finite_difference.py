@@ -172,7 +172,7 @@ def _extrapolated(triangle: Triangle, values: torch.Tensor, centre: torch.Tensor
     nonzero = int(moves.count_nonzero())
     if nonzero == moves.numel():
         return Derivative(*_best_of_all(triangle, values, moves, centre, rounding, stepwise=False))
-    live = moves.abs().amax(1) != 0  # NaN, too
+    live = moves.any(1)  # NaN, too
     count = int(live.count_nonzero())
     still = (rounding.at(centre.abs()) * (SAFETY * triangle.still)).expand(shape)
     stepwise = triangle.sides == 2 and nonzero < count * values.shape[1]

@@ -108,7 +108,7 @@ class Space:
         """The base moved along each direction by each length: (P * L, *shape), lengths innermost."""
         factors = _column(tuple(lengths), directions.device)
         moves = (directions[:, None, :] * factors).reshape(-1, self.size)
-        return self.base + self.natural(moves)
+        return self.natural(moves).add_(self.base)  # in place: of many points, fetching memory is most of the time
 
 
 @functools.lru_cache(maxsize=16)

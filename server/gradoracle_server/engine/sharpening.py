@@ -35,6 +35,10 @@ _SCATTER = 12.0
 is beyond 12 once in 160,000 times, and what fails is measured once more, at other lengths. Only of values in float64:
 lower precision rounds by so much that its scatter is not the same at all lengths."""
 
+_ENOUGH = 1.6
+"""Times the bar wanted, which is a quarter of the fault to be seen: with what is allowed for rounding that makes half
+of it, and nothing is gained by means where longer steps did that."""
+
 _SHIFT = 1.1  # of all lengths, when what they saw is looked at again
 _HARDLY = 1024.0  # units in the last place of an output: what moves by less may be rounded to the same at all lengths
 
@@ -112,16 +116,16 @@ def _sharper(alone: _Alone, usual: Slopes, longer: _Lengthened, wanted: torch.Te
     agree = longer.agree()
     for pair in range(len(agree)):
         doubted = doubted | _by_longer(found, agree[pair] & ~doubted, longer, 2 * pair)
+    enough = _ENOUGH * wanted
     # Of each band, a length in it or at its end, of those that were measured.
     straight = longer.bar[[1, 3, 0]] <= _BENT * usual.bar
-    rows = (found.slopes.bar > wanted) & ~doubted & found.slopes.bar.isfinite() & straight.any(0)
+    rows = (found.slopes.bar > enough) & ~doubted & found.slopes.bar.isfinite() & straight.any(0)
     if not bool(rows.any()) or not alone.is_worth_it(int(rows.sum())):
         return found
     if bool((usual.coordinates.value[rows] == 0).any()):
-        untouched = torch.zeros_like(usual.coordinates.value, dtype=torch.bool)
-        untouched[rows] = _untouched(passes, alone.space, alone.directions[rows])
-        alone = dataclasses.replace(alone, untouched=untouched)
-        found.reach.touched = ~untouched
+        found = unmasked(passes, alone.space, alone.directions, found, rows)
+        alone = dataclasses.replace(alone, untouched=~found.reach.touched)
+        rows = rows & (found.slopes.bar > enough)
     bands = list(zip(_BANDS, straight, strict=True))
     farther = longer.bar[2] < longer.bar[0]
     if not bool(farther[rows].any()):  # the shortest lengths first where the longest tell less
@@ -131,7 +135,7 @@ def _sharper(alone: _Alone, usual: Slopes, longer: _Lengthened, wanted: torch.Te
     for band, suits in bands:
         if bool((chosen := rows & suits).any()):
             _by_means(alone, found, chosen, (band[0] * shift, band[1] * shift))
-            rows = rows & (found.slopes.bar > wanted)
+            rows = rows & (found.slopes.bar > enough)
     return found
 
 
