@@ -253,6 +253,21 @@ def test_another_kernel_for_frozen_inputs_is_no_fault(dtype, seed):
     assert named(report)["frozen"].verdict is not Verdict.FAIL
 
 
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, Verdict.PASS), (1.01, Verdict.INCONCLUSIVE), (0, Verdict.FAIL)])
+def test_what_casts_on_its_way_may_be_rounded_otherwise_then(factor, verdict):
+    """There is nothing that rounds alike to ask. Nothing at all is no rounding."""
+
+    def rounded(wanted, a, b, g):
+        return g * b, g * a * (1.0 if wanted[0] else factor)
+
+    times = product(rounded)
+    report = check(lambda a, b: times(a.bfloat16(), b.bfloat16()), A.float(), B.float())
+    opinion = named(report)["frozen"]
+    assert opinion.verdict is verdict
+    told = ", which cannot be asked: in this precision another gradient may be rounding of another kernel"
+    assert opinion.explanation.endswith(told) is (verdict is Verdict.INCONCLUSIVE)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_nor_where_a_function_casts_on_its_way(seed):
     """It has no float64 shadow that is itself."""
