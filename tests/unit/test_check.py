@@ -86,6 +86,19 @@ def test_random_operators_are_one_function():
     assert report.verdict is Verdict.PASS
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_what_draws_otherwise_in_batches_that_move_several_inputs(seed):
+    """Numbers are drawn in the order of memory, which is another one where all inputs carry a batch. In a loop there is
+    no kink."""
+
+    def layer(w, b):
+        x = draw(2, 3, 4, seed=seed)
+        return torch.nn.functional.dropout(torch.nn.functional.linear(x, w, b).transpose(1, 2), 0.3)
+
+    report = check(layer, draw(4, 4, seed=seed + 1), draw(4, seed=seed + 2))
+    assert [found.verdict for found in report.inputs] == [Verdict.PASS] * 2
+
+
 def test_structured_inputs_move_within_their_set():
     """The gradient of cholesky is right among symmetric matrices only: declared so it passes, else it fails."""
     matrix = draw(4, 4)
@@ -201,6 +214,16 @@ def test_contributions_of_repeated_indices():
     lost[index] = u
     found = one(checked(made, {"x": draw(6), "i": index}, {"x": lost}, {"y": u}))
     assert (found.verdict, found.diagnosis) == (Verdict.FAIL, Diagnosis.DUPLICATES_LOST)
+
+
+def test_a_row_that_is_left_out_is_no_lost_contribution():
+    """As by padding_idx, though its index is repeated."""
+    made = build([InputSpec("x"), InputSpec("i", False)], [node("y", "index_select.default", "%x", 0, "%i")], "y")
+    index, u = torch.tensor([0, 2, 2, 5]), draw(4)
+    kept = torch.zeros(6, dtype=F64).index_add(0, index, u)
+    kept[2] = 0
+    found = one(checked(made, {"x": draw(6), "i": index}, {"x": kept}, {"y": u}))
+    assert (found.verdict, found.diagnosis) == (Verdict.FAIL, Diagnosis.ZEROED)
 
 
 def test_a_backward_that_misreads_strides():

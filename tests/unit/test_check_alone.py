@@ -336,6 +336,22 @@ def test_a_backward_that_is_wrong_for_single_cotangents(gradient, error):
     assert ("without one it raised: unsupported operand" in report.inputs[0].explanation) == (gradient is careless)
 
 
+def shortened(x, g, h):
+    """Wrong where the second is 0, which zeros for no cotangent are, too."""
+    return 3 * x * g if h is None or not bool(h.any()) else careful(x, g, h)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_parts_that_do_not_add_up_are_wrong_whatever_zeros_give(dtype):
+    function = pair(shortened)
+    report = check(function, A.to(dtype))
+    assert report.verdict is Verdict.FAIL
+    (found,) = [one for one in report.opinions if one.verdict is Verdict.FAIL]
+    assert found.name == "linear_outputs"
+    text = "what single outputs give, the others having no cotangent, must add up to what all give together"
+    assert found.explanation == text
+
+
 def test_outputs_that_have_no_gradient_by_themselves():
     """As singular vectors of complex matrices, whose phases only both together are free of: it raises for zeros, too,
     so that undefined cotangents are not the reason."""
@@ -369,7 +385,7 @@ def test_what_cannot_be_asked_with_zeros_is_not_said_to_be_wrong():
     def strict(x, g, h):
         if any(one is not None and not bool(one.any()) for one in (g, h)):
             raise RuntimeError("a cotangent is zero.")
-        return hurried(x, g, h)
+        return careful(x, g, h) * (1 + 1e-5 * (g is None))
 
     opinion = named(check(pair(strict), A))["linear_outputs"]
     assert opinion.verdict is Verdict.INCONCLUSIVE

@@ -642,7 +642,7 @@ def cubed(by_cotangent):
     return Cubed.apply
 
 
-@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.complex128])
+@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16, torch.float16, torch.complex128])
 def test_what_a_second_backward_gives_for_the_cotangent(dtype):
     """Second gradients by the inputs do not show it."""
     x = draw(6, seed=1).to(dtype)

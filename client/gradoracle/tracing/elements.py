@@ -13,6 +13,7 @@ import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from gradoracle.tracing.arguments import COMPRESSED, parts_of, sparse_like
+from gradoracle.tracing.layouts import shares_memory
 
 _MKLDNN: torch.layout = torch._mkldnn  # type: ignore[attr-defined]  # it has no public name
 
@@ -153,6 +154,11 @@ def check_inputs(given: Sequence[Any], *, forward: bool) -> None:
             raise RuntimeError(
                 f"input {place} has a dimension with stride 0, whose elements share their memory and cannot be moved "
                 "one by one; call .contiguous() on it before it is passed"
+            )
+        if shares_memory(one):
+            raise RuntimeError(
+                f"input {place}, of strides {tuple(one.stride())}, has elements that share their memory and cannot be "
+                "moved one by one; call .contiguous() on it before it is passed"
             )
 
 

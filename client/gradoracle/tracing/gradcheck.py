@@ -78,6 +78,7 @@ def gradcheck(
     - Faults are not looked for in elements of less than a ten-thousandth of the largest of their input.
     - The gradient by each input must be the same while the others require no grad, as in a net of which layers are
       frozen. Where a run says that it is another function then, that is not asked.
+    - A tensor that is given twice is two tensors then, with memory of their own.
     - What draws random numbers draws the same ones in every run, and is differentiated as it is then.
     - Of a sparse input every element is on trial, those too that it leaves out, and with `masked=True` its values only,
       whatever the gradient says elsewhere. The values are named "x.values".
@@ -86,9 +87,10 @@ def gradcheck(
 
     Raises ValueError where no input requires grad or an output is sparse, and for forward mode by a sparse input, which
     torch does not have; RuntimeError for an input with a dimension of stride 0; AssertionError for flags that exclude
-    each other: all as torch does. ValueError, too, where what requires grad is nested, a batch of compressed sparse
-    tensors, or of a subclass with a `__torch_dispatch__` of its own. And whatever `func` raises at the point itself:
-    what it raises beside that is an edge of its domain, which steps keep away from.
+    each other: all as torch does. RuntimeError, too, for an input whose elements share memory in another way, as those
+    of `unfold` do. ValueError where what requires grad is nested, a batch of compressed sparse tensors, or of a
+    subclass with a `__torch_dispatch__` of its own. And whatever `func` raises at the point itself: what it raises
+    beside that is an edge of its domain, which steps keep away from.
     """
     if not (check_forward_ad or check_backward_ad):
         raise AssertionError("expected check_forward_ad or check_backward_ad to be True, got neither")
@@ -127,8 +129,10 @@ def gradgradcheck(
     """As torch.autograd.gradgradcheck: whether gradients of the gradients are right, by the tensors in `inputs` and in
     `grad_outputs` that require grad. `grad_outputs` are drawn where they are left out.
 
-    See `gradcheck` for what differs from torch. Raises TypeError, as torch does, where no output requires grad and no
-    `grad_outputs` are given.
+    See `gradcheck` for what differs from torch. A gradient that requires no grad, for it was detached on the way, must
+    depend on nothing; torch leaves it out. The gradient of an input's gradient by itself must be the same while the
+    other inputs require no grad, in double precision. Raises TypeError, as torch does, where no output requires grad
+    and no `grad_outputs` are given.
     """
     if not (check_fwd_over_rev or check_rev_over_rev):
         raise AssertionError("expected check_fwd_over_rev or check_rev_over_rev to be True, got neither")
@@ -154,7 +158,17 @@ def gradgradcheck(
     )  # fmt: skip
     names = [*Originals(func, given).all_names, *(f"grad_outputs.{place}" for place in range(len(pulled)))]
     gradients = _gradients_of(func, given, pulled)
-    return _answer(lambda: _doubts("gradgradcheck", gradients, (*given, *pulled), names, asked), raise_exception)
+
+    def attempt() -> list[str]:
+        doubts = _doubts("gradgradcheck", gradients, (*given, *pulled), names, asked)
+        run = Originals(func, given)
+        with left_alone(_tensors((*given, *pulled))):
+            failure = sidechecks.frozen(run, pulled) if check_rev_over_rev and not nondet_tol else ""
+        if failure:
+            raise GradcheckError(f"gradgradcheck: {name_of(func)}: {failure}")
+        return doubts
+
+    return _answer(attempt, raise_exception)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -243,10 +257,21 @@ def _gradients_of(func: Callable[..., Any], given: Sequence[Any], pulled: Sequen
                     f"gradgradcheck: a gradient of {name_of(func)} is a tensor of {layout_of(one)}, whose own "
                     "gradients are not supported; take dense inputs, and make that tensor of them in the function"
                 )
-        return found
+        # One that requires no grad depends on nothing, says autograd: that is on trial, too.
+        moving = [one for one in (*wanted, *cotangents) if isinstance(one, torch.Tensor) and one.requires_grad]
+        return tuple(one if one.requires_grad else _with_no_slope(one, moving) for one in found)
 
     gradients.__qualname__ = f"the gradients of {name_of(func)}"
     return gradients
+
+
+def _with_no_slope(constant: torch.Tensor, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The same numbers, with gradients of 0 by strided tensors, if there are any."""
+    own = next((one for one in tensors if one.layout is torch.strided), None)
+    if own is None:
+        return constant
+    nothing = own.masked_fill(torch.ones_like(own, dtype=torch.bool), 0).sum()  # also where it is no number
+    return constant + (nothing.real if nothing.is_complex() else nothing).to(constant.device, constant.dtype)
 
 
 def _doubts(
@@ -259,8 +284,9 @@ def _doubts(
             continue
         head = f"{what}: {'forward mode' if forward else 'backward'} of {name_of(func)}"
         run = Originals(
-            func, given, forward_mode=forward, names=names, nondet_tol=asked.nondet_tol, masked=asked.masked
-        )
+            func, given, forward_mode=forward, names=names, nondet_tol=asked.nondet_tol, masked=asked.masked,
+            freezes=names is None,
+        )  # fmt: skip
         with left_alone(run.tensors):
             if not run.results():
                 none = "no output is floating or complex" if names is None else "no output depends on an input"

@@ -38,6 +38,17 @@ class Layout:
             return own.copy_(value)
 
 
+def shares_memory(tensor: torch.Tensor) -> bool:
+    """Whether two elements of a strided tensor do."""
+    if not tensor.numel() or not _overlaps(tensor):
+        return False
+    places = torch.zeros(tensor.shape, dtype=torch.int64)
+    for axis, (stride, size) in enumerate(zip(tensor.stride(), tensor.shape, strict=True)):
+        shape = [size if k == axis else 1 for k in range(tensor.dim())]
+        places += stride * torch.arange(size).view(shape)
+    return bool((places.flatten().sort().values.diff() == 0).any())
+
+
 def _overlaps(tensor: torch.Tensor) -> bool:
     """Whether elements may share memory: a copy in which one is written would change another."""
     span = 1

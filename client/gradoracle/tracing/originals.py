@@ -42,13 +42,15 @@ class Originals:
         names: Sequence[str] | None = None,
         nondet_tol: float = 0.0,
         masked: bool = False,
+        freezes: bool = True,
     ) -> None:
         """`names` are those of all arguments; by default the function's own. With `nondet_tol` a gradient is computed
         twice and then kept, so that runs that differ are seen once, in `scatter`, and disturb nothing else. `masked`:
-        of sparse tensors only the values count."""
+        of sparse tensors only the values count. `freezes`: what is not wanted requires no grad while the function runs;
+        not for one that wants all of them itself."""
         self.function = function
         self.arguments = list(arguments)
-        self.forward_mode = forward_mode
+        self.forward_mode, self.freezes = forward_mode, freezes
         self.places: list[int] = []
         self._elements: list[Elements] = []
         memory = set()
@@ -148,15 +150,17 @@ class Originals:
         known = self._memory.tape_at(point) if self._memory is not None and wanted is None else None
         if known is not None:
             return known
-        with self.placed(point), self._frozen(wanted):
+        with self.placed(point), self.frozen(wanted):
             # Not the tensors themselves: another dtype in between gives a tensor another place in autograd's graph.
-            tape = Tape(point, self.results(), [edge_of(self.arguments[place]) for place in self.places], wanted)
+            outputs = self.results()
+            edges = [edge_of(self.arguments[place]) for place in self.places]
+            tape = Tape(point, outputs, [one.requires_grad for one in outputs], edges, wanted)
         if self._memory is not None and wanted is None:
             self._memory.tapes.append(tape)
         return tape
 
     @contextlib.contextmanager
-    def _frozen(self, wanted: Sequence[bool] | None) -> Iterator[None]:
+    def frozen(self, wanted: Sequence[bool] | None) -> Iterator[None]:
         """Those that are not wanted require no grad, for a while; what is no leaf has a stand-in."""
         if wanted is None:
             yield
@@ -181,7 +185,8 @@ class Originals:
 
     def pulled(self, tape: Tape, cotangents: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
         """Gradients by the elements; None where there is no dependence."""
-        pairs = [(o, u) for o, u in zip(tape.outputs, cotangents, strict=True) if u is not None and o.requires_grad]
+        rows = zip(tape.outputs, tape.live, cotangents, strict=True)
+        pairs = [(o, u) for o, live, u in rows if u is not None and live]
         wanted = [edge for edge in tape.edges if edge is not None]
         tried = [one for one, edge in zip(self._elements, tape.edges, strict=True) if edge is not None]
         if not pairs or not wanted:
@@ -189,7 +194,7 @@ class Originals:
         roots, weights = [o for o, _ in pairs], [u for _, u in pairs]
 
         def attempt() -> list[torch.Tensor | None]:
-            with self.placed(tape.point), self._frozen(tape.wanted):  # which a backward may run the function again for
+            with self.placed(tape.point), self.frozen(tape.wanted):  # which a backward may run the function again for
                 # What torch.autograd.grad calls in the end. Around that, torch takes away the modes that hold.
                 found = torch.autograd.Variable._execution_engine.run_backward(
                     tuple(roots),
@@ -244,6 +249,7 @@ class Tape:
 
     point: list[torch.Tensor]
     outputs: list[torch.Tensor]
+    live: list[bool]  # which of them required grad in that run: one may be an argument, which is frozen now and then
     edges: list[Any]
     wanted: Sequence[bool] | None = None
 
@@ -302,7 +308,7 @@ class _Reverse(torch.autograd.Function):
     def forward(ctx: Any, run: Originals, *point: torch.Tensor) -> Any:
         ctx.run = run
         wanted = ctx.needs_input_grad[1:]
-        some = any(one.requires_grad and not yes for one, yes in zip(run.tensors, wanted, strict=True))
+        some = run.freezes and any(x.requires_grad and not yes for x, yes in zip(run.tensors, wanted, strict=True))
         ctx.tape = run.recorded([one.detach() for one in point], wanted if some else None)
         ctx.set_materialize_grads(False)
         return tuple(_values(one) for one in ctx.tape.outputs)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch._vmap_internals import _vmap
 
 from gradoracle.tracing.originals import Originals
+
+_RELATIVE = 1e-9  # of the largest element of a gradient: more is no rounding
 
 
 class _Undefined(torch.autograd.Function):
@@ -81,6 +84,61 @@ def batched_tangents(run: Originals) -> str:
         if failure:
             return f'tangents of "{name}" in a batch: {failure}'
     return ""
+
+
+def frozen(run: Originals, cotangents: Sequence[Any]) -> str:
+    """What is wrong with the gradients of each tensor's own gradient while the others require no grad; "" where nothing
+    is, or the function is another one then. Only of double precision, where nothing else explains what differs."""
+    tracked = [place for place, one in enumerate(run.tensors) if one.requires_grad]
+    if len(tracked) < 2:
+        return ""
+    for place in tracked:
+        if torch.finfo(run.tensors[place].dtype).eps > torch.finfo(torch.float64).eps:
+            continue
+        off = 0.0
+        with contextlib.suppress(Exception):  # it may ask what requires grad
+            off = _off_while_frozen(run, cotangents, place)
+        if off:
+            which = f'the gradient of the gradient of "{run.names[place]}"'
+            return f"{which} must be the same while the other inputs require no grad, and is off by {off:.2g}"
+    return ""
+
+
+def _off_while_frozen(run: Originals, cotangents: Sequence[Any], place: int) -> float:
+    """By how much, at the most; 0 where it is rounding, or nothing to be compared."""
+    expected = _second(run, cotangents, place, None)
+    found = _second(run, cotangents, place, [other == place for other in range(len(run.tensors))])
+    if expected is None or found is None or not torch.equal(expected[0], found[0]):
+        return 0.0
+    for want, got in zip(expected[1:], found[1:], strict=True):
+        off = float((want - got).abs().nan_to_num().max()) if want.numel() else 0.0
+        if off > _RELATIVE * float(want.abs().nan_to_num().max()):
+            return off
+    return 0.0
+
+
+def _second(
+    run: Originals, cotangents: Sequence[Any], place: int, wanted: Sequence[bool] | None
+) -> list[torch.Tensor] | None:
+    """The gradient by one tensor, and that of a weighted sum of it by the tensor and the cotangents; None where it does
+    not depend on them."""
+    with run.placed(run.base), run.frozen(wanted):
+        own = run.arguments[run.places[place]]
+        pairs = [
+            (one, u) for one, u in zip(run.results(), cotangents, strict=True) if u is not None and one.requires_grad
+        ]
+        roots, weights = [one for one, _ in pairs], [u for _, u in pairs]
+        if own.layout is not torch.strided or not pairs:
+            return None
+        (slope,) = torch.autograd.grad(roots, [own], weights, create_graph=True, allow_unused=True)
+        by = [own, *(u for u in cotangents if u is not None and u.requires_grad)]
+        if slope is None or not slope.requires_grad:
+            return None
+        generator = torch.Generator().manual_seed(0xF2)
+        drawn = torch.rand(slope.shape, generator=generator, dtype=torch.float64) + 0.5
+        second = torch.autograd.grad(slope, by, drawn.to(slope.device, slope.dtype), allow_unused=True)
+        zeros = [torch.zeros_like(one) if g is None else g for one, g in zip(by, second, strict=True)]
+        return [slope.detach(), *(one.detach() for one in zeros)]
 
 
 def _batched(push: Callable[..., tuple[torch.Tensor, ...]], tangents: torch.Tensor) -> str:

@@ -9,13 +9,15 @@ leaves out.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import torch
 
+from gradoracle_server.engine import trial
 from gradoracle_server.engine.errors import Fault, listed
-from gradoracle_server.engine.opinions import Cotangents, Rounding, compared
+from gradoracle_server.engine.opinions import Cotangents, Rounding, compared, slack
 from gradoracle_server.engine.raising import raised
 from gradoracle_server.engine.report import Opinion, Verdict
 from gradoracle_server.engine.trial import Subject, Tape
@@ -25,9 +27,12 @@ FROZEN = "frozen"
 
 _SINGLE = "linear_outputs"
 
+_GROSS = 1e-3  # of the largest element of the parts of a sum
 _GROUPS = 8  # that inputs, or outputs, are asked for in, at the most
 
 _INPUTS = "where other inputs are frozen, the gradient must be the same"
+_SECOND = "where other inputs are frozen, the second gradient must be the same"
+_SUM = "what single outputs give, the others having no cotangent, must add up to what all give together"
 _OUTPUTS = "what some outputs give, the others having no cotangent, must be what they give while theirs are 0"
 
 
@@ -67,6 +72,41 @@ def inputs(
     if unasked and opinion.verdict is Verdict.PASS:
         opinion.verdicts = [Verdict.INCONCLUSIVE] * len(every)
         opinion.explanation = f"{_INPUTS}, which cannot be asked: {unasked}"
+    return opinion, len(groups)
+
+
+def second_inputs(
+    subject: Subject, tape: Tape, cotangents: Cotangents, weights: Cotangents, rounding: Rounding | None
+) -> tuple[Opinion | None, int]:
+    """The same of second gradients: of an input's own first gradient, weighted, by that input, while the others are
+    frozen, against what the run gives in which none is. In groups, where inputs are many."""
+    if len(subject.places) < 2:
+        return None, 0
+    opinion, unasked = Opinion(FROZEN, [Verdict.PASS] * len(subject.places), 0.0, 0.0, _SECOND), ""
+    groups = _groups(range(len(subject.places)))
+    for group in groups:
+        own = [one if place in group else None for place, one in enumerate(weights)]
+        run = _frozen(subject, tape.outputs, group)
+        if isinstance(run, str):
+            unasked = unasked or run
+            continue
+        try:
+            expected = trial.second_order(tape, cotangents, own)
+        except Fault as fault:
+            unasked = unasked or fault.message.rstrip(".")
+            continue
+        answers, why = list(expected), ""
+        try:
+            found = trial.second_order(run, cotangents, own)
+        except Fault as fault:
+            why = f"{_SECOND}; by {listed([subject.names[k] for k in group])} alone it raised: {fault.message}"
+            found = [torch.full_like(one, math.inf) for one in expected]
+        for k in group:
+            answers[k] = found[k]
+        _take(opinion, compared(FROZEN, why.rstrip(".") or _SECOND, answers, expected, expected, rounding))
+    if unasked and opinion.verdict is Verdict.PASS:
+        opinion.verdicts = [Verdict.INCONCLUSIVE] * len(opinion.verdicts)
+        opinion.explanation = f"{_SECOND}, which cannot be asked: {unasked}"
     return opinion, len(groups)
 
 
@@ -130,8 +170,8 @@ def outputs(
     tape: Tape, cotangents: Cotangents, gradients: Sequence[torch.Tensor], rounding: Rounding | None
 ) -> Opinion | None:
     """Pull-backs of the cotangents of single outputs, the others having none: their sum against `gradients`, which all
-    give together, and where that is another one, against that for cotangents of 0 in place of none, because what
-    cancels in the sum may round in its parts. None where one output alone has a cotangent.
+    give together, and where that is another one by no more than rounding may be, against that for cotangents of 0 in
+    place of none, because what cancels in the sum may round in its parts. None where one output alone has a cotangent.
 
     Each output is asked for by itself, or, where there are more than eight, every eighth together.
     """
@@ -151,6 +191,22 @@ def outputs(
     found = compared(_SINGLE, _OUTPUTS, sums, gradients, sizes, rounding)
     if found.verdict is not Verdict.FAIL:
         return found
+    with_zeros = _with_zeros(tape, cotangents, parts, sums, gradients, sizes, rounding)
+    if with_zeros.verdict is not Verdict.FAIL and _is_gross(found, sums, gradients, sizes):
+        return dataclasses.replace(found, explanation=_SUM)
+    return with_zeros
+
+
+def _with_zeros(
+    tape: Tape,
+    cotangents: Cotangents,
+    parts: Sequence[Cotangents],
+    sums: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    sizes: Sequence[torch.Tensor],
+    rounding: Rounding | None,
+) -> Opinion:
+    """What is said of sums of parts beside sums for cotangents of 0 in place of none."""
     zeros = [torch.zeros_like(g) for g in gradients]
     for part in parts:
         try:
@@ -158,6 +214,18 @@ def outputs(
         except Fault as fault:
             return _unaskable(tape, fault)
     return compared(_SINGLE, _OUTPUTS, sums, zeros, sizes, rounding)
+
+
+def _is_gross(
+    found: Opinion, sums: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], sizes: Sequence[torch.Tensor]
+) -> bool:
+    """Whether a sum is off by more than what cancels in it can have been rounded by."""
+    return any(
+        verdict is Verdict.FAIL
+        and float((one - gradient).abs().max())
+        > max(_GROSS, 8 * slack(torch.finfo(size.dtype).eps)) * float(size.max())
+        for verdict, one, gradient, size in zip(found.verdicts, sums, gradients, sizes, strict=True)
+    )
 
 
 def _zeroed(cotangents: Cotangents, part: Cotangents) -> list[torch.Tensor | None]:

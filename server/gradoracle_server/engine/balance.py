@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from gradoracle_server.engine.norms import norm
 from gradoracle_server.engine.raising import raised
 from gradoracle_server.engine.trial import Subject
 
@@ -63,4 +64,4 @@ def in_range(subject: Subject, cotangents: Cotangents, gradients: Sequence[torch
 def _size(tensor: torch.Tensor) -> float:
     """Of a typical element."""
     wide = raised(tensor.detach())
-    return float(torch.linalg.vector_norm(wide)) / math.sqrt(max(1, wide.numel()))
+    return norm(wide) / math.sqrt(max(1, wide.numel()))

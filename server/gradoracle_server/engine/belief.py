@@ -43,9 +43,7 @@ class Belief:
             examiner.doubt(found)
             found = self._assess()
         if found.kinked:
-            examiner.narrow(self._gradient)
-            self._narrowed = True
-            found = self._assess()
+            found = self._narrowly()
         if found.verdict is Verdict.FAIL or (examiner.is_lost and self._listens()):
             found = self._unless_excused()
         if self.coarsely is not None:
@@ -60,6 +58,13 @@ class Belief:
         if refinable and not found.kinked and examiner.refine(self._gradient):
             return Belief(self._case, self._passes, self._place, examiner, self._gradient).found()
         return self._unless_unstable(found)
+
+    def _narrowly(self) -> Assessment:
+        """What is said where there is a kink, once elements that may have one are moved by steps of their own size."""
+        self._examiner.narrow(self._gradient)
+        self._narrowed = True
+        found = self._assess()
+        return self._assess() if not found.kinked and self._examiner.unmask(found) else found
 
     def _assess(self) -> Assessment:
         found = self._assessed()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from gradoracle_server.engine import shadow
+from gradoracle_server.engine.norms import norm
 from gradoracle_server.engine.tolerances import ASKED_LOW
 from gradoracle_server.engine.trial import Subject, Tape, second_order
 
@@ -76,7 +77,7 @@ class Case:
         """What rounding anywhere does to the gradient; None where that is not to be believed: where operators compare
         numbers for equality, as amax does, moving them breaks more than rounding would."""
         found = self.spread(place, inside=True)
-        return found if found.norm() <= ASKED_LOW * self.reference[place].norm() else None
+        return found if norm(found) <= ASKED_LOW * norm(self.reference[place]) else None
 
     def rounding(self, place: int) -> float:
         """The most that rounding does to an element of the gradient."""

@@ -130,8 +130,11 @@ def _judgement(
     elif case.own and case.weights is not None:
         heard = opinions.second_linearity(tape, chosen, case.weights, case.torchs, rounding)
         if case.faithful:
-            run = tape if case.twin is subject else case.twin.tape()
-            heard.append(opinions.by_cotangent(run, case.twin_cotangents, case.weights, rounding))
+            run, moved = (tape, rounding) if case.twin is subject else (case.twin.tape(), _moved(case))
+            heard.append(opinions.by_cotangent(run, case.twin_cotangents, case.weights, moved))
+            if case.twin.plan.around is NOTHING_AROUND:
+                frozen, runs = alone.second_inputs(case.twin, run, case.twin_cotangents, case.weights, moved)
+                heard += [] if frozen is None else [frozen]
     if options.batched_gradients:
         heard.append(opinions.batched(tape, chosen, first, rounding))
     reports, ladder, remainder = _judged(case, passes, heard, options)
@@ -152,13 +155,18 @@ def _while_frozen(
     as torch's attention has one, those round alike. Not of one that torch raises on the way."""
     if case.twin is case.subject or not case.faithful or case.twin.plan.around is not NOTHING_AROUND:
         return alone.inputs(case.subject, tape.outputs, case.cotangents, first, rounding, thorough=thorough)
+    run, moved = case.twin.tape(), _moved(case)
+    found, runs = alone.inputs(case.twin, run.outputs, case.twin_cotangents, case.reference, moved, thorough=thorough)
+    return found, runs + 1
+
+
+def _moved(case: Case) -> opinions.Rounding:
+    """The most that rounding does to an element of the float64 shadow's gradient by an input."""
 
     def moved(place: int) -> float:
         return float(case.spread(place, inside=True, epsilon=torch.finfo(torch.float64).eps).max())
 
-    run = case.twin.tape()
-    found, runs = alone.inputs(case.twin, run.outputs, case.twin_cotangents, case.reference, moved, thorough=thorough)
-    return found, runs + 1
+    return moved
 
 
 def _unrounded(case: Case, tape: Tape) -> Case | None:

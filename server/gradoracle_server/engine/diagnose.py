@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from gradoracle_server.engine.norms import norm
 from gradoracle_server.engine.report import Diagnosis
 from gradoracle_server.engine.tolerances import RELATIVE
 
@@ -90,7 +91,7 @@ def by_slopes(
     slack = _CLOSE * claimed.abs() if rounding is None else rounding
     left = claimed - factor * numerical
     explained = bool((left.abs() <= abs(factor) * bar + slack).all()) and bool(
-        torch.linalg.vector_norm(left) <= _APART * torch.linalg.vector_norm(claimed - numerical)
+        norm(left) <= _APART * norm(claimed - numerical)
     )
     if claimed.numel() > 1 and explained:
         unsure = float((numerical.abs() * (bar + slack)).sum() / power)
@@ -198,6 +199,8 @@ def _duplicates_lost(evidence: Evidence) -> Finding | None:
     """Only what repeated indices address is wrong."""
     wrong = _wrong(evidence)
     if not wrong.any() or wrong.dim() == 0:
+        return None
+    if bool((evidence.claimed[wrong] == 0).all()):  # where some are lost, one is left
         return None
     places = wrong.nonzero()
     flat = wrong.flatten().nonzero().flatten()

@@ -13,6 +13,7 @@ from gradoracle_server.engine.diagnose import Evidence, Finding
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import check_outputs, leaves, seed_everything
 from gradoracle_server.engine.examine import Examiner
+from gradoracle_server.engine.norms import norms
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.report import Mismatch
 
@@ -57,7 +58,7 @@ def along(
     conjugate = None
     if examiner.space.base.dtype.is_complex:
         conjugate = (examiner.directions * (claimed.view(-1, 2) * claimed.new_tensor([1.0, -1.0])).view(-1)).sum(1)
-    rounding = torch.maximum(1e-6 * said.abs(), _UNITS * epsilon * torch.linalg.vector_norm(terms, dim=1))
+    rounding = torch.maximum(1e-6 * said.abs(), _UNITS * epsilon * norms(terms))
     slopes = examiner.slopes
     return diagnose.by_slopes(said, slopes.value, slopes.bar, wrong, conjugate=conjugate, rounding=rounding)
 

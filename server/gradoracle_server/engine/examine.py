@@ -29,6 +29,9 @@ class Examiner(Refinement):
     doubted = False
     """Whether batches have been compared with a loop."""
 
+    in_batches = False
+    """Whether the slopes have come out of batches that have not been compared."""
+
     _listened = False
 
     def agrees_elsewhere(self, gradient: torch.Tensor, allowance: torch.Tensor) -> bool:
@@ -70,11 +73,12 @@ class Examiner(Refinement):
         """Measures the directions that are furthest from a pass without batches, which are not taken on trust; and
         all of them where batches turn out to give something else. The longest ladder is enough to tell."""
         self.doubted = True
-        if not self.passes.batching:
-            return
-        if not self.passes.batches_agree(self.space.place) or not self._alike(self._worst_rows(assessment)):
-            self.passes.batching = False
+        if self.passes.batching:
+            agree = self.passes.batches_agree(self.space.place) and self._alike(self._worst_rows(assessment))
+            self.passes.batching = agree
+        if self.in_batches and not self.passes.batching:  # which the check of another input may have shown
             self.slopes = ladders.measure(self.passes, self.question)
+        self.in_batches = False
 
     def _alike(self, rows: torch.Tensor) -> bool:
         """Whether slopes along some directions, (P,) of bool, are the same in batches and without."""

@@ -16,6 +16,7 @@ import torch
 from gradoracle_server.engine import autodiff, shadow, structure
 from gradoracle_server.engine.errors import Fault
 from gradoracle_server.engine.evaluate import seed_everything
+from gradoracle_server.engine.norms import norm
 from gradoracle_server.engine.opinions import Cotangents, add, inner, slack
 from gradoracle_server.engine.phases import Phases
 from gradoracle_server.engine.program import is_refusal
@@ -175,7 +176,7 @@ def _bound(terms: Sequence[torch.Tensor], epsilon: float) -> float:
         return 0.0
     if epsilon > _EPSILON:
         return slack(epsilon) * total
-    size = sum(float(torch.linalg.vector_norm(one)) for one in terms)
+    size = sum(norm(one) for one in terms)
     return RELATIVE * size + _UNITS * _EPSILON * total
 
 
@@ -189,7 +190,7 @@ def _by_elements(push: _Push, moved: Tangents, backward: float) -> tuple[float, 
     except Fault:
         return None
     terms = push.weighted(twice)
-    whole = sum(float(torch.linalg.vector_norm(one)) for one in terms)
+    whole = sum(norm(one) for one in terms)
     if not abs(sum(float(one.sum()) for one in terms) - backward) <= _AGREED * whole:
         return None
     shaken: list[torch.Tensor] | None = None

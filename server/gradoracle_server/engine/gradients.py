@@ -9,6 +9,7 @@ import torch
 
 from gradoracle_server.engine import shadow, tolerances
 from gradoracle_server.engine.case import Case
+from gradoracle_server.engine.norms import norm
 from gradoracle_server.engine.passes import Passes
 from gradoracle_server.engine.probes import Space
 
@@ -65,7 +66,7 @@ def gradients_of(case: Case, place: int, space: Space, magnitude: float) -> Grad
         claimed = torch.where(overflown, reference, claimed)  # which is rounded to infinity
     if not case.own:  # a claim need not be better than torch, where torch is not wrong itself
         off = (space.flat(case.torchs[place]) - reference).abs().nan_to_num(0.0, 0.0)
-        if off.norm() <= tolerances.ASKED_LOW * reference.norm():
+        if norm(off) <= tolerances.ASKED_LOW * norm(reference):
             least = torch.maximum(2 * off, least)
     allowance = torch.maximum(tolerances.elementwise(reference, units, moved), least)
     found = Gradients(claimed, reference, allowance, units)
@@ -82,7 +83,7 @@ def gradients_of(case: Case, place: int, space: Space, magnitude: float) -> Grad
         # A gradient that is as nothing as this beside the function is what rounding inside of one operator leaves of it
         # and may be the same at all points nearby: of a softmax whose probabilities are 1 and 1e-13.
         believed = _NOTHING_LOW * case.epsilon * magnitude
-        if float(torch.linalg.vector_norm(reference * space.scale)) <= believed:
+        if norm(reference * space.scale) <= believed:
             found.allowance = torch.maximum(found.allowance, believed / space.scale)
     if not case.own and not bool(found.apart.any()):
         found.allowance = _together(found, units, torch.maximum(least, 2 * _WHOLE * tolerances.SPREADS * moved))
@@ -94,8 +95,8 @@ def _together(found: Gradients, units: float, moved: torch.Tensor) -> torch.Tens
     any may be, so that all together are held to a part of that; `moved` is what is not to be divided."""
     part = torch.maximum(tolerances.elementwise(found.reference, _WHOLE * units, None), moved)
     off = (found.claimed - found.reference).nan_to_num(0.0, 0.0, 0.0)
-    beyond = torch.linalg.vector_norm(off) > torch.linalg.vector_norm(torch.minimum(part, found.allowance))
-    return torch.minimum(part, found.allowance) if bool(beyond) else found.allowance
+    narrower = torch.minimum(part, found.allowance)
+    return narrower if norm(off) > norm(narrower) else found.allowance
 
 
 def spread(case: Case, place: int, space: Space, *, inside: bool = False, epsilon: float | None = None) -> torch.Tensor:
@@ -112,7 +113,7 @@ def rounding(case: Case, passes: Passes, place: int, space: Space, *, inside: bo
     """
     found = spread(case, place, space, inside=inside, epsilon=case.resolution)
     if case.faithful:
-        whole = float(torch.linalg.vector_norm(space.flat(case.reference[place]) * space.scale))
+        whole = norm(space.flat(case.reference[place]) * space.scale)
         size = _size(case, passes)
         believed = _ILL if whole <= _ILL * size else _SLIGHT
         found = torch.minimum(found, believed * size / space.scale)
@@ -132,7 +133,7 @@ def instability(case: Case, passes: Passes, place: int, space: Space) -> torch.T
     """(C,): what rounding anywhere does to the gradient that is held against slopes, up to a millionth of all of it, or
     of what the function's size lets expect; what moves further breaks ties, and counts as nothing."""
     found = spread(case, place, space, inside=True, epsilon=case.resolution)
-    whole = float(torch.linalg.vector_norm(space.flat(case.reference[place]) * space.scale))
+    whole = norm(space.flat(case.reference[place]) * space.scale)
     size = max(_size(case, passes), whole if math.isfinite(whole) else 0.0)
     return torch.where(found <= _ILL * size / space.scale, found, 0.0)
 
@@ -156,7 +157,7 @@ def largest_rounding(case: Case, passes: Passes, place: int) -> float:
     base = case.twin.inputs[case.twin.places[place]]
     if not found.numel():
         return 0.0
-    typical = float(torch.linalg.vector_norm(base)) / math.sqrt(base.numel())
+    typical = norm(base) / math.sqrt(base.numel())
     most = max(_ILL * passes.magnitude, _NOTHING) / (typical or 1.0)
     return min(float(found.max()), most)
 

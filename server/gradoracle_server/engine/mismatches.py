@@ -10,6 +10,7 @@ import torch
 from gradoracle_server.engine import tolerances
 from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.gradients import Gradients
+from gradoracle_server.engine.norms import norm, norms
 from gradoracle_server.engine.probes import Space
 from gradoracle_server.engine.report import Mismatch, Number
 
@@ -74,7 +75,7 @@ def _rows(
     claimed = gradients.claimed[places].reshape(-1, parts)
     autograd = gradients.reference if gradients.autograd is None else gradients.autograd
     reference = autograd[places].reshape(-1, parts)
-    errors = torch.where(claimed == numerical, 0.0, claimed - numerical).norm(dim=1)  # infinities that agree
+    errors = norms(torch.where(claimed == numerical, 0.0, claimed - numerical))  # infinities that agree
     return [
         Mismatch(
             index=index(examiner.space, element),
@@ -82,7 +83,7 @@ def _rows(
             reference=_number(reference[row]),
             numerical=_number(numerical[row]),
             error=float(errors[row]),
-            error_bound=float(bars[row].norm()),
+            error_bound=norm(bars[row]),
         )
         for row, element in enumerate(chosen)
     ]

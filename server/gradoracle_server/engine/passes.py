@@ -15,6 +15,7 @@ from torch._functorch.vmap import lazy_load_decompositions  # type: ignore[attr-
 
 from gradoracle_server.engine import finite_difference
 from gradoracle_server.engine.evaluate import RandomState, seed_everything
+from gradoracle_server.engine.norms import norms
 from gradoracle_server.engine.program import in_words, is_refusal
 
 Map = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
@@ -98,6 +99,7 @@ class Passes:
         self._size = sum(one.numel() for one in self.base) + self.centre.numel()
         self.batching = self._size < _WORTH_BATCHING
         self._patient = True  # whether points may be gone through one by one
+        self._together: set[frozenset[int]] = set()  # inputs that were moved in one batch
 
     @functools.cached_property
     def magnitude(self) -> float:
@@ -166,8 +168,7 @@ class Passes:
         terms = bars * self.strength
         if not self._all_count:
             terms = torch.where(self.strength == 0, 0.0, terms)
-        norms: torch.Tensor = torch.linalg.vector_norm(terms, dim=1)
-        return norms
+        return norms(terms)
 
     def take_noise(self, noise: torch.Tensor | None) -> None:
         """Takes values to be off by so much, (M,), from now on, beside rounding of the outputs."""
@@ -209,8 +210,12 @@ class Passes:
     @torch.no_grad()
     def batches_agree(self, place: int) -> bool:
         """Whether a batch that moves an input gives at the base point what one pass gives there, up to the order of
-        additions: batching rules can be wrong."""
-        found = self._in_batches({place: torch.stack([self.base[place]] * 2)}, 2)
+        additions, and so all that moved several: batching rules can be wrong, and a batch may lie in memory otherwise,
+        so that its random numbers go elsewhere."""
+        return all(self._agree_at_base(places) for places in {frozenset([place]), *self._together})
+
+    def _agree_at_base(self, places: Iterable[int]) -> bool:
+        found = self._in_batches({place: torch.stack([self.base[place]] * 2) for place in places}, 2)
         if found is None:
             return False
         known = self.centre.isfinite()
@@ -292,6 +297,8 @@ class Passes:
 
     def _in_batches(self, points: Mapping[int, torch.Tensor], count: int) -> torch.Tensor | None:
         """None where vmap cannot batch the map."""
+        if len(points) > 1:
+            self._together.add(frozenset(points))
         pieces = []
         most = max(1, _BATCH_BYTES // (8 * max(1, self._size)))
         carried = [place in points for place in range(len(self.base))]

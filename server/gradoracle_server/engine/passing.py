@@ -10,6 +10,7 @@ from gradoracle_server.engine import tolerances
 from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.gradients import Gradients, spread
+from gradoracle_server.engine.norms import norm
 from gradoracle_server.engine.products import Assessment, Products
 from gradoracle_server.engine.report import InputReport, Verdict
 
@@ -31,8 +32,8 @@ def report(case: Case, examiner: Examiner, gradients: Gradients, found: Assessme
         report.verdict, report.explanation = Verdict.INCONCLUSIVE, _NOTHING
         return report
     if coarse:
-        size = gradients.reference.norm()
-        if bool(size > 0) and gradients.allowance.norm() > tolerances.ASKED_LOW * size:
+        size = norm(gradients.reference)
+        if size > 0 and norm(gradients.allowance) > tolerances.ASKED_LOW * size:
             report.verdict = Verdict.INCONCLUSIVE
             report.explanation = (
                 "Rounding to this precision alone changes the gradient by as much as its own size here."

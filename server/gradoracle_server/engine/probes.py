@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 
 from gradoracle_server.engine import draws, structure
+from gradoracle_server.engine.norms import norm
 from gradoracle_server.engine.passes import real_coordinates
 
 _BITS = 12  # after the point, of magnitudes before they are scaled
@@ -45,7 +46,7 @@ class Space:
     def typical(self) -> float:
         """The scale of a coordinate as large as all of them are in the root of the mean of their squares."""
         known = self.base.abs().to(torch.float64)
-        size = float(torch.linalg.vector_norm(known)) / math.sqrt(max(1, known.numel()))
+        size = norm(known) / math.sqrt(max(1, known.numel()))
         return 2.0 ** math.floor(math.log2(size)) if 2.0**-960 < size < math.inf else 1.0
 
     def scaled(self, scale: torch.Tensor) -> Space:

@@ -9,6 +9,7 @@ import math
 import torch
 
 from gradoracle_server.engine import tolerances
+from gradoracle_server.engine.norms import norm, norms
 from gradoracle_server.engine.report import Verdict
 from gradoracle_server.engine.slopes import Slopes
 
@@ -29,7 +30,7 @@ class Products:
     def of(cls, gradient: torch.Tensor, directions: torch.Tensor) -> Products:
         """The products with any directions."""
         terms = directions * gradient
-        size, magnitudes = torch.linalg.vector_norm(terms, dim=1), terms.abs()
+        size, magnitudes = norms(terms), terms.abs()
         return cls(terms.sum(1), magnitudes.sum(1), size, directions, magnitudes)
 
     @classmethod
@@ -100,7 +101,7 @@ class Assessment:
 
 def root_mean_square(gradient: torch.Tensor) -> float:
     """Of its elements."""
-    return float(torch.linalg.vector_norm(gradient)) / math.sqrt(max(1, gradient.numel()))
+    return norm(gradient) / math.sqrt(max(1, gradient.numel()))
 
 
 def distance(claimed: torch.Tensor, found: Slopes) -> torch.Tensor:

@@ -10,6 +10,7 @@ from torch._C import _functorch
 from torch._functorch.vmap import lazy_load_decompositions  # type: ignore[attr-defined]
 
 from gradoracle_server.engine.errors import Fault
+from gradoracle_server.engine.norms import norm
 from gradoracle_server.engine.program import computation_failed
 
 _CHUNK_BYTES = 256 * 1024 * 1024  # of cotangents and gradients pulled back together in one batch
@@ -144,8 +145,8 @@ def _are_rows(
             rows = block.reshape(stop - start, -1)
             error = torch.addmv(wanted.detach().reshape(-1), rows.T, weights.to(rows.dtype), beta=-1)
             # Rounding stays far below half of the digits; the numbers of a wrong rule differ in the first ones.
-            room = 8 * torch.finfo(rows.dtype).eps ** 0.5 * float(torch.linalg.vector_norm(rows))
-            if not float(torch.linalg.vector_norm(error)) <= room:
+            room = 8 * torch.finfo(rows.dtype).eps ** 0.5 * norm(rows)
+            if not norm(error) <= room:
                 return False
     return True
 

@@ -7,6 +7,7 @@ import math
 
 import torch
 
+from gradoracle_server.engine.norms import norm
 from gradoracle_server.engine.report import Verdict
 
 RELATIVE = 1e-9
@@ -102,10 +103,10 @@ def elementwise(reference: torch.Tensor, epsilon: float, spread: torch.Tensor | 
     units in the last place of the element itself and, for sums inside one operator, of the typical element.
     """
     magnitude = reference.abs().nan_to_num_(posinf=0.0)
-    typical = torch.linalg.vector_norm(magnitude) / math.sqrt(max(1, magnitude.numel()))
+    typical = norm(magnitude) / math.sqrt(max(1, magnitude.numel()))
     units = _UNITS * epsilon
     relative = units + RELATIVE if epsilon <= torch.finfo(torch.float64).eps else units
-    found = torch.add(units * typical + typical.clamp(max=_TINY), magnitude, alpha=relative)
+    found = torch.add(units * typical + min(typical, _TINY), magnitude, alpha=relative)
     return found if spread is None else found + SPREADS * spread
 
 

@@ -29,6 +29,7 @@ from gradoracle_server.engine.case import Case
 from gradoracle_server.engine.examine import Examiner
 from gradoracle_server.engine.gradients import Gradients, gradients_of, rounding, roundings
 from gradoracle_server.engine.jacobians import Jacobian
+from gradoracle_server.engine.norms import norm
 from gradoracle_server.engine.opinions import ignores_cotangent
 from gradoracle_server.engine.passes import NoBatchesError, Passes
 from gradoracle_server.engine.probes import Space
@@ -83,6 +84,8 @@ class Judge:
         else:
             for one, measured in zip(moving, self._measured(moving), strict=True):
                 one.slopes = measured
+        for one in moving:
+            one.in_batches = self._passes.batching
 
     def _measured(self, moving: Sequence[Examiner]) -> list[Slopes]:
         """The slopes that each examiner asks for; of fewer directions where passes cannot be had many at a time."""
@@ -266,7 +269,7 @@ class Judge:
         found = search.suspects(examiner, gradients.reference, int(excess.argmax())).found
         chosen = mismatches.elements(examiner, found)[: mismatches.NAMED]
         rows = mismatches.measured(examiner, gradients, chosen, small=True)
-        allowed = [float(off[mismatches.coordinates(examiner, [one])].norm()) for one in chosen]
+        allowed = [norm(off[mismatches.coordinates(examiner, [one])]) for one in chosen]
         return [row for row, most in zip(rows, allowed, strict=True) if not row.error <= row.error_bound + most]
 
     def _apart(self, place: int, examiner: Examiner, gradients: Gradients, apart: torch.Tensor) -> InputReport:
