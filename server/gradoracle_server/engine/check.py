@@ -36,6 +36,10 @@ _PROBES = 4  # directions for the only input; several inputs share them
 _REORDERED = 64  # units in the last place of the largest element: more is not the order of additions
 
 _RUNS = "Two runs on the same tensors, with the same seed, gave different outputs or gradients."
+_UNWEIGHABLE = "A cotangent is not finite: there is no sum of cotangents times outputs to differentiate."
+_NO_ARITHMETIC = (
+    "An input, or an output, is of float8, in which torch has no arithmetic; take float32, and round in the graph."
+)
 _PULLS = "A second pull-back of the same run, as retain_graph=True allows"
 
 Tensors = Mapping[str, torch.Tensor]
@@ -73,9 +77,12 @@ def check(
     chosen, drawn = trial.cotangents(plan, tape.outputs, cotangents, claimed=bool(claims), seed=options.seed)
     if not places or all(one is None for one in chosen):
         return _nothing(subject, skipped, claimed=bool(claims))
+    looked_at = [*tape.targets, *(one for one, u in zip(tape.outputs, chosen, strict=True) if u is not None)]
+    if any(torch.finfo(one.dtype).bits < 16 for one in looked_at):
+        return _inconclusive(subject, skipped, _NO_ARITHMETIC)
     free = not cotangents and not claims
     if not free and not all(bool(one.isfinite().all()) for one in chosen if one is not None):
-        return _unweighable(subject, skipped)
+        return _inconclusive(subject, skipped, _UNWEIGHABLE)
     if free:
         chosen = balance.between_outputs(subject, tape.outputs, chosen)
     first = _first(subject, tape, chosen)
@@ -228,9 +235,8 @@ def _non_deterministic(subject: Subject, skipped: list[InputReport], why: str) -
     return Report(Verdict.NON_DETERMINISTIC, [*found, *skipped], 0.0, 2, [])
 
 
-def _unweighable(subject: Subject, skipped: list[InputReport]) -> Report:
-    """A cotangent is no number, so that the sum of <cotangent, output> has no derivative to be held against."""
-    text = "A cotangent is not finite: there is no sum of cotangents times outputs to differentiate."
+def _inconclusive(subject: Subject, skipped: list[InputReport], text: str) -> Report:
+    """There is nothing to hold a gradient against."""
     found = [InputReport(name, Verdict.INCONCLUSIVE, text) for name in subject.names]
     return Report(Verdict.INCONCLUSIVE, [*found, *skipped], 0.0, 1, [])
 

@@ -132,8 +132,10 @@ def _are_rows(
     """Whether what was pulled back together is what is pulled back alone, by one more pull-back, of a sum of the units.
 
     Not every batching rule is right: that of cdist's backward gives other numbers (torch 2.13, in jacrev as well).
-    Rows that are not finite cannot be told apart, and are not believed.
+    Rows that are not finite cannot be told apart, and are not believed; nor are those of float8, which cannot add.
     """
+    if any(torch.finfo(one.dtype).bits < 16 for one in (root, *targets)):
+        return False
     weights = torch.linspace(0.5, 1.5, stop - start, dtype=root.dtype, device=root.device)
     cotangent = weights
     if stop - start < root.numel():
