@@ -174,8 +174,8 @@ class _Shared:
         self._changing = threading.Lock()
         self._waiting: dict[int, _Waiter] = {}
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._call = begin(self._messages())
-        threading.Thread(target=self._hear, name="gradoracle-answers", daemon=True).start()
+        # Begun in that thread as well, where no signal arrives (`heard`).
+        threading.Thread(target=self._hear, args=(begin,), name="gradoracle-answers", daemon=True).start()
 
     def ask(self, call_id: int, waiter: _Waiter, message: bytes) -> bool:
         """Sends a call; False where the stream has ended."""
@@ -234,21 +234,23 @@ class _Shared:
             self.open = False
             return True
 
-    def _hear(self) -> None:
-        incoming = Incoming()
+    def _hear(self, begin: Callable[[Iterator[bytes]], Any]) -> None:
+        incoming, call = Incoming(), None
         try:
-            for data in self._call:
+            call = begin(self._messages())
+            for data in call:
                 for answer, attached in incoming.take(data):
                     waiter = self._waiting.pop(answer.id, None)
                     if waiter is not None:
                         waiter.tell((answer, attached))
-        except (grpc.RpcError, DecodeError):
+        except (grpc.RpcError, DecodeError, GradOracleError, ValueError):
             pass  # who waits asks by himself, and learns what is the matter
         finally:
             with self._changing:
                 self.open = False
             self._queue.put(None)
-            self._call.cancel()
+            if call is not None:
+                call.cancel()
             for call_id in list(self._waiting):
                 if (waiter := self._waiting.pop(call_id, None)) is not None:  # else its caller has just given up
                     waiter.tell(None)

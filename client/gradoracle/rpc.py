@@ -5,8 +5,10 @@ Any call can go this way; `gradoracle.direct` and `gradoracle.gathering` are qui
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
+import queue
 import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -15,10 +17,13 @@ import grpc
 
 from gradoracle import channel, requests, spans, stream
 from gradoracle.errors import GradOracleError, ServerUnavailableError
+from gradoracle.heard import Heard
 from gradoracle.outbox import Outbox
 from gradoracle.requests import Method, Request
 
 R = TypeVar("R")
+
+_CLOSING = 2.0  # seconds that a channel may take
 
 _of_others: list[object] = []  # streams of the process that forked, which end where nobody holds them
 
@@ -30,7 +35,11 @@ class _Opened:
         self.process = os.getpid()
         self.channels = [target.connect() for _ in range(target.channels)]
         self.calls = channel.unary_calls(self.channels, [method.path for method in requests.METHODS])
-        self.streams = channel.stream_calls(self.channels, stream.PATH)
+        # Of their own: a call that a signal interrupts may leave a lock behind (`heard`), which others do without, and
+        # streams do not. They connect when they are used.
+        apart = [target.connect() for _ in range(target.channels)]
+        self.channels += apart
+        self.streams = channel.stream_calls(apart, stream.PATH)
 
 
 class Channels:
@@ -65,10 +74,20 @@ class Channels:
 
     def close(self) -> None:
         """Ends the calls that are still running, after `refuse`."""
-        for opened in self._opened:
-            if opened.process == os.getpid():
-                for one in opened.channels:
-                    one.close()
+        own = [one for opened in self._opened if opened.process == os.getpid() for one in opened.channels]
+        closed: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+        def close(one: grpc.Channel) -> None:
+            try:
+                one.close()
+            finally:
+                closed.put(None)
+
+        for one in own:
+            _thread.start_new_thread(close, (one,))
+        with contextlib.suppress(queue.Empty):  # a call that a signal interrupted may have left a lock behind
+            for _ in own:
+                closed.get(timeout=_CLOSING)
 
     def next_stream(self) -> channel.Begin:
         """What begins a stream. Raises ServerUnavailableError where the client was closed, as the stream does."""
@@ -138,21 +157,22 @@ class Channels:
         left = conversation.left
         if left is not None and left <= 0:
             raise self._target.late(timeout)
-        call = self.next_stream()(outbox.messages(), timeout=left, metadata=metadata)
+        call = Heard()
         try:
+            call.begin(lambda: self.next_stream()(outbox.messages(), timeout=left, metadata=metadata))
             while True:
                 yield from conversation.ready()
                 if os.getpid() != process:
                     raise stream.Broken(ServerUnavailableError("the stream is that of the process that forked"))
                 for parts, pause in conversation.again():
                     outbox.put(parts, pause)
-                while conversation.has_room and (request := next(waiting, None)) is not None:
+                while conversation.has_room and (request := next(waiting, stream.NO_MORE)) is not stream.NO_MORE:
                     conversation.connect(request)
                     outbox.put(conversation.add(request))
                 if not conversation.is_waiting:
                     break
                 try:
-                    if (data := next(call, None)) is None:
+                    if (data := call.next()) is None:
                         raise stream.ended_early()
                 except grpc.RpcError as error:
                     raise stream.Broken(self._failure(error, timeout)) from error
@@ -160,7 +180,7 @@ class Channels:
             outbox.close()
             # To the end of the stream, so that the server sees a regular one.
             with contextlib.suppress(grpc.RpcError):
-                next(call, None)
+                call.next()
         finally:
             if os.getpid() == process:
                 outbox.close()

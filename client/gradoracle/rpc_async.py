@@ -155,7 +155,7 @@ class AsyncChannels:
                     yield result
                 for parts, pause in conversation.again():
                     outbox.put(parts, pause)
-                while conversation.has_room and (request := await anext(waiting, None)) is not None:
+                while conversation.has_room and (request := await anext(waiting, stream.NO_MORE)) is not stream.NO_MORE:
                     if conversation.shares(request):
                         await asyncio.to_thread(conversation.connect, request)
                     outbox.put(conversation.add(request))

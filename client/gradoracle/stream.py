@@ -28,6 +28,9 @@ from gradoracle.v1 import service_pb2
 
 PATH = f"{SERVICE}Stream"
 
+NO_MORE: Any = object()
+"""What stands where requests end; None is no request, and an error."""
+
 CHUNK = 1024 * 1024
 """Bytes of a tensor from which on it travels in chunks, and of such a chunk."""
 

@@ -6,6 +6,7 @@ go (`encode`). Coming out, every array is numpy's, writable and the caller's own
 
 from __future__ import annotations
 
+import numbers
 import struct
 import sys
 from collections.abc import Sequence
@@ -100,6 +101,8 @@ def _weak(value: Any, place: str, floating: bool) -> Array:
     try:
         array = np.asarray(value)
         kind = array.dtype.kind
+        if kind == "O" and not all(isinstance(one, numbers.Number) for one in array.flat):
+            raise TypeError  # numpy makes NaN of None, and reads texts
         if kind == "O" or (floating and kind in "biu"):
             # Whole numbers beyond 64 bits fit a float64 still.
             array = np.asarray(value, np.float64 if floating or kind != "O" else np.int64)

@@ -196,6 +196,32 @@ def test_map(client: go.Client) -> None:
     assert {one.tag: int(one.outputs["out"]) for one in unordered} == {n: 2 * n for n in numbers}
 
 
+def test_what_is_no_request_in_a_map(client: go.Client) -> None:
+    """None, as of a function that forgot to return one, ends nothing."""
+    request = go.request("evaluate", "x + 1", {"x": 1.0})
+    found = []
+    with pytest.raises(TypeError, match=r"expected requests as gradoracle\.request.*, got NoneType"):
+        found.extend(client.map(iter([request, None, request])))  # type: ignore[list-item]
+
+    async def asynchronously() -> None:
+        async with go.AsyncClient(client.address) as own:
+            async for _ in own.map([None, request]):  # type: ignore[list-item]
+                pass
+
+    with pytest.raises(TypeError, match="got NoneType"):
+        asyncio.run(asynchronously())
+
+
+def test_calls_that_signals_interrupt(client: go.Client) -> None:
+    """gRPC's locks, which an exception in the middle leaves as they are, are no matter of the next calls, nor of the
+    end."""
+    program = Path(__file__).parent / "interrupted_client.py"
+    done = subprocess.run(
+        [sys.executable, str(program), client.address, "300"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.stdout, done.returncode) == ("answered\n", 0), done.stderr[-2000:]
+
+
 def test_map_of_every_method(client: go.Client) -> None:
     """A stream carries any method, and errors as answers."""
     primals = {"x": [1.0, 2.0]}

@@ -254,9 +254,9 @@ class Recorded(queue.SimpleQueue[bytes | None]):
         return super().get_nowait()
 
 
-def sender(waiting: int) -> tuple[Recorded, Iterator[bytes], gathering._Shared]:
-    """What a stream sends from, and what it sends, while so many calls are under way."""
-    kept: list[Iterator[bytes]] = []
+def sender(waiting: int) -> tuple[Recorded, Iterator[bytes], gathering._Shared, threading.Event]:
+    """What a stream sends from, and what it sends, while so many calls are under way; and what ends it."""
+    kept: queue.SimpleQueue[Iterator[bytes]] = queue.SimpleQueue()
     silent = threading.Event()
 
     class Call:
@@ -268,19 +268,19 @@ def sender(waiting: int) -> tuple[Recorded, Iterator[bytes], gathering._Shared]:
             silent.set()
 
     def begin(messages: Iterator[bytes]) -> Call:
-        kept.append(messages)
+        kept.put(messages)
         return Call()
 
     shared = gathering._Shared(begin)
     recorded = shared._queue = Recorded()
     shared._waiting.update({-number: gathering._Waiter() for number in range(1, waiting + 1)})
-    return recorded, kept[0], shared
+    return recorded, kept.get(timeout=30), shared, silent
 
 
 def test_messages_wait_for_company_where_there_may_be_some() -> None:
     """A message of one among many calls waits; after one that waited in vain the next sixteen do not. What is there
     goes together, and among few calls nothing waits."""
-    recorded, messages, shared = sender(20)
+    recorded, messages, _, silent = sender(20)
     waits = []
     for turn in range(18):
         recorded.asked.clear()
@@ -291,24 +291,24 @@ def test_messages_wait_for_company_where_there_may_be_some() -> None:
     for part in (b"a", b"b", b"c"):
         recorded.put(part)
     assert b"abc" == next(messages)
-    shared._call.cancel()
+    silent.set()
 
-    recorded, messages, shared = sender(3)
+    recorded, messages, _, silent = sender(3)
     recorded.put(b"alone")
     assert b"alone" == next(messages)
     assert [True, False] == recorded.asked
-    shared._call.cancel()
+    silent.set()
 
 
 def test_who_gives_up_while_the_stream_breaks_disturbs_nobody() -> None:
     """Callers who are told and callers who give up at the same moment are each told once, or not at all."""
     for _ in range(50):
-        _, _, shared = sender(0)
+        shared, silent = sender(0)[2:]
         waiters = {number: gathering._Waiter() for number in range(200)}
         shared._waiting.update(waiters)
         leaving = threading.Thread(target=lambda shared=shared: [shared.forget(number) for number in range(0, 200, 2)])
         leaving.start()
-        shared._call.cancel()
+        silent.set()
         leaving.join(10)
         assert all(waiters[number].wait(10) for number in range(1, 200, 2))
         assert not shared._waiting

@@ -187,6 +187,14 @@ def test_torch_tensors_with_history() -> None:
             'primals["x"]: expected numbers, or nested lists of them in rows of equal length, got [[1], [2, 3]]',
         ),
         ([1, None], 'primals["x"]: expected numbers, or nested lists of them in rows of equal length, got [1, None]'),
+        (
+            [1.5, None],
+            'primals["x"]: expected numbers, or nested lists of them in rows of equal length, got [1.5, None]',
+        ),
+        (
+            [2**70, "3"],
+            f"primals[\"x\"]: expected numbers, or nested lists of them in rows of equal length, got [{2**70}, '3']",
+        ),
         (2**70, f'primals["x"]: expected numbers, or nested lists of them in rows of equal length, got {2**70}'),
         (
             np.array(["a"]),
