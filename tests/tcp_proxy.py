@@ -16,6 +16,7 @@ class Proxy:
         self.target = host, int(port)
         self.connections = 0  # taken so far
         self._open: set[socket.socket] = set()
+        self._closed = False
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -35,6 +36,8 @@ class Proxy:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        with self._lock:
+            self._closed = True
         self.cut()
 
     def _accept(self) -> None:
@@ -49,6 +52,10 @@ class Proxy:
                 near.close()
                 continue
             with self._lock:
+                if self._closed:  # while this one was taken
+                    near.close()
+                    far.close()
+                    return
                 self.connections += 1
                 self._open |= {near, far}
             for source, sink in ((near, far), (far, near)):
