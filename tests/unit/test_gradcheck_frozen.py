@@ -130,3 +130,47 @@ def test_elements_that_share_memory() -> None:
     assert go.gradcheck(torch.sin, (windows.detach().contiguous().requires_grad_(),)) is True
     apart = torch.randn(9, dtype=F64).as_strided((3, 2), (2, 3)).requires_grad_()  # none does, though strides cross
     assert go.gradcheck(torch.sin, (apart,)) is True
+
+
+@pytest.mark.parametrize("raises", ["second backward", "function"])
+def test_what_raises_while_an_input_is_frozen(raises: str) -> None:
+    """A second backward that raises is wrong; a function that does is another one, and is not asked."""
+
+    class Second(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, g: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> Any:
+            ctx.save_for_backward(g, x, w)
+            return g * w, g * x
+
+        @staticmethod
+        def backward(ctx: Any, a: torch.Tensor, b: torch.Tensor) -> Any:
+            if raises == "second backward" and not all(ctx.needs_input_grad):
+                raise IndexError("a gradient is missing")
+            g, x, w = ctx.saved_tensors
+            return a * w + b * x, g * b, g * a
+
+    class Times(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(x, w)
+            return x * w
+
+        @staticmethod
+        def backward(ctx: Any, g: torch.Tensor) -> Any:
+            return Second.apply(g.clone().requires_grad_(), *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+
+    def function(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        if raises == "function" and x.requires_grad != w.requires_grad:
+            raise IndexError("both must require grad")
+        found: torch.Tensor = Times.apply(x, w)  # type: ignore[no-untyped-call]
+        return found
+
+    (found,) = [one for one in go.check(function, *two(), order=2).opinions if one.name == "frozen"]
+    text = "where other inputs are frozen, the second gradient must be the same"
+    if raises == "function":
+        assert found.verdict is go.Verdict.INCONCLUSIVE
+        assert found.explanation == f"{text}, which cannot be asked: both must require grad"
+    else:
+        assert found.verdict is go.Verdict.FAIL
+        assert found.explanation.startswith(f"{text}; by ")
+        assert found.explanation.endswith(" alone it raised: a gradient is missing")

@@ -104,6 +104,8 @@ def test_a_call_that_is_cancelled_before_it_has_begun() -> None:
     assert call.cancelled.wait(30)
 
 
-def test_a_call_that_never_began() -> None:
-    heard = Heard()
+def test_a_call_that_begins_after_its_end_is_cancelled_at_once() -> None:
+    call, heard = Call(), Heard()
     heard.cancel()
+    heard.begin(lambda: call)
+    assert call.cancelled.wait(30)

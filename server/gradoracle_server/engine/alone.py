@@ -10,8 +10,9 @@ leaves out.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -63,16 +64,13 @@ def inputs(
         if isinstance(run, str):
             unasked = unasked or run
             continue
-        answers, why = _answers(subject, run, group, cotangents, gradients)
-        found = compared(FROZEN, why.rstrip(".") or _INPUTS, answers, gradients, gradients, rounding)
+        answers, why = _answers(subject, group, gradients, functools.partial(run.pull, cotangents), _INPUTS)
+        found = compared(FROZEN, why or _INPUTS, answers, gradients, gradients, rounding)
         if found.verdict is Verdict.FAIL and not why and _may_be_rounding(found, answers, gradients, group):
             unasked = unasked or "in this precision another gradient may be rounding of another kernel"
             continue
         _take(opinion, found)
-    if unasked and opinion.verdict is Verdict.PASS:
-        opinion.verdicts = [Verdict.INCONCLUSIVE] * len(every)
-        opinion.explanation = f"{_INPUTS}, which cannot be asked: {unasked}"
-    return opinion, len(groups)
+    return _or_unasked(opinion, unasked), len(groups)
 
 
 def second_inputs(
@@ -95,34 +93,38 @@ def second_inputs(
         except Fault as fault:
             unasked = unasked or fault.message.rstrip(".")
             continue
-        answers, why = list(expected), ""
-        try:
-            found = trial.second_order(run, cotangents, own)
-        except Fault as fault:
-            why = f"{_SECOND}; by {listed([subject.names[k] for k in group])} alone it raised: {fault.message}"
-            found = [torch.full_like(one, math.inf) for one in expected]
-        for k in group:
-            answers[k] = found[k]
-        _take(opinion, compared(FROZEN, why.rstrip(".") or _SECOND, answers, expected, expected, rounding))
+        pull = functools.partial(trial.second_order, run, cotangents, own)
+        answers, why = _answers(subject, group, expected, pull, _SECOND)
+        _take(opinion, compared(FROZEN, why or _SECOND, answers, expected, expected, rounding))
+    return _or_unasked(opinion, unasked), len(groups)
+
+
+def _or_unasked(opinion: Opinion, unasked: str) -> Opinion:
+    """The opinion, or none where nothing is wrong and something could not be asked, for the reason given."""
     if unasked and opinion.verdict is Verdict.PASS:
         opinion.verdicts = [Verdict.INCONCLUSIVE] * len(opinion.verdicts)
-        opinion.explanation = f"{_SECOND}, which cannot be asked: {unasked}"
-    return opinion, len(groups)
+        opinion.explanation = f"{opinion.explanation}, which cannot be asked: {unasked}"
+    return opinion
 
 
 def _answers(
-    subject: Subject, run: Tape, group: Sequence[int], cotangents: Cotangents, gradients: Sequence[torch.Tensor]
+    subject: Subject,
+    group: Sequence[int],
+    expected: Sequence[torch.Tensor],
+    pull: Callable[[], list[torch.Tensor]],
+    sentence: str,
 ) -> tuple[list[torch.Tensor], str]:
-    """The gradients, those by inputs of the group being the run's; infinite, with what is said, where it raises."""
-    answers, why = list(gradients), ""
+    """The gradients expected, but for those by inputs of the group, which are `pull`'s; infinite, with what is said
+    after the sentence, where it raises."""
+    answers, why = list(expected), ""
     try:
-        found = run.pull(cotangents)
+        found = pull()
     except Fault as fault:
-        why = f"{_INPUTS}; by {listed([subject.names[k] for k in group])} alone it raised: {fault.message}"
-        found = [torch.full_like(one, math.inf) for one in gradients]
+        why = f"{sentence}; by {listed([subject.names[k] for k in group])} alone it raised: {fault.message}"
+        found = [torch.full_like(one, math.inf) for one in expected]
     for k in group:
         answers[k] = found[k]
-    return answers, why
+    return answers, why.rstrip(".")
 
 
 def _take(opinion: Opinion, found: Opinion) -> None:
